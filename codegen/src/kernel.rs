@@ -1,0 +1,102 @@
+//! Kernels as codegen sees them: a name, what it implements, and the schedules it offers or refuses.
+//!
+//! The list itself lives in the `kernels` crate, which implements [`Kernel`] and adds the launch. Codegen
+//! is handed the list, so that decisions build and are tested without any GPU library.
+
+use crate::nest::Nest;
+use crate::target::Target;
+use omchat_ir::{Bind, Type};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// What a kernel can stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Implements {
+    /// Any loop nest (it may still refuse one).
+    Nest,
+    /// A function of the library, by name.
+    Function(&'static str),
+    /// The primitive `kth_largest` over the last axis.
+    KthLargest,
+}
+
+/// What is to be run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// A loop nest.
+    Nest(Nest),
+    /// An instance of a library function: its name, its letters, and its operands' and results' types.
+    Function {
+        /// The name without `@`.
+        name: String,
+        /// Sizes and dtypes bound to the template's letters.
+        binds: BTreeMap<String, Bind>,
+        /// Types of operands, in order.
+        operands: Vec<Type>,
+        /// Types of results, in order.
+        results: Vec<Type>,
+    },
+    /// `kth_largest` over rows: operand [rows, width], result [rows], both f32.
+    KthLargest {
+        /// Rows.
+        rows: usize,
+        /// Elements a row.
+        width: usize,
+        /// Which largest; 1 is the largest.
+        k: usize,
+    },
+}
+
+impl Work {
+    /// The size bound to a letter of a function; 0 when there is none.
+    pub fn dim(&self, letter: &str) -> usize {
+        match self {
+            Work::Function { binds, .. } => match binds.get(letter) {
+                Some(Bind::Size(n)) => *n,
+                _ => 0,
+            },
+            _ => 0,
+        }
+    }
+}
+
+/// Named numbers that fix how a kernel runs: tile sizes, lanes, units.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Schedule(pub BTreeMap<&'static str, u32>);
+
+impl Schedule {
+    /// A schedule of those numbers.
+    pub fn new(pairs: &[(&'static str, u32)]) -> Schedule {
+        Schedule(pairs.iter().copied().collect())
+    }
+
+    /// The number of that name, or 1.
+    pub fn get(&self, name: &str) -> u32 {
+        self.0.get(name).copied().unwrap_or(1)
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (k, v)) in self.0.iter().enumerate() {
+            write!(f, "{}{k}={v}", if i > 0 { " " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a kernel will not run something: an answer, not an error; kept in the program and printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal(pub String);
+
+/// A way to run a piece of work.
+pub trait Kernel: Sync {
+    /// The name in plans and benches, `family.variant`.
+    fn name(&self) -> &'static str;
+    /// What it can stand for.
+    fn implements(&self) -> Implements;
+    /// Its schedules for that work on that target, best first.
+    ///
+    /// Errors: a reason that a user can read.
+    fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal>;
+}

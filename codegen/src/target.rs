@@ -1,0 +1,114 @@
+//! Targets: what a device is and what it forbids, as plain data.
+
+use omchat_ir::Dtype;
+
+/// The family of a device: which kernels and which schedules make sense there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// CubeCL's CPU runtime: one unit a cube, wide vectors, no planes.
+    Cpu,
+    /// WebGPU or Vulkan through WGSL.
+    Wgpu,
+    /// CUDA through NVRTC.
+    Cuda,
+}
+
+/// Facts of a device that decisions are made from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// The family.
+    pub family: Family,
+    /// The name that is printed.
+    pub name: String,
+    /// Dtypes that its buffers and kernels may hold.
+    pub dtypes: Vec<Dtype>,
+    /// Widest vector of f32 that pays.
+    pub lanes: usize,
+    /// Units in a cube that pays (threads in a block); 1 on the CPU runtime.
+    pub units: u32,
+    /// Most units a cube may have.
+    pub max_units: u32,
+    /// Most cubes along one axis of a launch.
+    pub max_cubes: u32,
+    /// Most buffers that one kernel may bind.
+    pub max_bindings: usize,
+    /// Most bytes that one binding may have.
+    pub max_binding_bytes: usize,
+    /// Bytes of shared memory a cube may use.
+    pub shared_bytes: usize,
+    /// Units that run in step (warp, subgroup); 1 where there is none.
+    pub plane: u32,
+    /// Cores, for the CPU; streaming multiprocessors for CUDA; 1 where unknown.
+    pub cores: u32,
+    /// Compute capability times ten for CUDA (80, 90), else 0.
+    pub sm: u32,
+    /// Bytes from which buffers must be aligned.
+    pub align: usize,
+}
+
+impl Target {
+    /// CubeCL's CPU runtime on a machine of that many cores.
+    pub fn cpu(cores: u32) -> Target {
+        Target {
+            family: Family::Cpu,
+            name: "cpu".into(),
+            dtypes: Dtype::ALL.to_vec(),
+            lanes: 16,
+            units: 1,
+            max_units: cores.max(1),
+            max_cubes: u32::MAX,
+            max_bindings: 64,
+            max_binding_bytes: usize::MAX,
+            shared_bytes: 48 << 10,
+            plane: 1,
+            cores: cores.max(1),
+            sm: 0,
+            align: 64,
+        }
+    }
+
+    /// WebGPU with the limits that every adapter of the standard's default grants, 128 MiB a binding.
+    pub fn wgpu() -> Target {
+        Target {
+            family: Family::Wgpu,
+            name: "wgpu".into(),
+            dtypes: vec![Dtype::F32, Dtype::I32, Dtype::Bool],
+            lanes: 4,
+            units: 64,
+            max_units: 256,
+            max_cubes: 65_535,
+            max_bindings: 8,
+            max_binding_bytes: 128 << 20,
+            shared_bytes: 16 << 10,
+            plane: 1,
+            cores: 1,
+            sm: 0,
+            align: 256,
+        }
+    }
+
+    /// CUDA of compute capability `sm` / 10.
+    pub fn cuda(sm: u32) -> Target {
+        Target {
+            family: Family::Cuda,
+            name: format!("cuda sm_{sm}"),
+            dtypes: Dtype::ALL.to_vec(),
+            lanes: 4,
+            units: 256,
+            max_units: 1024,
+            max_cubes: 65_535,
+            max_bindings: 64,
+            max_binding_bytes: usize::MAX,
+            shared_bytes: if sm >= 90 { 227 << 10 } else { 99 << 10 },
+            plane: 32,
+            cores: if sm >= 90 { 132 } else { 108 },
+            sm,
+            align: 256,
+        }
+    }
+
+    /// Whether buffers of that dtype may exist there.
+    pub fn holds(&self, dtype: Dtype) -> bool {
+        self.dtypes.contains(&dtype)
+    }
+}

@@ -1,0 +1,1 @@
+//! CubeCL kernels: faster ways to run functions of the OmChat IR.

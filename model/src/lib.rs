@@ -1,0 +1,12 @@
+//! OmChat as modules of the IR, and what turns pictures, videos and words into its inputs.
+
+pub mod config;
+pub mod config_json;
+pub mod error;
+pub mod presets;
+pub mod rope;
+pub mod splice;
+pub mod weights;
+
+pub use config::{OmChatConfig, ProjectorConfig, TextConfig, VisionConfig};
+pub use error::{Error, Result};

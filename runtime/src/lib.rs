@@ -1,0 +1,1 @@
+//! Executes programs of the OmChat IR on CubeCL devices: buffers, launches, sessions.

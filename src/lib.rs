@@ -1,0 +1,1 @@
+//! OmChat in Rust.
