@@ -118,6 +118,7 @@ def main():
     tensors = {k: np.ascontiguousarray(v, dtype=args.dtype) for k, v in sorted(tensors.items())}
     assert all(np.isfinite(v).all() for v in tensors.values()), "a weight is not finite in this dtype"
     save_file(tensors, args.out / "model.safetensors", metadata={"format": "pt"})
+    (args.out / "model.safetensors").chmod(0o644)
 
     token = lambda kind: field("tokenizer.ggml.tokens")[field(f"tokenizer.ggml.{kind}_token_id")]
     pins = [(TILE * w, TILE * h) for w, h in GRID]
@@ -149,7 +150,8 @@ def main():
     files = {p.name: hashed(p) for p in sorted(args.out.iterdir()) if p.name != "manifest.json"}
     write("manifest.json", dict(
         about="SmolLM2-135M-Instruct and a ViT-S/14, joined by a projector that is random: not trained yet.",
-        untrained=["multi_modal_projector"], sources={Path(p).name: hashed(p) for p in (args.gguf, args.onnx)}, files=files))
+        untrained=["multi_modal_projector"], converter=hashed(__file__),
+        sources={Path(p).name: hashed(p) for p in (args.gguf, args.onnx)}, files=files))
     print(f"{args.out}: {len(tensors)} tensors, {sum(v.size for v in tensors.values()):,} parameters, {args.dtype}")
 
 
