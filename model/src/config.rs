@@ -82,7 +82,7 @@ pub struct VisionConfig {
     pub image_size: usize,
     /// Side of a patch, pixels.
     pub patch_size: usize,
-    /// The normalisation of the blocks (and of q and k where `qk_norm`).
+    /// The normalisation of the blocks; that of q and k is RMS whichever this is.
     pub norm: Norm,
     /// Epsilon of every norm of the tower, the q/k norms included.
     pub eps: f64,
@@ -154,7 +154,8 @@ impl VisionConfig {
         self.hidden / self.heads
     }
 
-    /// Patches along one side of a tile.
+    /// Whole patches along one side of a tile. SigLIP's 384 pixels hold 27 patches of 14: the last 6 pixels of
+    /// each row and column are not seen.
     pub fn side(&self) -> usize {
         self.image_size / self.patch_size
     }
@@ -201,7 +202,14 @@ impl VisionConfig {
         positive(at("intermediate_size"), self.mlp)?;
         positive(at("image_size"), self.image_size)?;
         divides(at("num_attention_heads"), self.heads, "hidden_size", self.hidden)?;
-        divides(at("patch_size"), self.patch_size, "image_size", self.image_size)?;
+        match self.kind {
+            VisionKind::InternVit => divides(at("patch_size"), self.patch_size, "image_size", self.image_size)?,
+            VisionKind::Siglip if (1..=self.image_size).contains(&self.patch_size) => {}
+            VisionKind::Siglip => {
+                let mend = format!("from 1 to image_size {}", self.image_size);
+                return Err(Error::config(at("patch_size"), self.patch_size, mend));
+            }
+        }
         small(at("layer_norm_eps"), self.eps)?;
         if self.kind == VisionKind::Siglip && (self.norm, self.qk_norm, self.qkv_bias) != (Norm::Layer, false, true) {
             return Err(Error::config(at("norm_type"), "not SigLIP's", "SigLIP has LayerNorm, biased q, k, v and no qk-norm"));

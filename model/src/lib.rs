@@ -1,12 +1,16 @@
 //! OmChat as modules of the IR, and what turns pictures, videos and words into its inputs.
 
+pub mod checkpoint;
 pub mod config;
+mod config_fields;
 pub mod config_json;
 pub mod error;
 pub mod presets;
 pub mod rope;
 pub mod splice;
+pub mod weight_names;
 pub mod weights;
 
+pub use checkpoint::Checkpoint;
 pub use config::{OmChatConfig, ProjectorConfig, TextConfig, VisionConfig};
 pub use error::{Error, Result};
