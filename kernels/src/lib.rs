@@ -1,1 +1,41 @@
 //! CubeCL kernels: faster ways to run functions of the OmChat IR.
+//!
+//! [`LIST`] is the catalogue, in order of preference. A kernel is chosen by codegen through its
+//! [`Kernel`](omchat_codegen::Kernel) half, [prepared](Launch::prepare) once when a program is loaded, and
+//! launched as often as the program runs:
+//!
+//! ```text
+//! let prepared = LIST[i].prepare(&work, &schedule)?;          // once: host arithmetic, no device
+//! let meta = upload(prepared.meta());                         // once: a small u32 buffer
+//! prepared.launch(&client, &Args { operands, results, meta: &meta })?;   // each run: microseconds
+//! ```
+//!
+//! Sizes and strides travel in that buffer, so a longer prompt compiles nothing: what a compilation depends
+//! on is the kernel, its schedule, the body, the dtypes and which innermost strides are 0 or 1.
+
+mod bind;
+#[doc(hidden)] pub mod probe;
+mod prepared;
+mod source;
+
+pub use bind::{Args, Buffer};
+pub use prepared::{LaunchError, Prepared};
+pub use source::Dialect;
+
+use omchat_codegen::{Kernel, Schedule, Work};
+
+/// The second half of a kernel: what codegen chose, made ready to run.
+pub trait Launch: Kernel {
+    /// The kernel fixed to that work and schedule, ready to be launched any number of times.
+    ///
+    /// Errors: the work is not what the kernel implements; it refused the schedule.
+    fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError>;
+}
+
+/// Every kernel, in order of preference; the plain ones, which never refuse, last.
+pub const LIST: &[&dyn Launch] = &[];
+
+/// The kernel of that name, if there is one.
+pub fn by_name(name: &str) -> Option<&'static dyn Launch> {
+    LIST.iter().copied().find(|k| k.name() == name)
+}

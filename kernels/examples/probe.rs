@@ -1,0 +1,1 @@
+fn main() { omchat_kernels::probe::go(&cubecl::Device::cpu().unwrap().client()); }

@@ -1,0 +1,123 @@
+//! Buffers as kernels take them: four lists by storage, because one kernel may read f32, ids and halves.
+
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use omchat_ir::Dtype;
+
+use crate::LaunchError;
+
+/// A tensor's memory on a device: element 0 of the tensor is the first of the handle, offset and all.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    /// The memory; it may be a part of an arena. Offsets should be multiples of `Target::align`.
+    pub handle: Handle,
+    /// Elements there are, of the tensor's dtype.
+    pub elements: usize,
+}
+
+/// What one launch reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Args<'a> {
+    /// Operands, as the work counts them.
+    pub operands: &'a [Buffer],
+    /// Results, as the work counts them. A result may share memory with an operand where codegen found it safe.
+    pub results: &'a [Buffer],
+    /// The words of [`Prepared::meta`](crate::Prepared::meta), uploaded once as u32.
+    pub meta: &'a Buffer,
+}
+
+/// How a kernel sees a buffer. A bf16 is bound as its bits: no target needs a bf16 type, and the widening
+/// is a shift.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Storage {
+    F32,
+    I32,
+    Bf16,
+    F16,
+}
+
+impl Storage {
+    pub(crate) fn of(dtype: Dtype) -> Storage {
+        match dtype {
+            Dtype::F32 => Storage::F32,
+            Dtype::I32 | Dtype::Bool => Storage::I32,
+            Dtype::Bf16 => Storage::Bf16,
+            Dtype::F16 => Storage::F16,
+        }
+    }
+}
+
+/// Where a kernel finds a buffer: which list, which place in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Slot {
+    pub(crate) storage: Storage,
+    pub(crate) index: usize,
+}
+
+/// Which operands (or results) a kernel binds, in the order of its lists.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slots {
+    f32s: Vec<usize>,
+    i32s: Vec<usize>,
+    bf16s: Vec<usize>,
+    f16s: Vec<usize>,
+}
+
+impl Slots {
+    /// The slot of argument `arg`, bound once however often it is named.
+    pub(crate) fn slot(&mut self, arg: usize, dtype: Dtype) -> Slot {
+        let storage = Storage::of(dtype);
+        let list = match storage {
+            Storage::F32 => &mut self.f32s,
+            Storage::I32 => &mut self.i32s,
+            Storage::Bf16 => &mut self.bf16s,
+            Storage::F16 => &mut self.f16s,
+        };
+        let index = list.iter().position(|&a| a == arg).unwrap_or_else(|| {
+            list.push(arg);
+            list.len() - 1
+        });
+        Slot { storage, index }
+    }
+
+    /// Bindings that a launch takes.
+    pub(crate) fn len(&self) -> usize {
+        self.f32s.len() + self.i32s.len() + self.bf16s.len() + self.f16s.len()
+    }
+
+    /// One more than the largest argument named.
+    pub(crate) fn args(&self) -> usize {
+        let lists = [&self.f32s, &self.i32s, &self.bf16s, &self.f16s];
+        lists.into_iter().flatten().max().map_or(0, |m| m + 1)
+    }
+
+    /// The kernel's argument for those buffers.
+    pub(crate) fn bind(&self, what: &'static str, buffers: &[Buffer]) -> Result<BuffersLaunch, LaunchError> {
+        if self.args() > buffers.len() {
+            return Err(LaunchError::Missing { what, need: self.args(), have: buffers.len() });
+        }
+        Ok(BuffersLaunch::new(
+            self.f32s.iter().map(|&a| raw(&buffers[a])).collect(),
+            self.i32s.iter().map(|&a| raw(&buffers[a])).collect(),
+            self.bf16s.iter().map(|&a| raw(&buffers[a])).collect(),
+            self.f16s.iter().map(|&a| raw(&buffers[a])).collect(),
+        ))
+    }
+}
+
+/// A buffer as a launch argument.
+pub(crate) fn raw(buffer: &Buffer) -> BufferArg {
+    // SAFETY: the length is only used for bounds; kernels index by the plan, which `prepare` made from the
+    // same types that codegen sized the buffers from.
+    unsafe { BufferArg::from_raw_parts(buffer.handle.clone(), buffer.elements) }
+}
+
+/// The buffers of a kernel by storage.
+#[derive(CubeType, CubeLaunch)]
+#[allow(missing_docs)]
+pub struct Buffers {
+    pub f32s: Sequence<Box<[f32]>>,
+    pub i32s: Sequence<Box<[i32]>>,
+    pub bf16s: Sequence<Box<[u16]>>,
+    pub f16s: Sequence<Box<[half::f16]>>,
+}

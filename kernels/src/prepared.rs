@@ -1,0 +1,126 @@
+//! A kernel fixed to its work: what a program holds from load to the last launch.
+
+use cubecl::prelude::*;
+
+use crate::bind::{Args, Buffer, BuffersLaunch, Slots, raw};
+use crate::source::{Dialect, Offline};
+
+/// Why a kernel could not be prepared or launched.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LaunchError {
+    /// The work is of a kind that the kernel does not implement; a fault of whoever chose it.
+    #[error("{kernel} does not run this work: {reason}")]
+    Unfit {
+        /// The kernel's name.
+        kernel: &'static str,
+        /// What it lacks.
+        reason: String,
+    },
+    /// Fewer buffers than the work names.
+    #[error("a launch needs {need} {what}, not {have}")]
+    Missing {
+        /// `operands` or `results`.
+        what: &'static str,
+        /// How many the work names.
+        need: usize,
+        /// How many there are.
+        have: usize,
+    },
+}
+
+/// Arguments of one launch as the generated launch functions take them.
+pub(crate) struct Bound {
+    pub(crate) meta: BufferArg,
+    pub(crate) operands: BuffersLaunch,
+    pub(crate) results: BuffersLaunch,
+}
+
+/// Where a launch goes: to a device, or only to a kernel that can be compiled to text.
+pub(crate) enum Site<'a> {
+    Device(&'a Client),
+    Text(&'a Offline),
+}
+
+/// Launches on a device and yields nothing, or yields the kernel that would be compiled.
+pub(crate) type Run = Box<dyn Fn(Site<'_>, CubeCount, CubeDim, Bound) -> Option<Box<dyn CubeKernel>> + Send + Sync>;
+
+/// A [`Run`] of a `#[cube(launch_unchecked, create_dummy_kernel)]` function with those arguments.
+macro_rules! runner {
+    (|$bound:ident| $module:ident, $($arg:expr),* $(,)?) => {
+        Box::new(move |site, count, dim, $bound: $crate::prepared::Bound| match site {
+            $crate::prepared::Site::Device(client) => {
+                // SAFETY: kernels index by their plan, which stays inside the buffers it was made for.
+                unsafe { $module::launch_unchecked(client, count, dim, $($arg),*) };
+                None
+            }
+            $crate::prepared::Site::Text(offline) => {
+                let (device, target) = offline.properties();
+                Some(Box::new($module::create_dummy_kernel(device, target, count, dim, $($arg),*)))
+            }
+        })
+    };
+}
+pub(crate) use runner;
+
+/// A kernel fixed to its work and schedule.
+pub struct Prepared {
+    meta: Vec<u32>,
+    operands: Slots,
+    results: Slots,
+    cubes: [u32; 3],
+    units: u32,
+    run: Run,
+}
+
+impl Prepared {
+    pub(crate) fn new(meta: Vec<u32>, operands: Slots, results: Slots, cubes: [u32; 3], units: u32, run: Run) -> Prepared {
+        Prepared { meta, operands, results, cubes, units, run }
+    }
+
+    /// Sizes, strides and offsets that the kernel reads at run time; upload them once as u32. Never empty.
+    pub fn meta(&self) -> &[u32] {
+        &self.meta
+    }
+
+    /// Buffers that a launch binds, the metadata included.
+    pub fn bindings(&self) -> usize {
+        1 + self.operands.len() + self.results.len()
+    }
+
+    /// Cubes along x, y and z, and units a cube.
+    pub fn grid(&self) -> ([u32; 3], u32) {
+        (self.cubes, self.units)
+    }
+
+    /// Enqueues one run. The launch itself cannot fail here: a device's fault surfaces when a result is read.
+    ///
+    /// Errors: fewer buffers than the work names.
+    pub fn launch(&self, client: &Client, args: &Args<'_>) -> Result<(), LaunchError> {
+        if self.cubes.contains(&0) {
+            return Ok(());
+        }
+        self.go(Site::Device(client), args.meta, args.operands, args.results).map(|_| ())
+    }
+
+    /// The kernel's text for a device that need not be there.
+    ///
+    /// Errors: the build lacks the dialect's compiler; the compiler's own message.
+    pub fn source(&self, dialect: Dialect) -> Result<String, String> {
+        let offline = Offline::new(dialect);
+        let ghosts = |n: usize| (0..n).map(|_| offline.buffer()).collect::<Vec<_>>();
+        let (operands, results) = (ghosts(self.operands.args()), ghosts(self.results.args()));
+        let kernel = self.go(Site::Text(&offline), &offline.buffer(), &operands, &results).map_err(|e| e.to_string())?;
+        offline.text(kernel.ok_or("the kernel has no text")?)
+    }
+
+    fn go(&self, site: Site<'_>, meta: &Buffer, operands: &[Buffer], results: &[Buffer]) -> Result<Option<Box<dyn CubeKernel>>, LaunchError> {
+        let bound = Bound {
+            meta: raw(meta),
+            operands: self.operands.bind("operands", operands)?,
+            results: self.results.bind("results", results)?,
+        };
+        let [x, y, z] = self.cubes;
+        Ok((self.run)(site, CubeCount::Static(x, y, z), CubeDim::new_1d(self.units), bound))
+    }
+}
