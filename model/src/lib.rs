@@ -1,13 +1,16 @@
 //! OmChat as modules of the IR, and what turns pictures, videos and words into its inputs.
 
+pub mod bicubic;
 pub mod checkpoint;
 pub mod config;
 mod config_fields;
 pub mod config_json;
 pub mod error;
+pub mod picture;
 pub mod presets;
 pub mod rope;
 pub mod splice;
+pub mod tiler;
 pub mod weight_names;
 pub mod weights;
 
