@@ -18,10 +18,10 @@ pub enum Class {
 }
 
 macro_rules! pointwise {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal, $class:ident, |$($x:ident),+| $value:expr, $sample:expr;)+) => {
+    ($($(#[doc = $doc:literal])* $variant:ident = $name:literal, $class:ident, |$($x:ident),+| $value:expr, $sample:expr;)+) => {
         /// A function of scalars, applied element by element.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum Scalar { $($(#[$doc])* $variant,)+ }
+        pub enum Scalar { $($(#[doc = $doc])* $variant,)+ }
 
         impl Scalar {
             /// Every scalar function, in the order of the documents.
@@ -56,11 +56,10 @@ macro_rules! pointwise {
 
             /// What it yields, in one line.
             pub fn doc(self) -> &'static str {
-                match self { $(Scalar::$variant => concat!($(pointwise!(@doc $doc)),*),)+ }
+                match self { $(Scalar::$variant => concat!($($doc),*),)+ }
             }
         }
     };
-    (@doc doc = $text:literal) => { $text };
 }
 
 pointwise! {

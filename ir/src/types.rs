@@ -106,7 +106,7 @@ impl Type {
 
 /// Row-major strides of a shape, in elements, outermost first.
 pub fn strides(shape: &[usize]) -> Vec<usize> {
-    let mut out = vec![1; shape.len()];
+    let mut out = vec![1usize; shape.len()];
     for i in (1..shape.len()).rev() {
         out[i - 1] = out[i].saturating_mul(shape[i]);
     }

@@ -1,0 +1,29 @@
+//! The library: composites as functions of IR text, one file a family, in `ir/library/`.
+
+use crate::fault::Diagnostics;
+use crate::text::{File, parse_file};
+use std::sync::OnceLock;
+
+/// Name and text of each file of the library.
+pub const FILES: &[(&str, &str)] = &[
+    ("activation.oir", include_str!("../library/activation.oir")),
+    ("attention.oir", include_str!("../library/attention.oir")),
+    ("loss.oir", include_str!("../library/loss.oir")),
+    ("norm.oir", include_str!("../library/norm.oir")),
+    ("rope.oir", include_str!("../library/rope.oir")),
+];
+
+/// Every template of the library.
+///
+/// Errors: faults of its text; a test shows that there are none.
+pub fn file() -> Result<&'static File, Diagnostics> {
+    static PARSED: OnceLock<Result<File, Diagnostics>> = OnceLock::new();
+    let parsed = PARSED.get_or_init(|| {
+        let mut all = File::default();
+        for (_, text) in FILES {
+            all.functions.extend(parse_file(text)?.functions);
+        }
+        Ok(all)
+    });
+    parsed.as_ref().map_err(Clone::clone)
+}
