@@ -23,7 +23,6 @@ fi
 
 say "what was skipped, and why:"
 grep -aoE '(^|[[:space:]])skipped: .*' "$log" | sed 's/^[[:space:]]*/  /' | sort | uniq -c || echo "  nothing"
-passed=$(grep -aoE '^test result: .* ([0-9]+) passed' "$log" | awk '{n += $(NF-1)} END {print n + 0}')
-failed=$(grep -aoE '[0-9]+ failed' "$log" | awk '{n += $1} END {print n + 0}')
-echo "$passed passed, $failed failed"
+awk '/^test result: / { for (i = 2; i <= NF; i++) { if ($i == "passed;") p += $(i-1); if ($i == "failed;") f += $(i-1) } }
+  END { printf "%d passed, %d failed\n", p, f }' "$log"
 exit "$status"
