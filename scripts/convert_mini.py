@@ -127,7 +127,7 @@ def main():
         architectures=["OmChatForConditionalGeneration"], model_type="omchat", ignore_index=-100, image_token_index=-200,
         projector_hidden_act="gelu", vision_feature_layer=-1, vision_feature_select_strategy="default",
         image_grid_pinpoints=str(pins), tie_word_embeddings=True, torch_dtype=args.dtype,
-        vision_config=vision | dict(image_size=TILE, patch_size=14, layer_norm_eps=1e-6, model_type="intern_vit_300m",
+        vision_config=vision | dict(image_size=TILE, patch_size=14, layer_norm_eps=1e-6, model_type="intern_vit_6b",
                                     hidden_act="gelu", norm_type="layer_norm", qk_normalization=False, qkv_bias=True),
         text_config=dict(model_type="llama", hidden_size=hidden, num_hidden_layers=field("llama.block_count"),
                          num_attention_heads=field("llama.attention.head_count"),
