@@ -1,16 +1,19 @@
 //! OmChat as modules of the IR, and what turns pictures, videos and words into its inputs.
 
 pub mod bicubic;
+pub mod chat;
 pub mod checkpoint;
 pub mod config;
 mod config_fields;
 pub mod config_json;
 pub mod error;
+pub mod format;
 pub mod picture;
 pub mod presets;
 pub mod rope;
 pub mod splice;
 pub mod tiler;
+pub mod tokenizer;
 pub mod weight_names;
 pub mod weights;
 
