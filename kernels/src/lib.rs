@@ -14,9 +14,15 @@
 //! on is the kernel, its schedule, the body, the dtypes and which innermost strides are 0 or 1.
 
 mod bind;
-#[doc(hidden)] pub mod probe;
+mod body;
+mod fold_plain;
+mod grid;
+mod loops;
+mod map_plain;
+mod nest;
 mod prepared;
 mod source;
+mod vector;
 
 pub use bind::{Args, Buffer};
 pub use prepared::{LaunchError, Prepared};
@@ -33,7 +39,10 @@ pub trait Launch: Kernel {
 }
 
 /// Every kernel, in order of preference; the plain ones, which never refuse, last.
-pub const LIST: &[&dyn Launch] = &[];
+pub const LIST: &[&dyn Launch] = &[
+    &map_plain::MapPlain,
+    &fold_plain::FoldPlain,
+];
 
 /// The kernel of that name, if there is one.
 pub fn by_name(name: &str) -> Option<&'static dyn Launch> {

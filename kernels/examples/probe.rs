@@ -1,1 +1,0 @@
-fn main() { omchat_kernels::probe::go(&cubecl::Device::cpu().unwrap().client()); }

@@ -1,0 +1,112 @@
+//! Maps of any shape: every pointwise group, copy, slice, gather, update and transpose.
+//!
+//! Implements  any nest without a fold
+//! Schedule    CPU: `units` cores take turns at chunks of rows, `lanes` elements at a time; GPUs: `units` a cube, one element each
+//! Needs       fewer than 2^31 elements a buffer; as many bindings as the target has
+//! Cost        each element read and written once: bandwidth-bound, or bound by `exp` and its like
+//! Source      own
+
+use std::sync::Arc;
+
+use cubecl::prelude::*;
+use omchat_codegen::{Implements, Kernel, Nest, Refusal, Schedule, Target, Work};
+
+use crate::bind::Buffers;
+use crate::body::evaluate;
+use crate::grid::{address, cubes, units};
+use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, bindings};
+use crate::nest::{Cursor, deliver, look, origin, seek};
+use crate::prepared::{Prepared, runner};
+use crate::{Launch, LaunchError};
+
+/// Elements that a core takes at a time: enough to hide what an item costs to start.
+const BLOCK: usize = 8192;
+
+/// Runs any map.
+pub struct MapPlain;
+
+impl Kernel for MapPlain {
+    fn name(&self) -> &'static str {
+        "map.plain"
+    }
+
+    fn implements(&self) -> Implements {
+        Implements::Nest
+    }
+
+    fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
+        let nest = nest_of(work)?;
+        if nest.fold.is_some() {
+            return Err(Refusal("the nest folds; this kernel only maps".into()));
+        }
+        fits(nest, target)?;
+        Ok(vec![units(target)])
+    }
+}
+
+impl Launch for MapPlain {
+    fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
+        let nest = nest_of(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let loops = Loops::of(nest);
+        let lanes = schedule.get("lanes") as usize;
+        let chunk = if lanes == 1 { 1 } else { loops.size(loops.inner()).min(BLOCK) };
+        let (plan, words, ins, outs) = loops.plan(loops.inner(), lanes, Some(chunk));
+        let items = words[plan.rank + ITEMS];
+        let (cubes, units) = cubes(items, schedule);
+        let bits = address(schedule);
+        Ok(Prepared::new(words, ins, outs, cubes, units, runner!(|b| map_plain, bits, lanes, b.meta, b.operands, b.results, plan.clone())))
+    }
+}
+
+/// The nest of a work.
+pub(crate) fn nest_of(work: &Work) -> Result<&Nest, Refusal> {
+    match work {
+        Work::Nest(nest) => Ok(nest),
+        _ => Err(Refusal("this kernel runs loop nests".into())),
+    }
+}
+
+/// Refuses what no kernel can address or bind there.
+pub(crate) fn fits(nest: &Nest, target: &Target) -> Result<(), Refusal> {
+    addressable(nest)?;
+    let need = bindings(nest);
+    if need > target.max_bindings {
+        return Err(Refusal(format!("needs {need} bindings, {} has {}", target.name, target.max_bindings)));
+    }
+    Ok(())
+}
+
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
+fn map_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] plan: Arc<Plan>) {
+    let item = ABSOLUTE_POS as u32;
+    let rank = comptime![plan.rank];
+    if item < meta[comptime![rank + ITEMS]] {
+        let inner = comptime![plan.kept - 1];
+        let parts = meta[comptime![rank + PARTS]];
+        let start = origin(meta, operands, plan.clone());
+        let c = seek(meta, &start, item / parts, 0usize, inner, plan.clone());
+        let begin = ((item % parts) * meta[comptime![rank + CHUNK]]) as usize;
+        if comptime![plan.single] {
+            point::<Const<1>>(meta, operands, results, &c, begin, plan.clone());
+        } else {
+            let end = min(begin + meta[comptime![rank + CHUNK]] as usize, meta[inner] as usize);
+            let vectors = (end - begin) / N::value();
+            for j in 0..vectors {
+                point::<N>(meta, operands, results, &c, begin + j * N::value(), plan.clone());
+            }
+            if comptime![plan.tail] {
+                for i in begin + vectors * N::value()..end {
+                    point::<Const<1>>(meta, operands, results, &c, i, plan.clone());
+                }
+            }
+        }
+    }
+}
+
+#[cube]
+fn point<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, #[comptime] plan: Arc<Plan>) {
+    let along = comptime![plan.kept - 1];
+    let x = look::<N>(meta, operands, c, i, along, comptime![plan.body.clone()], plan.clone());
+    let v = evaluate::<N>(&x, comptime![plan.body.clone()]);
+    deliver::<N>(meta, results, c, i, &v, along, comptime![plan.body.clone()], plan.clone());
+}

@@ -1,0 +1,85 @@
+//! Devices and transfers: every result is poisoned before a launch, because a device's panic can read as stale bytes.
+
+use cubecl::{Device, prelude::*};
+use half::{bf16, f16};
+use omchat_codegen::{Schedule, Target, Work};
+use omchat_ir::Dtype;
+use omchat_kernels::{Args, Buffer, Launch};
+
+use super::reference::Host;
+
+/// A device present, and its target.
+pub struct Present {
+    pub client: Client,
+    pub target: Target,
+}
+
+/// The CPU runtime and a software or real Vulkan device; says what is skipped.
+pub fn devices() -> Vec<Present> {
+    let mut out = Vec::new();
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    #[cfg(feature = "cpu")]
+    match Device::cpu() {
+        Ok(d) => out.push(Present { client: d.client(), target: Target::cpu(cores) }),
+        Err(e) => println!("skipped: cpu: {e:?}"),
+    }
+    #[cfg(feature = "wgpu")]
+    match Device::wgpu(cubecl::device::WgpuDeviceKind::default()) {
+        Ok(d) => out.push(Present { client: d.client(), target: Target { max_bindings: 31, ..Target::wgpu() } }),
+        Err(e) => println!("skipped: wgpu: {e:?}"),
+    }
+    #[cfg(feature = "cuda")]
+    match Device::cuda(0) {
+        Ok(d) => out.push(Present { client: d.client(), target: Target::cuda(90) }),
+        Err(e) => println!("skipped: cuda: {e:?}"),
+    }
+    assert!(!out.is_empty(), "no device: run with --features cpu");
+    out
+}
+
+fn bytes(h: &Host) -> Vec<u8> {
+    match h.dtype {
+        Dtype::F32 => h.data.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
+        Dtype::Bf16 => h.data.iter().flat_map(|&x| bf16::from_f64(x).to_le_bytes()).collect(),
+        Dtype::F16 => h.data.iter().flat_map(|&x| f16::from_f64(x).to_le_bytes()).collect(),
+        Dtype::I32 | Dtype::Bool => h.data.iter().flat_map(|&x| (x as i32).to_le_bytes()).collect(),
+    }
+}
+
+fn numbers(dtype: Dtype, b: &[u8]) -> Vec<f64> {
+    match dtype {
+        Dtype::F32 => b.chunks_exact(4).map(|c| f64::from(f32::from_le_bytes([c[0], c[1], c[2], c[3]]))).collect(),
+        Dtype::Bf16 => b.chunks_exact(2).map(|c| bf16::from_le_bytes([c[0], c[1]]).to_f64()).collect(),
+        Dtype::F16 => b.chunks_exact(2).map(|c| f16::from_le_bytes([c[0], c[1]]).to_f64()).collect(),
+        Dtype::I32 | Dtype::Bool => b.chunks_exact(4).map(|c| f64::from(i32::from_le_bytes([c[0], c[1], c[2], c[3]]))).collect(),
+    }
+}
+
+/// What poison reads as, by dtype.
+pub fn poison(dtype: Dtype) -> f64 {
+    if dtype.is_float() { f64::NAN } else { f64::from(i32::MIN + 7) }
+}
+
+impl Present {
+    /// Runs a kernel; buffers lie at an offset in larger ones, as in an arena.
+    pub fn run(&self, kernel: &dyn Launch, work: &Work, schedule: &Schedule, operands: &[Host], results: &[Host]) -> Vec<Vec<f64>> {
+        let up = |h: &Host| {
+            let mut b = vec![0xee; self.target.align];
+            b.extend(bytes(h));
+            b.extend([0xee; 64]);
+            let len = b.len() as u64;
+            let body = (h.data.len() * h.dtype.bytes()) as u64;
+            let handle = self.client.create_from_slice(&b).offset_start(self.target.align as u64).offset_end(len - self.target.align as u64 - body);
+            Buffer { handle, elements: h.data.len() }
+        };
+        let prepared = kernel.prepare(work, schedule).expect("prepares");
+        let words: Vec<u8> = prepared.meta().iter().flat_map(|w| w.to_le_bytes()).collect();
+        let meta = Buffer { handle: self.client.create_from_slice(&words), elements: prepared.meta().len() };
+        let (ins, outs): (Vec<_>, Vec<_>) = (operands.iter().map(up).collect(), results.iter().map(up).collect());
+        prepared.launch(&self.client, &Args { operands: &ins, results: &outs, meta: &meta }).expect("launches");
+        outs.iter().zip(results).map(|(b, h)| {
+            let read = self.client.read_one(b.handle.clone()).expect("reads");
+            numbers(h.dtype, &read)[..h.data.len()].to_vec()
+        }).collect()
+    }
+}

@@ -1,0 +1,241 @@
+//! Every kernel × schedule × device against plain loops in f64, over drawn sizes.
+
+mod common;
+
+use common::device::{devices, poison};
+use common::reference::{self, Host};
+use common::Draw;
+use omchat_codegen::{At, Body, Fold, Kind, Nest, Read, Start, Step, Work, Write};
+use omchat_ir::{Dtype, Scalar};
+use omchat_kernels::LIST;
+
+const SIZES: [usize; 11] = [1, 2, 3, 5, 7, 16, 17, 31, 33, 48, 64];
+
+/// A nest with the operands it reads.
+struct Case {
+    nest: Nest,
+    operands: Vec<Host>,
+    results: Vec<Host>,
+    /// Rounding inside the body, or a narrow result: one step of bf16 is allowed.
+    narrow: bool,
+}
+
+fn sizes(d: &mut Draw, most: usize, limit: usize) -> Vec<usize> {
+    let mut out: Vec<usize> = (0..1 + d.below(most)).map(|_| d.pick(&SIZES)).collect();
+    while out.iter().product::<usize>() > limit {
+        let i = d.below(out.len());
+        out[i] = out[i].div_ceil(2);
+    }
+    out
+}
+
+/// Strides of a dense layout of some of the axes in drawn order; the rest repeat.
+fn layout(d: &mut Draw, sizes: &[usize], repeat: usize) -> (Vec<usize>, usize) {
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    if d.chance(40) {
+        for i in (1..order.len()).rev() {
+            order.swap(i, d.below(i + 1));
+        }
+    }
+    let mut strides = vec![0; sizes.len()];
+    let mut n = 1;
+    for &a in order.iter().rev() {
+        if !d.chance(repeat) {
+            strides[a] = n;
+            n *= sizes[a];
+        }
+    }
+    (strides, n)
+}
+
+fn dtypes(wide: bool) -> Vec<Dtype> {
+    if wide { vec![Dtype::F32, Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::I32, Dtype::Bool] } else { vec![Dtype::F32, Dtype::F32, Dtype::I32, Dtype::Bool] }
+}
+
+fn data(d: &mut Draw, dtype: Dtype, n: usize) -> Host {
+    Host::new(dtype, (0..n).map(|_| match dtype {
+        Dtype::I32 => d.below(40) as f64 - 20.0,
+        Dtype::Bool => d.below(2) as f64,
+        _ => d.real(-2.0, 2.0),
+    }).collect())
+}
+
+/// Steps of a drawn program over those reads; yields the last step of each kind.
+fn program(d: &mut Draw, reads: &[Dtype], axes: usize, folded: Option<Kind>, narrow: &mut bool) -> Body {
+    let mut b = Body::default();
+    let mut floats = vec![b.push(Step::Float { bits: d.real(-1.0, 1.0).to_bits_f32() })];
+    let mut ints = vec![b.push(Step::Int { value: d.below(9) as i32 - 4 })];
+    let mut raw = Vec::new();
+    for (read, dtype) in reads.iter().enumerate() {
+        let kind = Kind::of(*dtype);
+        let s = b.push(Step::Read { read, kind });
+        if kind == Kind::Float { floats.push(s); raw.push(s); } else { ints.push(s); }
+    }
+    if let Some(kind) = folded {
+        let s = b.push(Step::Folded { kind });
+        if kind == Kind::Float { floats.push(s); } else { ints.push(s); }
+    }
+    for _ in 0..3 + d.below(6) {
+        let (f, g) = (d.pick(&floats), d.pick(&floats));
+        let (i, j) = (d.pick(&ints), d.pick(&ints));
+        use Scalar::*;
+        match d.below(12) {
+            0..=3 => floats.push(b.push(Step::Apply { f: d.pick(&[Add, Sub, Mul, Max, Min]), args: vec![f, g], of: Kind::Float })),
+            4 => floats.push(b.push(Step::Apply { f: d.pick(&[Neg, Abs, Sin, Cos, Tanh, Erf, Logistic]), args: vec![f], of: Kind::Float })),
+            5 => {
+                let t = b.push(Step::Apply { f: Tanh, args: vec![f], of: Kind::Float });
+                floats.push(b.push(Step::Apply { f: Exp, args: vec![t], of: Kind::Float }));
+            }
+            6 if axes > 0 => ints.push(b.push(Step::Index { axis: d.below(axes) })),
+            7 => ints.push(b.push(Step::Apply { f: d.pick(&[Add, Sub, Mul, Div, Max, Min]), args: vec![i, j], of: Kind::Int })),
+            8 if raw.len() > 1 => {
+                let (x, y) = (d.pick(&raw), d.pick(&raw));
+                let c = b.push(Step::Apply { f: d.pick(&[Ge, Gt, Eq]), args: vec![x, y], of: Kind::Float });
+                floats.push(b.push(Step::Apply { f: Select, args: vec![c, f, g], of: Kind::Float }));
+            }
+            9 => {
+                let c = b.push(Step::Apply { f: d.pick(&[Ge, Gt, Eq]), args: vec![i, j], of: Kind::Int });
+                let n = b.push(Step::Apply { f: Not, args: vec![c], of: Kind::Int });
+                let t = b.push(Step::Truth { arg: i });
+                let a = b.push(Step::Apply { f: And, args: vec![n, t], of: Kind::Int });
+                ints.push(b.push(Step::Apply { f: Select, args: vec![a, i, j], of: Kind::Int }));
+            }
+            10 => floats.push(b.push(Step::Convert { arg: i, to: Kind::Float })),
+            11 if !raw.is_empty() && d.chance(40) => {
+                *narrow = true;
+                let r = d.pick(&raw);
+                floats.push(b.push(Step::Round { arg: r, to: d.pick(&[Dtype::Bf16, Dtype::F16]) }));
+            }
+            _ => {}
+        }
+    }
+    b.results = vec![*floats.last().unwrap_or(&0), *ints.last().unwrap_or(&1)];
+    b
+}
+
+trait F32Bits { fn to_bits_f32(self) -> u32; }
+impl F32Bits for f64 { fn to_bits_f32(self) -> u32 { (self as f32).to_bits() } }
+
+/// A nest of 1 to 4 kept axes, with drawn views, gathers, updates and programs.
+fn case(seed: u64, fold: Option<Fold>, wide: bool) -> Case {
+    let d = &mut Draw(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1);
+    let kept = sizes(d, 4, 4000);
+    let folded = if fold.is_some() { sizes(d, 2, 200) } else { vec![] };
+    let axes = [kept.clone(), folded.clone()].concat();
+    let mut operands = Vec::new();
+    let mut reads = Vec::new();
+    for r in 0..1 + d.below(3) {
+        let dtype = if r == 0 && !wide { Dtype::F32 } else { d.pick(&dtypes(wide)) };
+        let (strides, n) = layout(d, &axes, if r == 0 { 0 } else { 35 });
+        let offset = d.below(4);
+        let mut read = Read { operand: operands.len(), dtype, offset, strides, at: None };
+        let mut len = offset + n;
+        if d.chance(20) {
+            // Rows picked by an id that runs over some axes of the nest; some ids point outside.
+            let size = 1 + d.below(6);
+            let (at_strides, m) = layout(d, &axes, 50);
+            read.at = Some(At { operand: operands.len() + 1, offset: 1, strides: at_strides, size, stride: n });
+            len += (size - 1) * n;
+            operands.push(data(d, dtype, len));
+            operands.push(Host::new(Dtype::I32, (0..m + 1).map(|_| d.below(size + 2) as f64 - 1.0).collect()));
+        } else {
+            operands.push(data(d, dtype, len));
+        }
+        reads.push(read);
+    }
+    let mut narrow = false;
+    let kinds: Vec<Dtype> = reads.iter().map(|r| r.dtype).collect();
+    let mut body = program(d, &kinds, if fold == Some(Fold::Sum) { 0 } else { axes.len() }, None, &mut narrow);
+    let mut epilogue = Body::default();
+    if let Some(f) = fold {
+        let float = d.chance(80);
+        body.results = vec![body.results[usize::from(!float)]];
+        let kind = if f == Fold::ArgMax || !float { Kind::Int } else { Kind::Float };
+        // Reads of the epilogue stand still along the folded axes.
+        let still: Vec<usize> = (0..reads.len()).filter(|&r| reads[r].strides[kept.len()..].iter().all(|&s| s == 0)
+            && reads[r].at.as_ref().is_none_or(|a| a.strides[kept.len()..].iter().all(|&s| s == 0))).collect();
+        epilogue = program(d, &still.iter().map(|&r| reads[r].dtype).collect::<Vec<_>>(), kept.len(), Some(kind), &mut narrow);
+        for s in &mut epilogue.steps {
+            if let Step::Read { read, .. } = s {
+                *read = still[*read];
+            }
+        }
+        if f == Fold::ArgMax || d.chance(50) {
+            let at = epilogue.steps.iter().position(|s| matches!(s, Step::Folded { .. })).unwrap();
+            epilogue.results[usize::from(kind == Kind::Int)] = at;
+        }
+    }
+    let mut results = Vec::new();
+    let mut writes = Vec::new();
+    for w in 0..1 + d.below(2) {
+        let dtype = match (w, wide) { (0, true) => d.pick(&[Dtype::F32, Dtype::F32, Dtype::Bf16, Dtype::F16]), (0, false) => Dtype::F32, _ => Dtype::I32 };
+        let (strides, n) = layout(d, &kept, 0);
+        let offset = d.below(5);
+        let mut write = Write { result: w, dtype, offset, strides, at: None };
+        let mut len = offset + n;
+        if d.chance(25) {
+            let last = d.below(4);
+            write.at = Some(Start { operand: operands.len(), last, stride: n });
+            operands.push(Host::new(Dtype::I32, vec![d.below(8) as f64 - 2.0]));
+            len += last * n;
+        }
+        narrow |= dtype == Dtype::Bf16 || dtype == Dtype::F16;
+        results.push(Host { dtype, data: vec![poison(dtype); len] });
+        writes.push(write);
+    }
+    let nest = Nest { kept, folded, fold, reads, body, epilogue, writes };
+    Case { nest, operands, results, narrow }
+}
+
+fn check(name: &str, c: &Case, want: &[Host], weight: &[Vec<f64>], got: &[Vec<f64>]) {
+    for (r, (want, got)) in want.iter().zip(got).enumerate() {
+        for (i, (w, g)) in want.data.iter().zip(got).enumerate() {
+            let scale = weight[r][i].max(w.abs());
+            let slack = if c.narrow { 1.0 / 120.0 } else { 4e-6 };
+            let near = (w - g).abs() <= slack * scale + 2e-6 || (w.is_nan() && g.is_nan()) || w == g;
+            assert!(near, "{name}: result {r}[{i}] is {g}, not {w} (of size {scale})\n{:#?}", c.nest);
+        }
+    }
+}
+
+fn sweep(fold: Option<Fold>, count: u64) {
+    for p in devices() {
+        let wide = p.target.holds(Dtype::Bf16);
+        let mut tried = 0;
+        for seed in 0..count {
+            let c = case(seed + 1000 * fold.map_or(0, |f| f as u64 + 1), fold, wide);
+            let mut want = c.results.clone();
+            let weight = reference::nest(&c.nest, &c.operands, &mut want);
+            let work = Work::Nest(c.nest.clone());
+            for k in LIST {
+                for s in k.schedules(&work, &p.target).unwrap_or_default() {
+                    let got = p.run(*k, &work, &s, &c.operands, &c.results);
+                    check(&format!("{} {s} on {} seed {seed}", k.name(), p.target.name), &c, &want, &weight, &got);
+                    tried += 1;
+                }
+            }
+        }
+        println!("{}: {tried} runs right", p.target.name);
+        assert!(tried >= count);
+    }
+}
+
+#[test]
+fn maps() {
+    sweep(None, 40);
+}
+
+#[test]
+fn sums() {
+    sweep(Some(Fold::Sum), 30);
+}
+
+#[test]
+fn largest() {
+    sweep(Some(Fold::Max), 15);
+}
+
+#[test]
+fn places_of_the_largest() {
+    sweep(Some(Fold::ArgMax), 15);
+}
