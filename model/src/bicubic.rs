@@ -113,7 +113,8 @@ fn vertical(picture: &Picture, to: usize) -> Picture {
     let mut sums = vec![HALF; stride];
     for window in windows(picture.height, to) {
         sums.fill(HALF);
-        for (weight, row) in window.weights.iter().zip(picture.rgb[window.start * stride..].chunks_exact(stride.max(1))) {
+        for (weight, row) in window.weights.iter().zip(picture.rgb[window.start * stride..].chunks_exact(stride.max(1)))
+        {
             for (sum, sample) in sums.iter_mut().zip(row) {
                 *sum += weight * i32::from(*sample);
             }

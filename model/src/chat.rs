@@ -69,7 +69,13 @@ impl Conversation {
     /// A conversation that goes on from older questions and answers: the newest that fit below `window` ids.
     ///
     /// Errors: as [`Conversation::new`].
-    pub fn with_history(tokenizer: &Tokenizer, format: Format, system: &str, turns: &[(String, String)], window: usize) -> Result<Self> {
+    pub fn with_history(
+        tokenizer: &Tokenizer,
+        format: Format,
+        system: &str,
+        turns: &[(String, String)],
+        window: usize,
+    ) -> Result<Self> {
         let mut new = Self::new(tokenizer, format, system)?;
         let newline = new.words("\n")?;
         let mut kept = Vec::new();

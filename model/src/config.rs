@@ -212,11 +212,21 @@ impl VisionConfig {
         }
         small(at("layer_norm_eps"), self.eps)?;
         if self.kind == VisionKind::Siglip && (self.norm, self.qk_norm, self.qkv_bias) != (Norm::Layer, false, true) {
-            return Err(Error::config(at("norm_type"), "not SigLIP's", "SigLIP has LayerNorm, biased q, k, v and no qk-norm"));
+            return Err(Error::config(
+                at("norm_type"),
+                "not SigLIP's",
+                "SigLIP has LayerNorm, biased q, k, v and no qk-norm",
+            ));
         }
         match self.feature_layers.iter().find(|layer| **layer > self.layers) {
-            Some(layer) => Err(Error::config("vision_feature_layer", layer, format!("the tower has hidden states 0 to {}", self.layers))),
-            None if self.feature_layers.is_empty() => Err(Error::config("vision_feature_layer", "[]", "name one hidden state at least")),
+            Some(layer) => Err(Error::config(
+                "vision_feature_layer",
+                layer,
+                format!("the tower has hidden states 0 to {}", self.layers),
+            )),
+            None if self.feature_layers.is_empty() => {
+                Err(Error::config("vision_feature_layer", "[]", "name one hidden state at least"))
+            }
             None => Ok(()),
         }
     }
@@ -266,7 +276,9 @@ impl OmChatConfig {
             (Some(vision), Some(projector)) => (vision, projector),
             (None, None) => return Ok(()),
             (Some(_), None) => return Err(Error::config("projector", "absent", "a vision tower needs one")),
-            (None, Some(_)) => return Err(Error::config("vision_config", "absent", "a projector needs a vision tower")),
+            (None, Some(_)) => {
+                return Err(Error::config("vision_config", "absent", "a projector needs a vision tower"));
+            }
         };
         vision.check()?;
         equal("projector input", projector.input, "the features' width", vision.feature_width())?;

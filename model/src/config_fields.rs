@@ -120,10 +120,9 @@ impl<'a> Fields<'a> {
         let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         match self.get(name) {
             None => Ok(Vec::new()),
-            Some(Value::Array(list)) => list
-                .iter()
-                .map(|value| one(value).ok_or_else(|| self.refuse(name, "an id or a list of ids")))
-                .collect(),
+            Some(Value::Array(list)) => {
+                list.iter().map(|value| one(value).ok_or_else(|| self.refuse(name, "an id or a list of ids"))).collect()
+            }
             Some(value) => Ok(vec![one(value).ok_or_else(|| self.refuse(name, "an id or a list of ids"))?]),
         }
     }
@@ -148,10 +147,8 @@ impl<'a> Fields<'a> {
             name.starts_with('_') || seen.contains(name) || harmless.iter().any(|list| list.contains(&name))
         };
         match self.map.iter().find(|(name, _)| !known(name)) {
-            Some((name, _)) => Err(self.refuse(
-                name,
-                "this field is unknown, so what it changes is too; remove it if it changes no number",
-            )),
+            Some((name, _)) => Err(self
+                .refuse(name, "this field is unknown, so what it changes is too; remove it if it changes no number")),
             None => Ok(()),
         }
     }
@@ -173,24 +170,86 @@ fn short(value: &Value) -> String {
 
 /// What every `save_pretrained` may write and no forward pass of these families reads.
 pub(crate) const HARMLESS: &[&str] = &[
-    "architectures", "auto_map", "attn_implementation", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
-    "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty",
-    "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
-    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label",
-    "initializer_factor", "initializer_range", "is_composition", "label2id", "length_penalty", "max_length",
-    "min_length", "model_type", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels",
-    "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix",
-    "problem_type", "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate",
-    "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tokenizer_class",
-    "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version", "transformers.js_config", "typical_p",
-    "unsloth_version", "use_bfloat16", "use_cache", "use_flash_attn", "use_return_dict", "name_or_path",
-    "attention_dropout", "dropout", "drop_path_rate", "hidden_dropout", "hidden_dropout_prob", "projection_dropout",
+    "architectures",
+    "auto_map",
+    "attn_implementation",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "dtype",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "eos_token_id",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "id2label",
+    "initializer_factor",
+    "initializer_range",
+    "is_composition",
+    "label2id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "model_type",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_labels",
+    "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "pad_token_id",
+    "prefix",
+    "problem_type",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "transformers.js_config",
+    "typical_p",
+    "unsloth_version",
+    "use_bfloat16",
+    "use_cache",
+    "use_flash_attn",
+    "use_return_dict",
+    "name_or_path",
+    "attention_dropout",
+    "dropout",
+    "drop_path_rate",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "projection_dropout",
 ];
 
 /// Of a decoder besides.
-pub(crate) const HARMLESS_TEXT: &[&str] =
-    &["is_llama_config", "max_window_layers", "pretraining_tp", "sliding_window", "tokenizer_model_max_length",
-      "tokenizer_padding_side", "torch_compile"];
+pub(crate) const HARMLESS_TEXT: &[&str] = &[
+    "is_llama_config",
+    "max_window_layers",
+    "pretraining_tp",
+    "sliding_window",
+    "tokenizer_model_max_length",
+    "tokenizer_padding_side",
+    "torch_compile",
+];
 
 /// Of a tower besides. Pooling heads come after the features that are used here.
 pub(crate) const HARMLESS_VISION: &[&str] =
@@ -198,10 +257,31 @@ pub(crate) const HARMLESS_VISION: &[&str] =
 
 /// Of the whole besides. The placeholder is always -200, whatever `image_token_index` says.
 pub(crate) const HARMLESS_WHOLE: &[&str] = &[
-    "freeze_mm_mlp_adapter", "freeze_mm_vision_resampler", "ignore_index", "image_aspect_ratio", "image_seq_length",
-    "image_token_id", "image_token_index", "tune_mm_mlp_adapter", "unfreeze_mm_vision_tower", "use_mm_proj",
-    "pad_token", "tokenizer_model_max_length", "tokenizer_padding_side", "max_position_embeddings", "vocab_size",
-    "mm_hidden_size", "mm_patch_merge_type", "mm_projector_lr", "mm_use_im_patch_token", "mm_use_im_start_end",
-    "mm_vision_tower", "mm_tunable_parts", "mm_vision_tower_lr", "image_crop_resolution", "image_split_resolution",
-    "video_token_id", "video_token_index",
+    "freeze_mm_mlp_adapter",
+    "freeze_mm_vision_resampler",
+    "ignore_index",
+    "image_aspect_ratio",
+    "image_seq_length",
+    "image_token_id",
+    "image_token_index",
+    "tune_mm_mlp_adapter",
+    "unfreeze_mm_vision_tower",
+    "use_mm_proj",
+    "pad_token",
+    "tokenizer_model_max_length",
+    "tokenizer_padding_side",
+    "max_position_embeddings",
+    "vocab_size",
+    "mm_hidden_size",
+    "mm_patch_merge_type",
+    "mm_projector_lr",
+    "mm_use_im_patch_token",
+    "mm_use_im_start_end",
+    "mm_vision_tower",
+    "mm_tunable_parts",
+    "mm_vision_tower_lr",
+    "image_crop_resolution",
+    "image_split_resolution",
+    "video_token_id",
+    "video_token_index",
 ];

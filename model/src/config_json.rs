@@ -26,7 +26,8 @@ impl OmChatConfig {
 
     /// The configuration in the text of a `config.json`.
     pub fn from_json(text: &str) -> Result<Self> {
-        let broken = |cause: &dyn std::fmt::Display| Error::file(Path::new("config.json"), cause, "write one JSON object");
+        let broken =
+            |cause: &dyn std::fmt::Display| Error::file(Path::new("config.json"), cause, "write one JSON object");
         let value: Value = serde_json::from_str(text).map_err(|cause| broken(&cause))?;
         let map = value.as_object().ok_or_else(|| broken(&"not an object"))?;
         let config = read(map)?;
@@ -131,7 +132,9 @@ fn read_head_dim(fields: &Fields, hidden: usize, heads: usize) -> Result<usize> 
     match fields.maybe_size("head_dim")? {
         Some(size) => Ok(size),
         None if heads > 0 && hidden.is_multiple_of(heads) => Ok(hidden / heads),
-        None => Err(fields.refuse("num_attention_heads", format!("it divides hidden_size {hidden}, or head_dim is given"))),
+        None => {
+            Err(fields.refuse("num_attention_heads", format!("it divides hidden_size {hidden}, or head_dim is given")))
+        }
     }
 }
 
@@ -170,9 +173,9 @@ fn read_tied(fields: &Fields, whole: Option<bool>) -> Result<bool> {
 }
 
 fn read_vision(top: &Fields, family: &str) -> Result<VisionConfig> {
-    let nested = top
-        .object("vision_config")?
-        .ok_or_else(|| top.refuse("vision_config", "an object with the tower's sizes; {} for the released InternViT-6B"))?;
+    let nested = top.object("vision_config")?.ok_or_else(|| {
+        top.refuse("vision_config", "an object with the tower's sizes; {} for the released InternViT-6B")
+    })?;
     let fields = Fields::new("vision_config", nested);
     let default = if family == "llava" { "clip_vision_model" } else { "intern_vit_6b" };
     let mut vision = match fields.text("model_type", default)? {
@@ -181,8 +184,14 @@ fn read_vision(top: &Fields, family: &str) -> Result<VisionConfig> {
         "siglip_vision_model" => read_siglip(&fields)?,
         _ => return Err(fields.refuse("model_type", "intern_vit_6b, internvl_vision or siglip_vision_model")),
     };
-    fields.must(&[("num_channels", json!(3)), ("is_encoder_decoder", json!(false)), ("is_decoder", json!(false)),
-        ("add_cross_attention", json!(false)), ("tie_encoder_decoder", json!(false)), ("pruned_heads", json!({}))])?;
+    fields.must(&[
+        ("num_channels", json!(3)),
+        ("is_encoder_decoder", json!(false)),
+        ("is_decoder", json!(false)),
+        ("add_cross_attention", json!(false)),
+        ("tie_encoder_decoder", json!(false)),
+        ("pruned_heads", json!({})),
+    ])?;
     fields.get("tie_word_embeddings");
     fields.finish(&[HARMLESS, HARMLESS_VISION])?;
     vision.feature_layers = read_layers(top, vision.layers, if family == "llava" { -2 } else { -1 })?;

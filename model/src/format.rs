@@ -46,7 +46,8 @@ pub const F0: Format =
     Format { name: "F0", before: "{img}", inside: "{img}", frame: "{img}", between: "", lone_first: false };
 
 /// A line end after each tile.
-pub const F1: Format = Format { name: "F1", before: "{img}\n", inside: "{img}\n", frame: "{img}\n", between: "\n", ..F0 };
+pub const F1: Format =
+    Format { name: "F1", before: "{img}\n", inside: "{img}\n", frame: "{img}\n", between: "\n", ..F0 };
 
 /// A start and an end token around each picture.
 pub const F2: Format = Format {
@@ -81,7 +82,9 @@ impl Format {
     pub fn named(name: &str) -> Result<Self> {
         let found = FORMATS.iter().find(|format| format.name.eq_ignore_ascii_case(name)).copied();
         let names: Vec<&str> = FORMATS.iter().map(|format| format.name).collect();
-        found.ok_or_else(|| Error::input(format!("no format is called `{name}`"), format!("name one of {}", names.join(", "))))
+        found.ok_or_else(|| {
+            Error::input(format!("no format is called `{name}`"), format!("name one of {}", names.join(", ")))
+        })
     }
 
     /// The released layout of a tower's family.

@@ -7,6 +7,7 @@ pub mod config;
 mod config_fields;
 pub mod config_json;
 pub mod error;
+mod ffmpeg;
 pub mod format;
 pub mod picture;
 pub mod presets;
@@ -14,6 +15,7 @@ pub mod rope;
 pub mod splice;
 pub mod tiler;
 pub mod tokenizer;
+pub mod video;
 pub mod weight_names;
 pub mod weights;
 

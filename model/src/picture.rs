@@ -71,7 +71,8 @@ impl Picture {
     }
 }
 
-fn check_size(name: &str, width: u64, height: u64) -> Result<()> {
+/// Refuses sizes that no picture has, before anything is allocated.
+pub(crate) fn check_size(name: &str, width: u64, height: u64) -> Result<()> {
     if width == 0 || height == 0 {
         return Err(Error::image(name, format!("it is {width}x{height}; a picture has one pixel at least")));
     }
@@ -111,6 +112,7 @@ fn to_rgb(image: DynamicImage) -> Vec<u8> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use image::{ImageBuffer, ImageFormat, Luma, LumaA, Rgb, Rgba};

@@ -138,6 +138,7 @@ fn text_label(slot: Slot, label: i32) -> i32 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -59,7 +59,8 @@ impl Tiler {
     /// Errors: `Config` if the model has no tower.
     pub fn new(config: &OmChatConfig) -> Result<Self> {
         let vision = config.vision.as_ref();
-        let vision = vision.ok_or_else(|| Error::config("vision_config", "absent", "a model without a tower takes no pictures"))?;
+        let vision = vision
+            .ok_or_else(|| Error::config("vision_config", "absent", "a model without a tower takes no pictures"))?;
         let (mean, std) = match vision.kind {
             VisionKind::InternVit => (IMAGENET_MEAN, IMAGENET_STD),
             VisionKind::Siglip => ([0.5; 3], [0.5; 3]),
@@ -230,6 +231,7 @@ fn fit(picture: &Picture, width: usize, height: usize) -> Picture {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::presets;
@@ -241,8 +243,15 @@ mod tests {
     /// Counts measured on the released code.
     #[test]
     fn tile_counts_are_the_released_ones() {
-        let sizes = [(448, 448, 3), (640, 480, 5), (1280, 720, 7), (333, 1000, 4), (1920, 1080, 7), (3000, 2000, 7),
-            (100, 100, 3)];
+        let sizes = [
+            (448, 448, 3),
+            (640, 480, 5),
+            (1280, 720, 7),
+            (333, 1000, 4),
+            (1920, 1080, 7),
+            (3000, 2000, 7),
+            (100, 100, 3),
+        ];
         for (width, height, want) in sizes {
             assert_eq!(released().count(width, height, TileMode::AnyRes), want, "{width}x{height}");
         }
@@ -287,7 +296,8 @@ mod tests {
     fn a_processor_of_another_size_is_refused() {
         let mut tiler = released();
         let read = |tiler: &mut Tiler, json| tiler.read_processor(&json).map_err(|error| error.to_string());
-        read(&mut tiler, serde_json::json!({"size": {"height": 448, "width": 448}, "image_mean": [0.5, 0.5, 0.5]})).unwrap();
+        read(&mut tiler, serde_json::json!({"size": {"height": 448, "width": 448}, "image_mean": [0.5, 0.5, 0.5]}))
+            .unwrap();
         assert_eq!((tiler.mean, tiler.std), ([0.5; 3], IMAGENET_STD));
         assert!(read(&mut tiler, serde_json::json!({"size": 384})).unwrap_err().contains("448"));
         assert!(read(&mut tiler, serde_json::json!({"image_std": [0, 1, 1]})).is_err());

@@ -44,7 +44,8 @@ impl Tokenizer {
         let ids = inner.get_vocab_size(true);
         let highest = inner.get_added_tokens_decoder().keys().max().map_or(0, |id| *id as usize + 1).max(ids);
         if highest > config.text.vocab {
-            let cause = format!("it has ids up to {} and the model's embedding has {} rows", highest - 1, config.text.vocab);
+            let cause =
+                format!("it has ids up to {} and the model's embedding has {} rows", highest - 1, config.text.vocab);
             return Err(Error::tokenizer(path, cause, "use the tokenizer of this model"));
         }
         Ok(Self { inner: Arc::new(inner), path: path.to_owned(), stops: config.text.eos.clone() })
@@ -76,7 +77,8 @@ impl Tokenizer {
     ///
     /// Errors: `Tokenizer` naming the token.
     pub fn required(&self, token: &str) -> Result<u32> {
-        self.id(token).ok_or_else(|| self.fault(format!("it has no token {token}"), "use the tokenizer of a chat model"))
+        self.id(token)
+            .ok_or_else(|| self.fault(format!("it has no token {token}"), "use the tokenizer of a chat model"))
     }
 
     /// The ids that end an answer.

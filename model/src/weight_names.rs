@@ -131,8 +131,11 @@ mod tests {
     fn spellings_of_transformers() {
         check("model.vision_tower.embeddings.cls_token", false, "vision_tower.embeddings.class_embedding");
         check("vision_tower.encoder.layer.1.lambda_2", false, "vision_tower.encoder.layers.1.ls2");
-        check("vision_tower.embeddings.position_embedding.weight", true,
-            "vision_tower.vision_model.embeddings.position_embedding.weight");
+        check(
+            "vision_tower.embeddings.position_embedding.weight",
+            true,
+            "vision_tower.vision_model.embeddings.position_embedding.weight",
+        );
         let k = released_name("vision_tower.encoder.layer.1.attention.k_proj.weight", false);
         assert_eq!((k.name.as_str(), k.part), ("vision_tower.encoder.layers.1.attn.qkv.weight", Some(1)));
     }

@@ -1,5 +1,7 @@
 //! Turns as ids, against ids that the tokenizers library recorded in Python, and by their layout.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may end at the first surprise
+
 use omchat_model::chat::{Conversation, SYSTEM, Visual};
 use omchat_model::config::{IMAGE_TOKEN, OmChatConfig};
 use omchat_model::format::*;
@@ -105,8 +107,12 @@ fn turns_only_append() {
     chat.user("two", vec![Visual::Picture(tiles(3))]).unwrap();
     let feed = chat.since(read);
     assert_eq!(feed.tiles, 2..5);
-    assert_eq!(&feed.ids[..answer.len() + 1], answer.iter().map(|id| *id as i32).chain([end as i32]).collect::<Vec<_>>());
-    let text = tokenizer.decode(&feed.ids.iter().filter(|id| **id >= 0).map(|id| *id as u32).collect::<Vec<_>>()).unwrap();
+    assert_eq!(
+        &feed.ids[..answer.len() + 1],
+        answer.iter().map(|id| *id as i32).chain([end as i32]).collect::<Vec<_>>()
+    );
+    let text =
+        tokenizer.decode(&feed.ids.iter().filter(|id| **id >= 0).map(|id| *id as u32).collect::<Vec<_>>()).unwrap();
     assert!(text.contains("yes\nuser\nimage 2: "), "{text}");
     assert_eq!(chat.since(usize::MAX).ids, [] as [i32; 0]);
     let mut whole = Conversation::new(&tokenizer, F3, SYSTEM).unwrap();
@@ -138,7 +144,10 @@ fn history_keeps_the_newest_that_fit() {
         (ids.len(), tokenizer.decode(&ids).unwrap())
     };
     let (all, whole) = text(6144);
-    assert!(whole.ends_with("user\nfirst\nassistant\nfirst\nuser\nsecond\nassistant\nsecond\nuser\nthird\nassistant\nthird"));
+    assert!(
+        whole
+            .ends_with("user\nfirst\nassistant\nfirst\nuser\nsecond\nassistant\nsecond\nuser\nthird\nassistant\nthird")
+    );
     let (fewer, cut) = text(all);
     assert!(fewer < all && !cut.contains("first") && cut.contains("second"), "{cut}");
 }

@@ -1,5 +1,7 @@
 //! Checkpoints: both spellings, shards, and every fault in one error.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may end at the first surprise
+
 use omchat_model::config::OmChatConfig;
 use omchat_model::error::{Error, WeightFault};
 use omchat_model::weights::tensors;
@@ -35,9 +37,9 @@ fn read_all(name: &str) -> (OmChatConfig, Tensors) {
 }
 
 fn write(path: &Path, tensors: &Tensors) {
-    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
-        (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
-    });
+    let views = tensors
+        .iter()
+        .map(|(name, (dtype, shape, bytes))| (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
     serialize_to_file(views, None, path).unwrap();
 }
 
@@ -90,7 +92,8 @@ fn names_of_transformers_with_split_rows() {
     let mut split = Tensors::new();
     for (name, (dtype, shape, bytes)) in &tensors {
         let Some(stem) = name.strip_suffix(".attn.qkv.weight") else {
-            let name = name.replace("encoder.layers", "encoder.layer").replace(".attn.proj", ".attention.projection_layer");
+            let name =
+                name.replace("encoder.layers", "encoder.layer").replace(".attn.proj", ".attention.projection_layer");
             split.insert(name.replace(".ls1", ".lambda_1"), (*dtype, shape.clone(), bytes.clone()));
             continue;
         };
@@ -99,7 +102,8 @@ fn names_of_transformers_with_split_rows() {
             split.insert(name, (*dtype, vec![shape[0] / 3, shape[1]], bytes.to_vec()));
         }
     }
-    let split = rename(&split, |name| if name.starts_with("vision") { format!("model.{name}") } else { name.to_owned() });
+    let split =
+        rename(&split, |name| if name.starts_with("vision") { format!("model.{name}") } else { name.to_owned() });
     write(&dir.join("model.safetensors"), &split);
     same(&config, &tensors, &dir);
 }
@@ -142,7 +146,9 @@ fn every_fault_is_in_one_error() {
     let text = error.to_string();
     let Error::Weights { faults, .. } = error else { panic!("{text}") };
     assert_eq!(faults.len(), 5, "{text}");
-    assert!(faults.contains(&WeightFault::Missing { name: "language_model.model.norm.weight".into(), shape: vec![64] }));
+    assert!(
+        faults.contains(&WeightFault::Missing { name: "language_model.model.norm.weight".into(), shape: vec![64] })
+    );
     assert!(text.contains("extra language_model.model.extra.weight [64]"), "{text}");
     assert!(text.contains("misshapen vision_tower.encoder.layers.0.ls1: [8, 8], want [64]"), "{text}");
     assert!(text.contains("dtype I32"), "{text}");
@@ -152,8 +158,11 @@ fn every_fault_is_in_one_error() {
 fn what_may_be_extra_is_not_a_fault() {
     let (mut config, mut tensors) = read_all("tiny-c");
     let some = tensors["language_model.model.norm.weight"].clone();
-    for name in ["vision_tower.vision_model.post_layernorm.weight", "vision_tower.vision_model.head.probe",
-        "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] {
+    for name in [
+        "vision_tower.vision_model.post_layernorm.weight",
+        "vision_tower.vision_model.head.probe",
+        "language_model.model.layers.0.self_attn.rotary_emb.inv_freq",
+    ] {
         tensors.insert(name.into(), some.clone());
     }
     let dir = folder("extras");

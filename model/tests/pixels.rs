@@ -1,8 +1,10 @@
 //! Tiles of real pictures against Pillow's, sample for sample.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may end at the first surprise
+
+use omchat_model::OmChatConfig;
 use omchat_model::picture::Picture;
 use omchat_model::tiler::{TileMode, Tiler};
-use omchat_model::OmChatConfig;
 use safetensors::SafeTensors;
 use std::path::PathBuf;
 
