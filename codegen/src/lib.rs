@@ -1,12 +1,24 @@
 //! Decisions: lowers a module of the IR to a program of launches over one arena. Names no GPU library,
 //! reads no file and no clock: the same module and the same target yield the same program.
 
+mod assign;
 mod body;
+mod collapse;
+mod compile;
+mod error;
 mod kernel;
+mod lower;
 mod nest;
+pub mod passes;
+mod program;
 mod target;
 
 pub use body::{Body, Kind, Step};
+pub use compile::compile;
+pub use error::Error;
 pub use kernel::{Implements, Kernel, Refusal, Schedule, Work};
+pub use lower::{Lowered, lower};
 pub use nest::{At, Fold, Nest, Read, Start, Write};
+pub use passes::{Context, PIPELINE, Unit};
+pub use program::{BufferPlan, Chosen, LaunchPlan, Memory, Place, Port, Program};
 pub use target::{Family, Target};

@@ -1,0 +1,225 @@
+//! Module to program: the pipeline, then a kernel for each piece of work, then a place for each buffer.
+
+use crate::assign;
+use crate::kernel::{Implements, Work};
+use crate::lower::{Lowered, lower};
+use crate::nest::{Nest, Read, Write};
+use crate::passes::{self, Context, Unit};
+use crate::program::{BufferPlan, Chosen, LaunchPlan, Memory, Place, Port, Program};
+use crate::{Body, Error, Kind, Step};
+use omchat_ir::{Action, Func, Function, Module, Role, Value};
+use std::collections::HashMap;
+
+/// The program of a module's entry on a target.
+///
+/// Errors: faults of the module; a dtype or a limit of the target; work that no kernel takes.
+pub fn compile(module: &Module, entry: Func, context: &Context) -> Result<Program, Error> {
+    let unit = passes::run(Unit { module: module.clone(), entry }, context, None)?;
+    let c = Compiler { unit: &unit, context, buffers: vec![], of: HashMap::new(), chosen: vec![], keys: HashMap::new(), launches: vec![] };
+    c.run()
+}
+
+struct Compiler<'a> {
+    unit: &'a Unit,
+    context: &'a Context<'a>,
+    buffers: Vec<BufferPlan>,
+    /// The buffer of each value of the entry.
+    of: HashMap<Value, usize>,
+    chosen: Vec<Chosen>,
+    keys: HashMap<String, usize>,
+    launches: Vec<LaunchPlan>,
+}
+
+impl Compiler<'_> {
+    fn run(mut self) -> Result<Program, Error> {
+        let f = self.unit.module.function(self.unit.entry);
+        let mut params = vec![];
+        for (v, role) in f.param_values().zip(&f.params) {
+            let memory = match role {
+                Role::Input => Memory::Input,
+                Role::Weight => Memory::Weight,
+                Role::State => Memory::State,
+            };
+            let buffer = self.buffer(f.ty(v).clone(), memory, Place::Own)?;
+            self.of.insert(v, buffer);
+            params.push(Port { name: f.value(v).name.clone(), ty: f.ty(v).clone(), role: *role, buffer });
+        }
+        let last = last_uses(f);
+        for (at, node) in f.nodes.iter().enumerate() {
+            self.node(f, at, node, &last)?;
+        }
+        let results = self.results(f, &params)?;
+        for r in &results {
+            if self.buffers[r.buffer].memory == Memory::Workspace {
+                self.buffers[r.buffer].memory = Memory::Output;
+            }
+        }
+        let target = self.context.target.clone();
+        let slabs = assign::assign(&mut self.buffers, &self.launches, &results, &target)?;
+        Ok(Program { name: f.name.clone(), target, buffers: self.buffers, slabs, params, results, chosen: self.chosen, launches: self.launches })
+    }
+
+    fn buffer(&mut self, ty: omchat_ir::Type, memory: Memory, place: Place) -> Result<usize, Error> {
+        let target = self.context.target;
+        if ty.bytes() > target.max_binding_bytes {
+            return Err(Error::Limit {
+                name: "bytes a buffer",
+                what: format!("a buffer of {ty} ({})", memory.name()),
+                need: ty.bytes(),
+                have: target.max_binding_bytes,
+                target: target.name.clone(),
+                mend: "take a shorter context, fewer tiles a chunk, or another device",
+            });
+        }
+        self.buffers.push(BufferPlan { ty, memory, place });
+        Ok(self.buffers.len() - 1)
+    }
+
+    fn node(&mut self, f: &Function, at: usize, node: &omchat_ir::Node, last: &[usize]) -> Result<(), Error> {
+        let Action::Call { callee, .. } = node.action else { return Ok(()) };
+        let g = self.unit.module.function(callee);
+        let label = node.results.iter().map(|r| format!("%{}", f.value(*r).name)).collect::<Vec<_>>().join(", ");
+        let operands: Vec<usize> = node.operands.iter().map(|o| self.of[o]).collect();
+        let lowered = if self.is_kernel(g) { Lowered::Work { pieces: vec![passes::call_work(g)], onto: None } } else { lower(g)? };
+        match lowered {
+            Lowered::Alias => {
+                self.of.insert(node.results[0], operands[0]);
+            }
+            Lowered::Work { pieces, onto } => {
+                let mut results = vec![];
+                for (i, r) in node.results.iter().enumerate() {
+                    let reused = onto.filter(|_| i == 0).filter(|o| self.in_place(f, node.operands[*o], at, last));
+                    let b = match reused {
+                        Some(o) => operands[o],
+                        None => self.buffer(f.ty(*r).clone(), Memory::Workspace, Place::Arena { slab: 0, offset: 0 })?,
+                    };
+                    self.of.insert(*r, b);
+                    results.push(b);
+                }
+                if let Some(o) = onto.filter(|o| operands[*o] != results[0]) {
+                    self.copy(operands[o], results[0], &label)?;
+                }
+                for work in pieces {
+                    self.launch(work, operands.clone(), results.clone(), label.clone())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a value's memory may be written over at its last use: states may, weights and inputs may not.
+    fn in_place(&self, f: &Function, v: Value, at: usize, last: &[usize]) -> bool {
+        let b = self.of[&v];
+        let shared = self.of.iter().any(|(w, c)| *c == b && *w != v && last[w.0 as usize] >= at);
+        let fixed = matches!(self.buffers[b].memory, Memory::Weight | Memory::Input);
+        last[v.0 as usize] == at && !shared && !fixed && !f.results.contains(&v)
+    }
+
+    fn is_kernel(&self, g: &Function) -> bool {
+        self.context.kernels.iter().any(|k| matches!(k.implements(), Implements::Function(name) if name == g.name))
+    }
+
+    fn copy(&mut self, from: usize, to: usize, label: &str) -> Result<(), Error> {
+        let ty = self.buffers[from].ty.clone();
+        let n = ty.elements();
+        let mut body = Body::default();
+        let step = body.push(Step::Read { read: 0, kind: Kind::of(ty.dtype) });
+        body.results = vec![step];
+        let nest = Nest {
+            kept: vec![n],
+            folded: vec![],
+            fold: None,
+            reads: vec![Read { operand: 0, dtype: ty.dtype, offset: 0, strides: vec![1], at: None }],
+            body,
+            epilogue: Body::default(),
+            writes: vec![Write { result: 0, dtype: ty.dtype, offset: 0, strides: vec![1], at: None }],
+        };
+        self.launch(Work::Nest(nest), vec![from], vec![to], format!("{label} (copy)"))
+    }
+
+    fn launch(&mut self, work: Work, operands: Vec<usize>, results: Vec<usize>, label: String) -> Result<(), Error> {
+        if matches!(&work, Work::Nest(n) if n.points() == 0) {
+            return Ok(());
+        }
+        let key = format!("{work:?}");
+        let chosen = match self.keys.get(&key) {
+            Some(i) => *i,
+            None => {
+                let c = self.select(work)?;
+                self.chosen.push(c);
+                self.keys.insert(key, self.chosen.len() - 1);
+                self.chosen.len() - 1
+            }
+        };
+        self.launches.push(LaunchPlan { chosen, operands, results, label });
+        Ok(())
+    }
+
+    /// The first kernel of the list that offers a schedule, and why those before it refused.
+    fn select(&self, work: Work) -> Result<Chosen, Error> {
+        let mut refusals = vec![];
+        for k in self.context.kernels {
+            let fits = match (&work, k.implements()) {
+                (Work::Nest(_), Implements::Nest) | (Work::KthLargest { .. }, Implements::KthLargest) => true,
+                (Work::Function { name, .. }, Implements::Function(n)) => name == n,
+                _ => false,
+            };
+            if !fits {
+                continue;
+            }
+            match k.schedules(&work, self.context.target) {
+                Ok(s) if !s.is_empty() => {
+                    let schedule = s.into_iter().next().unwrap_or_default();
+                    return Ok(Chosen { kernel: k.name(), work, schedule, refusals });
+                }
+                Ok(_) => refusals.push((k.name(), "offers no schedule".to_string())),
+                Err(r) => refusals.push((k.name(), r.0)),
+            }
+        }
+        let list: Vec<String> = refusals.iter().map(|(k, why)| format!("{k}: {why}")).collect();
+        Err(Error::NoKernel { work: describe(&work), target: self.context.target.name.clone(), refusals: if list.is_empty() { "none implements it".into() } else { list.join("; ") } })
+    }
+
+    /// The entry's results; a state's next value that lies elsewhere is copied onto the state.
+    fn results(&mut self, f: &Function, params: &[Port]) -> Result<Vec<Port>, Error> {
+        let states: Vec<Port> = params.iter().filter(|p| p.role == Role::State).cloned().collect();
+        let first = f.results.len() - states.len();
+        let mut out = vec![];
+        for (i, r) in f.results.iter().enumerate() {
+            let name = f.value(*r).name.clone();
+            let ty = f.ty(*r).clone();
+            let mut buffer = self.of[r];
+            let role = if i >= first { Role::State } else { Role::Input };
+            if let Some(state) = i.checked_sub(first).map(|s| &states[s]) {
+                if buffer != state.buffer {
+                    self.copy(buffer, state.buffer, &format!("%{}", state.name))?;
+                    buffer = state.buffer;
+                }
+            } else if self.buffers[buffer].place == Place::Own || out.iter().any(|p: &Port| p.buffer == buffer) {
+                // A result that is a parameter, or twice the same value, gets memory of its own.
+                let own = self.buffer(ty.clone(), Memory::Output, Place::Arena { slab: 0, offset: 0 })?;
+                self.copy(buffer, own, &format!("%{name}"))?;
+                buffer = own;
+            }
+            out.push(Port { name, ty, role, buffer });
+        }
+        Ok(out)
+    }
+}
+
+fn describe(work: &Work) -> String {
+    match work {
+        Work::Nest(n) => format!("a nest over {:?} folding {:?}", n.kept, n.folded),
+        Work::Function { name, .. } => format!("@{name}"),
+        Work::KthLargest { rows, width, k } => format!("kth_largest {k} of {rows} rows of {width}"),
+    }
+}
+
+/// The node at which each value is read last.
+fn last_uses(f: &Function) -> Vec<usize> {
+    let mut last = vec![0; f.values.len()];
+    for (at, n) in f.nodes.iter().enumerate() {
+        n.operands.iter().for_each(|o| last[o.0 as usize] = at);
+    }
+    last
+}

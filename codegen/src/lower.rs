@@ -1,0 +1,406 @@
+//! An outlined function to the work it asks for: one nest, or what cannot be one.
+
+use crate::body::{Body, Kind, Step};
+use crate::nest::{At, Fold, Nest, Read, Start, Write};
+use crate::{Error, Work};
+use omchat_ir::ops::{ArgMax, Cast, Concat, Einsum, FoldKind, Gather, Reduce, ScatterAdd, UpdateSlice};
+use omchat_ir::{Action, Dtype, Fault, Function, Node, Op, Scalar, Type, Value, strides};
+
+/// What a function lowers to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Lowered {
+    /// Its result is its operand's memory: a reshape.
+    Alias,
+    /// Work, one piece after another, on the function's operands and results.
+    Work {
+        /// The pieces.
+        pieces: Vec<Work>,
+        /// An operand that result 0 must start as; the pieces write over parts of it.
+        onto: Option<usize>,
+    },
+}
+
+/// What a function asks for.
+///
+/// Errors: an op that needs more than one rank.
+pub fn lower(f: &Function) -> Result<Lowered, Error> {
+    let l = Lower::new(f);
+    if let [node] = f.nodes.as_slice()
+        && let Action::Op(op) = &node.action
+    {
+        match op {
+            Op::Rearrange(r) => return l.rearrange(node, r),
+            Op::UpdateSlice(u) => return Ok(l.update_slice(node, u)),
+            Op::ScatterAdd(s) => return l.scatter_add(node, s),
+            Op::KthLargest(k) => {
+                let x = f.ty(node.operands[0]);
+                let width = x.shape.last().copied().unwrap_or(1);
+                let work = Work::KthLargest { rows: x.elements() / width.max(1), width, k: k.k };
+                return Ok(Lowered::Work { pieces: vec![work], onto: None });
+            }
+            Op::CollectivePermute(_) | Op::AllReduce(_) => return Ok(Lowered::Alias),
+            Op::Concat(c) => return l.concat(node, c),
+            _ => {}
+        }
+    }
+    Ok(Lowered::Work { pieces: vec![Work::Nest(l.nest()?.collapsed())], onto: None })
+}
+
+/// An index along one axis of a value, as a sum over the nest's axes.
+#[derive(Clone, Debug)]
+struct Affine {
+    offset: usize,
+    steps: Vec<usize>,
+}
+
+/// The index of a value at the nest's current point: one sum an axis.
+type Index = Vec<Affine>;
+
+struct Lower<'a> {
+    f: &'a Function,
+    /// The node that makes each value.
+    maker: Vec<Option<usize>>,
+    /// The one fold, if any.
+    anchor: Option<usize>,
+}
+
+/// A nest in the making.
+struct Making {
+    axes: usize,
+    reads: Vec<Read>,
+    body: Body,
+}
+
+impl<'a> Lower<'a> {
+    fn new(f: &'a Function) -> Lower<'a> {
+        let mut maker = vec![None; f.values.len()];
+        for (n, node) in f.nodes.iter().enumerate() {
+            node.results.iter().for_each(|r| maker[r.0 as usize] = Some(n));
+        }
+        let fold = |n: &Node| matches!(n.action, Action::Op(Op::Reduce(_) | Op::ArgMax(_) | Op::Einsum(_)));
+        Lower { f, maker, anchor: f.nodes.iter().position(fold) }
+    }
+
+    fn op(&self, v: Value) -> Option<(&'a Op, &'a Node)> {
+        let node = &self.f.nodes[self.maker[v.0 as usize]?];
+        match &node.action {
+            Action::Op(op) => Some((op, node)),
+            Action::Call { .. } => None,
+        }
+    }
+
+    /// Where each result of the function is written: value, buffer type, offset, shape walked.
+    fn sinks(&self) -> Vec<(Value, usize, Type, usize)> {
+        let mut out = vec![];
+        for (i, r) in self.f.results.iter().enumerate() {
+            let ty = self.f.ty(*r);
+            match self.op(*r) {
+                Some((Op::Concat(c), node)) => {
+                    let mut start = 0;
+                    for o in &node.operands {
+                        out.push((*o, i, ty.clone(), start * ty.strides()[c.axis]));
+                        start += self.f.ty(*o).shape[c.axis];
+                    }
+                }
+                _ => out.push((*r, i, ty.clone(), 0)),
+            }
+        }
+        out
+    }
+
+    fn nest(&self) -> Result<Nest, Error> {
+        let sinks = self.sinks();
+        let kept = sinks.first().map(|s| self.f.ty(s.0).shape.clone()).unwrap_or_default();
+        let (folded, fold, start) = match self.anchor {
+            Some(n) => self.folds(&self.f.nodes[n])?,
+            None => (vec![], None, vec![]),
+        };
+        let axes = kept.len() + folded.len();
+        let mut m = Making { axes, reads: vec![], body: Body::default() };
+        let identity: Index = (0..kept.len()).map(|i| unit(i, axes)).collect();
+        let mut body = Body::default();
+        if let Some(n) = self.anchor {
+            let node = &self.f.nodes[n];
+            let steps: Vec<usize> = node.operands.iter().zip(&start).map(|(o, ix)| self.value(*o, ix, &mut m)).collect();
+            let result = match steps[..] {
+                [a, b] => m.body.push(Step::Apply { f: Scalar::Mul, args: vec![a, b], of: Kind::Float }),
+                _ => steps[0],
+            };
+            body = std::mem::take(&mut m.body);
+            body.results = vec![result];
+        }
+        let results = sinks.iter().map(|s| self.value(s.0, &identity, &mut m)).collect();
+        m.body.results = results;
+        let writes = sinks.into_iter().map(|(_, result, ty, offset)| Write { result, dtype: ty.dtype, offset, strides: ty.strides(), at: None }).collect();
+        let (body, epilogue) = if self.anchor.is_some() { (body, m.body) } else { (m.body, Body::default()) };
+        Ok(Nest { kept, folded, fold, reads: m.reads, body, epilogue, writes })
+    }
+
+    /// Folded sizes, the fold, and the index of each operand of an anchor.
+    fn folds(&self, node: &Node) -> Result<(Vec<usize>, Option<Fold>, Vec<Index>), Error> {
+        let Action::Op(op) = &node.action else { return Ok((vec![], None, vec![])) };
+        let types: Vec<&Type> = node.operands.iter().map(|v| self.f.ty(*v)).collect();
+        match op {
+            Op::Einsum(e) => self.einsum(e, &types),
+            Op::Reduce(Reduce { fold, axes }) => {
+                let fold = if *fold == FoldKind::Sum { Fold::Sum } else { Fold::Max };
+                contraction(&axes.inputs, &axes.output, &types, fold)
+            }
+            Op::ArgMax(ArgMax { axes }) => contraction(&axes.inputs, &axes.output, &types, Fold::ArgMax),
+            _ => Ok((vec![], None, vec![])),
+        }
+    }
+
+    fn einsum(&self, e: &Einsum, types: &[&Type]) -> Result<(Vec<usize>, Option<Fold>, Vec<Index>), Error> {
+        contraction(&e.axes.inputs, &e.axes.output, types, Fold::Sum)
+    }
+
+    /// The step that yields a value at an index.
+    fn value(&self, v: Value, index: &Index, m: &mut Making) -> usize {
+        let ty = self.f.ty(v);
+        if let Some((op, node)) = self.op(v) {
+            if self.maker[v.0 as usize] == self.anchor {
+                let kind = Kind::of(ty.dtype);
+                return m.body.push(Step::Folded { kind });
+            }
+            match op {
+                Op::Constant(c) => {
+                    return m.body.push(if c.dtype.is_float() { Step::Float { bits: (c.value as f32).to_bits() } } else { Step::Int { value: c.value as i32 } });
+                }
+                Op::Iota(_) => return iota(&index[0], m),
+                Op::Pointwise(p) => {
+                    let types: Vec<&Type> = node.operands.iter().map(|o| self.f.ty(*o)).collect();
+                    let args = node.operands.iter().enumerate().map(|(i, o)| self.value(*o, &operand_index(p.axes.as_ref(), i, types[i], index), m)).collect::<Vec<_>>();
+                    let of = Kind::of(types[types.len() - 1].dtype);
+                    return m.body.push(Step::Apply { f: p.f, args, of });
+                }
+                Op::Cast(Cast { dtype }) => {
+                    let from = self.f.ty(node.operands[0]).dtype;
+                    let arg = self.value(node.operands[0], index, m);
+                    return cast(arg, from, *dtype, m);
+                }
+                Op::Copy(_) => return self.value(node.operands[0], index, m),
+                Op::Gather(g) => return self.gather(node, g, index, m),
+                _ => {}
+            }
+        }
+        let (operand, offset, steps) = self.view(v, index, m.axes);
+        read(m, Read { operand, dtype: ty.dtype, offset, strides: steps, at: None })
+    }
+
+    /// The parameter behind a value, and the element read at an index.
+    fn view(&self, v: Value, index: &Index, axes: usize) -> (usize, usize, Vec<usize>) {
+        if let Some((op, node)) = self.op(v) {
+            let x = node.operands[0];
+            match op {
+                Op::Slice(s) => {
+                    let mut index = index.clone();
+                    index[s.axis].offset += s.start;
+                    return self.view(x, &index, axes);
+                }
+                Op::Rearrange(r) => return self.view(x, &rearranged(r, self.f.ty(x), index, axes), axes),
+                _ => {}
+            }
+        }
+        let mut offset = 0;
+        let mut steps = vec![0; axes];
+        for (a, s) in index.iter().zip(self.f.ty(v).strides()) {
+            offset += a.offset * s;
+            steps.iter_mut().zip(&a.steps).for_each(|(t, k)| *t += k * s);
+        }
+        (v.0 as usize, offset, steps)
+    }
+
+    fn gather(&self, node: &Node, g: &Gather, index: &Index, m: &mut Making) -> usize {
+        let (table, ids) = (node.operands[0], node.operands[1]);
+        let out: Vec<&String> = g.axes.output.iter().flatten().collect();
+        let pick = |groups: &[Vec<String>]| -> Index {
+            groups.iter().flatten().map(|w| out.iter().position(|o| *o == w).map_or(Affine { offset: 0, steps: vec![0; m.axes] }, |i| index[i].clone())).collect()
+        };
+        let (operand, offset, steps) = self.view(table, &pick(&g.axes.inputs[0]), m.axes);
+        let (at, at_offset, at_steps) = self.view(ids, &pick(&g.axes.inputs[1]), m.axes);
+        let row = g.axes.inputs[0].iter().flatten().position(|w| !out.contains(&w)).unwrap_or(0);
+        let mut along: Index = (0..self.f.ty(table).rank()).map(|_| Affine { offset: 0, steps: vec![0; m.axes] }).collect();
+        along[row].offset = 1;
+        let stride = self.view(table, &along, m.axes).1.saturating_sub(self.view(table, &zero(along.len(), m.axes), m.axes).1);
+        let size = self.f.ty(table).shape[row];
+        read(m, Read { operand, dtype: self.f.ty(table).dtype, offset, strides: steps, at: Some(At { operand: at, offset: at_offset, strides: at_steps, size, stride }) })
+    }
+
+    /// A rearrange alone: a reshape, or a copy over its elementary axes.
+    fn rearrange(&self, node: &Node, r: &omchat_ir::ops::Rearrange) -> Result<Lowered, Error> {
+        let x = self.f.ty(node.operands[0]);
+        let moves = r.moves(x).map_err(invalid)?;
+        if moves.strides == strides(&moves.sizes) && x.elements() == moves.sizes.iter().product::<usize>() {
+            return Ok(Lowered::Alias);
+        }
+        let reads = vec![Read { operand: 0, dtype: x.dtype, offset: 0, strides: moves.strides, at: None }];
+        let own = strides(&moves.sizes);
+        Ok(copy_nest(moves.sizes, reads, Write { result: 0, dtype: x.dtype, offset: 0, strides: own, at: None }, None))
+    }
+
+    fn update_slice(&self, node: &Node, u: &UpdateSlice) -> Lowered {
+        let (x, part) = (self.f.ty(node.operands[0]), self.f.ty(node.operands[1]));
+        let (part_at, start_at) = (node.operands[1].0 as usize, node.operands[2].0 as usize);
+        let reads = vec![Read { operand: part_at, dtype: part.dtype, offset: 0, strides: part.strides(), at: None }];
+        let start = Start { operand: start_at, last: x.shape[u.axis] - part.shape[u.axis], stride: x.strides()[u.axis] };
+        let write = Write { result: 0, dtype: x.dtype, offset: 0, strides: x.strides(), at: Some(start) };
+        copy_nest(part.shape.clone(), reads, write, Some(node.operands[0].0 as usize))
+    }
+
+    fn concat(&self, node: &Node, c: &Concat) -> Result<Lowered, Error> {
+        let ty = self.f.ty(node.results[0]);
+        let mut start = 0;
+        let mut pieces = vec![];
+        for o in &node.operands {
+            let x = self.f.ty(*o);
+            let reads = vec![Read { operand: o.0 as usize, dtype: x.dtype, offset: 0, strides: x.strides(), at: None }];
+            let write = Write { result: 0, dtype: ty.dtype, offset: start * ty.strides()[c.axis], strides: ty.strides(), at: None };
+            if let Lowered::Work { pieces: p, .. } = copy_nest(x.shape.clone(), reads, write, None) {
+                pieces.extend(p);
+            }
+            start += x.shape[c.axis];
+        }
+        Ok(Lowered::Work { pieces, onto: None })
+    }
+
+    /// Every table element gathers the rows whose id is its own: no atomics, one order of summing.
+    fn scatter_add(&self, node: &Node, s: &ScatterAdd) -> Result<Lowered, Error> {
+        let (table, ids, rows) = (node.operands[0], node.operands[1], node.operands[2]);
+        let words = |g: &[Vec<String>]| g.iter().flatten().cloned().collect::<Vec<_>>();
+        let (tw, iw, rw) = (words(&s.axes.inputs[0]), words(&s.axes.inputs[1]), words(&s.axes.inputs[2]));
+        let row = tw.iter().position(|w| !rw.contains(w)).unwrap_or(0);
+        let shared: Vec<&String> = iw.iter().filter(|w| tw.contains(w)).collect();
+        let folds: Vec<&String> = iw.iter().filter(|w| !shared.contains(w)).collect();
+        let size_of = |w: &String| self.f.ty(ids).shape[iw.iter().position(|x| x == w).unwrap_or(0)];
+        let kept = self.f.ty(table).shape.clone();
+        let folded: Vec<usize> = folds.iter().map(|w| size_of(w)).collect();
+        let axes = kept.len() + folded.len();
+        let place = |w: &String| tw.iter().position(|x| x == w).or_else(|| folds.iter().position(|x| *x == w).map(|i| kept.len() + i)).unwrap_or(0);
+        let index = |own: &[String]| -> Index { own.iter().map(|w| unit(place(w), axes)).collect() };
+        let mut m = Making { axes, reads: vec![], body: Body::default() };
+        let id = self.value(ids, &index(&iw), &mut m);
+        let own = m.body.push(Step::Index { axis: row });
+        let hit = m.body.push(Step::Apply { f: Scalar::Eq, args: vec![id, own], of: Kind::Int });
+        let value = self.value(rows, &index(&rw), &mut m);
+        let zero = m.body.push(Step::Float { bits: 0 });
+        let picked = m.body.push(Step::Apply { f: Scalar::Select, args: vec![hit, value, zero], of: Kind::Float });
+        let mut body = std::mem::take(&mut m.body);
+        body.results = vec![picked];
+        let base = self.value(table, &index(&tw), &mut m);
+        let sum = m.body.push(Step::Folded { kind: Kind::Float });
+        let out = m.body.push(Step::Apply { f: Scalar::Add, args: vec![base, sum], of: Kind::Float });
+        m.body.results = vec![out];
+        let ty = self.f.ty(table);
+        let writes = vec![Write { result: 0, dtype: ty.dtype, offset: 0, strides: ty.strides(), at: None }];
+        let nest = Nest { kept, folded, fold: Some(Fold::Sum), reads: m.reads, body, epilogue: m.body, writes };
+        Ok(Lowered::Work { pieces: vec![Work::Nest(nest)], onto: None })
+    }
+}
+
+fn invalid(f: Fault) -> Error {
+    Error::Invalid(f.into())
+}
+
+fn unit(axis: usize, axes: usize) -> Affine {
+    let mut steps = vec![0; axes];
+    steps[axis] = 1;
+    Affine { offset: 0, steps }
+}
+
+fn zero(rank: usize, axes: usize) -> Index {
+    (0..rank).map(|_| Affine { offset: 0, steps: vec![0; axes] }).collect()
+}
+
+fn read(m: &mut Making, r: Read) -> usize {
+    let kind = Kind::of(r.dtype);
+    let read = m.reads.iter().position(|x| *x == r).unwrap_or_else(|| {
+        m.reads.push(r);
+        m.reads.len() - 1
+    });
+    m.body.push(Step::Read { read, kind })
+}
+
+/// The index of operand `i` of a scalar function at the result's index.
+fn operand_index(axes: Option<&omchat_ir::Axes>, i: usize, ty: &Type, index: &Index) -> Index {
+    match axes {
+        None if ty.rank() == 0 => vec![],
+        None => index.clone(),
+        Some(a) => a.inputs[i].iter().map(|g| index[a.output.iter().position(|o| o == g).unwrap_or(0)].clone()).collect(),
+    }
+}
+
+/// The operand's index behind a rearrange that merges nothing.
+fn rearranged(r: &omchat_ir::ops::Rearrange, x: &Type, index: &Index, axes: usize) -> Index {
+    let words: Vec<&String> = r.axes.output.iter().flatten().collect();
+    let sizes = r.moves(x).map(|m| m.sizes).unwrap_or_default();
+    r.axes.inputs[0].iter().map(|group| {
+        let mut out = Affine { offset: 0, steps: vec![0; axes] };
+        for w in group {
+            let Some(i) = words.iter().position(|o| *o == w) else { continue };
+            out.offset = out.offset * sizes[i] + index[i].offset;
+            out.steps.iter_mut().zip(&index[i].steps).for_each(|(o, s)| *o = *o * sizes[i] + s);
+        }
+        out
+    }).collect()
+}
+
+fn iota(a: &Affine, m: &mut Making) -> usize {
+    let mut sum = None;
+    for (axis, &k) in a.steps.iter().enumerate().filter(|(_, k)| **k > 0) {
+        let mut term = m.body.push(Step::Index { axis });
+        if k > 1 {
+            let by = m.body.push(Step::Int { value: k as i32 });
+            term = m.body.push(Step::Apply { f: Scalar::Mul, args: vec![term, by], of: Kind::Int });
+        }
+        sum = Some(match sum {
+            None => term,
+            Some(s) => m.body.push(Step::Apply { f: Scalar::Add, args: vec![s, term], of: Kind::Int }),
+        });
+    }
+    match (sum, a.offset) {
+        (Some(s), 0) => s,
+        (s, offset) => {
+            let c = m.body.push(Step::Int { value: offset as i32 });
+            s.map_or(c, |s| m.body.push(Step::Apply { f: Scalar::Add, args: vec![s, c], of: Kind::Int }))
+        }
+    }
+}
+
+fn cast(arg: usize, from: Dtype, to: Dtype, m: &mut Making) -> usize {
+    match (from, to) {
+        (_, Dtype::Bool) if from == Dtype::Bool => arg,
+        (_, Dtype::Bool) => m.body.push(Step::Truth { arg }),
+        (_, Dtype::Bf16 | Dtype::F16) => {
+            let arg = if from.is_float() { arg } else { m.body.push(Step::Convert { arg, to: Kind::Float }) };
+            m.body.push(Step::Round { arg, to })
+        }
+        _ if Kind::of(from) == Kind::of(to) => arg,
+        _ => m.body.push(Step::Convert { arg, to: Kind::of(to) }),
+    }
+}
+
+/// Folded sizes, the fold and the operands' indices from axes words.
+fn contraction(inputs: &[Vec<Vec<String>>], output: &[Vec<String>], types: &[&Type], fold: Fold) -> Result<(Vec<usize>, Option<Fold>, Vec<Index>), Error> {
+    let out: Vec<&String> = output.iter().flatten().collect();
+    let mut folded: Vec<(&String, usize)> = vec![];
+    for (own, t) in inputs.iter().zip(types) {
+        for (w, n) in own.iter().flatten().zip(&t.shape) {
+            if !out.contains(&w) && !folded.iter().any(|(f, _)| *f == w) {
+                folded.push((w, *n));
+            }
+        }
+    }
+    let axes = out.len() + folded.len();
+    let place = |w: &String| out.iter().position(|o| *o == w).or_else(|| folded.iter().position(|(f, _)| *f == w).map(|i| out.len() + i)).unwrap_or(0);
+    let index = inputs.iter().map(|own| own.iter().flatten().map(|w| unit(place(w), axes)).collect()).collect();
+    Ok((folded.iter().map(|f| f.1).collect(), Some(fold), index))
+}
+
+fn copy_nest(kept: Vec<usize>, reads: Vec<Read>, write: Write, onto: Option<usize>) -> Lowered {
+    let mut body = Body::default();
+    let step = body.push(Step::Read { read: 0, kind: Kind::of(write.dtype) });
+    body.results = vec![step];
+    let nest = Nest { kept, folded: vec![], fold: None, reads, body, epilogue: Body::default(), writes: vec![write] };
+    Lowered::Work { pieces: vec![Work::Nest(nest.collapsed())], onto }
+}

@@ -1,0 +1,78 @@
+//! No twin node, no dead node in the entry.
+
+use super::{Context, Unit, inline::keep_called};
+use crate::Error;
+use omchat_ir::{Action, Value};
+use std::collections::HashMap;
+
+/// Of two nodes that do the same to the same operands, the first stays.
+pub(super) fn cse(mut unit: Unit, _: &Context) -> Result<Unit, Error> {
+    let f = &mut unit.module.functions[unit.entry.0 as usize];
+    let mut same: Vec<Value> = (0..f.values.len() as u32).map(Value).collect();
+    let mut seen: HashMap<String, Vec<Value>> = HashMap::new();
+    let mut nodes = vec![];
+    for mut node in std::mem::take(&mut f.nodes) {
+        node.operands.iter_mut().for_each(|v| *v = same[v.0 as usize]);
+        let key = format!("{:?} {:?}", node.action, node.operands);
+        if let Some(first) = seen.get(&key) {
+            for (r, s) in node.results.iter().zip(first) {
+                same[r.0 as usize] = *s;
+            }
+            continue;
+        }
+        seen.insert(key, node.results.clone());
+        nodes.push(node);
+    }
+    f.nodes = nodes;
+    f.results.iter_mut().for_each(|v| *v = same[v.0 as usize]);
+    Ok(unit)
+}
+
+/// What no result needs goes; so do functions that nothing calls.
+pub(super) fn dce(mut unit: Unit, _: &Context) -> Result<Unit, Error> {
+    let f = &mut unit.module.functions[unit.entry.0 as usize];
+    let mut live = vec![false; f.values.len()];
+    for r in &f.results {
+        live[r.0 as usize] = true;
+    }
+    let mut nodes = vec![];
+    for node in std::mem::take(&mut f.nodes).into_iter().rev() {
+        let collective = matches!(&node.action, Action::Op(omchat_ir::Op::CollectivePermute(_) | omchat_ir::Op::AllReduce(_)));
+        if collective || node.results.iter().any(|r| live[r.0 as usize]) {
+            for o in &node.operands {
+                live[o.0 as usize] = true;
+            }
+            nodes.push(node);
+        }
+    }
+    nodes.reverse();
+    f.nodes = nodes;
+    Ok(keep_called(drop_unused_values(unit)))
+}
+
+/// Renumbers the entry's values so that only parameters and results of nodes are left.
+pub(super) fn drop_unused_values(mut unit: Unit) -> Unit {
+    let f = &mut unit.module.functions[unit.entry.0 as usize];
+    let mut keep: Vec<bool> = (0..f.values.len()).map(|i| i < f.params.len()).collect();
+    for r in f.nodes.iter().flat_map(|n| &n.results) {
+        keep[r.0 as usize] = true;
+    }
+    let mut next = 0;
+    let number: Vec<Value> = keep.iter().map(|k| {
+        let v = Value(next);
+        next += u32::from(*k);
+        v
+    }).collect();
+    let mut i = 0;
+    f.values.retain(|_| {
+        i += 1;
+        keep[i - 1]
+    });
+    let at = |v: &mut Value| *v = number[v.0 as usize];
+    for n in &mut f.nodes {
+        n.operands.iter_mut().for_each(at);
+        n.results.iter_mut().for_each(at);
+    }
+    f.results.iter_mut().for_each(at);
+    unit
+}

@@ -1,0 +1,137 @@
+//! Groups to functions: each distinct group once, the entry as calls.
+
+use super::super::inline::keep_called;
+use super::super::{Unit, cse::drop_unused_values};
+use super::Facts;
+use omchat_ir::{Action, Func, Function, Module, Named, Node, Role, Value};
+use std::collections::HashMap;
+
+/// The prefix of outlined functions' names.
+pub(crate) const FUSED: &str = "fused.";
+
+pub(super) fn emit(unit: &Unit, facts: &Facts, order: &[Vec<usize>]) -> Unit {
+    let f = unit.module.function(unit.entry);
+    let mut e = Emit { f, facts, module: unit.module.clone(), seen: HashMap::new(), nodes: vec![], stored: vec![false; f.values.len()] };
+    let entry = e.module.functions.pop().unwrap_or_default();
+    e.stored.iter_mut().take(f.params.len()).for_each(|s| *s = true);
+    for nodes in order {
+        e.store_for(nodes);
+        e.group(nodes);
+    }
+    for r in &f.results {
+        e.store(*r);
+    }
+    let entry = Function { nodes: e.nodes, ..entry };
+    e.module.functions.push(entry);
+    let entry = Func(e.module.functions.len() as u32 - 1);
+    keep_called(drop_unused_values(Unit { module: e.module, entry }))
+}
+
+struct Emit<'a> {
+    f: &'a Function,
+    facts: &'a Facts,
+    module: Module,
+    /// Outlined functions by what they do.
+    seen: HashMap<String, Func>,
+    nodes: Vec<Node>,
+    /// Whether a value is in memory.
+    stored: Vec<bool>,
+}
+
+impl Emit<'_> {
+    /// Stores what a group that is no loop nest reads through free nodes.
+    fn store_for(&mut self, nodes: &[usize]) {
+        let needs_memory = |n: &usize| matches!(&self.f.nodes[*n].action, Action::Call { .. } | Action::Op(
+            omchat_ir::Op::KthLargest(_) | omchat_ir::Op::UpdateSlice(_) | omchat_ir::Op::ScatterAdd(_) | omchat_ir::Op::CollectivePermute(_) | omchat_ir::Op::AllReduce(_)));
+        let operands: Vec<Value> = nodes.iter().filter(|n| needs_memory(n)).flat_map(|n| self.f.nodes[*n].operands.clone()).collect();
+        operands.into_iter().for_each(|v| self.store(v));
+    }
+
+    /// Puts a free value into memory, by a group of its own.
+    fn store(&mut self, v: Value) {
+        if let Some(n) = self.facts.maker[v.0 as usize].filter(|_| self.facts.free(v) && !self.stored[v.0 as usize]) {
+            self.group(&[n]);
+        }
+    }
+
+    fn group(&mut self, nodes: &[usize]) {
+        if let [one] = nodes
+            && matches!(self.f.nodes[*one].action, Action::Call { .. })
+        {
+            let node = self.f.nodes[*one].clone();
+            node.results.iter().for_each(|r| self.stored[r.0 as usize] = true);
+            self.nodes.push(node);
+            return;
+        }
+        let mut part = Part { f: self.f, facts: self.facts, stored: &self.stored, map: HashMap::new(), params: vec![], out: Function::default() };
+        for n in nodes {
+            part.copy(*n);
+        }
+        let results: Vec<Value> = nodes.iter().flat_map(|n| self.f.nodes[*n].results.iter().copied()).filter(|v| {
+            let users = &self.facts.users[v.0 as usize];
+            self.facts.result[v.0 as usize] || users.iter().any(|u| !nodes.contains(u)) || self.facts.free(*v)
+        }).collect();
+        let (params, out) = part.finish(&results);
+        let key = format!("{:?}", (&out.params, &out.values, &out.nodes, &out.results));
+        let callee = *self.seen.entry(key).or_insert_with(|| {
+            let at = self.module.functions.len();
+            self.module.functions.push(Function { name: format!("{FUSED}{at}"), ..out });
+            Func(at as u32)
+        });
+        results.iter().for_each(|r| self.stored[r.0 as usize] = true);
+        self.nodes.push(Node { action: Action::Call { callee, remat: false }, operands: params, results });
+    }
+}
+
+/// A group's function in the making. Values are renamed in order, so that equal groups print equal.
+struct Part<'a> {
+    f: &'a Function,
+    facts: &'a Facts,
+    stored: &'a [bool],
+    map: HashMap<Value, Value>,
+    params: Vec<Value>,
+    out: Function,
+}
+
+impl Part<'_> {
+    /// Copies a node; its operands become parameters, or free nodes copied before it.
+    fn copy(&mut self, n: usize) {
+        let node = &self.f.nodes[n];
+        for o in &node.operands {
+            if self.map.contains_key(o) {
+                continue;
+            }
+            match self.facts.maker[o.0 as usize] {
+                Some(m) if self.facts.free(*o) && !self.stored[o.0 as usize] => self.copy(m),
+                _ => {
+                    self.params.push(*o);
+                    // Marks the value; its index comes when all parameters are known.
+                    self.map.insert(*o, Value(u32::MAX));
+                }
+            }
+        }
+        for r in &node.results {
+            self.map.insert(*r, Value(u32::MAX));
+        }
+        self.out.nodes.push(node.clone());
+    }
+
+    fn finish(mut self, results: &[Value]) -> (Vec<Value>, Function) {
+        for (i, p) in self.params.iter().enumerate() {
+            self.map.insert(*p, Value(i as u32));
+            self.out.params.push(Role::Input);
+            self.out.values.push(Named { name: format!("a{i}"), ty: self.f.ty(*p).clone() });
+        }
+        for node in &mut self.out.nodes {
+            node.operands.iter_mut().for_each(|o| *o = self.map[o]);
+            for r in &mut node.results {
+                let v = Value(self.out.values.len() as u32);
+                self.out.values.push(Named { name: format!("v{}", v.0), ty: self.f.ty(*r).clone() });
+                self.map.insert(*r, v);
+                *r = v;
+            }
+        }
+        self.out.results = results.iter().map(|r| self.map[r]).collect();
+        (self.params, self.out)
+    }
+}

@@ -1,0 +1,156 @@
+//! Programs: launches over buffers whose places are known before anything runs.
+
+use crate::kernel::{Schedule, Work};
+use crate::target::Target;
+use omchat_ir::{Role, Type};
+use std::fmt;
+
+/// What memory is for; the forecast counts by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Memory {
+    /// Parameters uploaded once.
+    Weight,
+    /// Kept from run to run: the KV cache.
+    State,
+    /// Given at each run.
+    Input,
+    /// Yielded by each run.
+    Output,
+    /// Between launches.
+    Workspace,
+}
+
+impl Memory {
+    /// Every class, in the order of the documents.
+    pub const ALL: [Memory; 5] = [Memory::Weight, Memory::State, Memory::Input, Memory::Output, Memory::Workspace];
+
+    /// The name that is printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Memory::Weight => "weights",
+            Memory::State => "state",
+            Memory::Input => "inputs",
+            Memory::Output => "outputs",
+            Memory::Workspace => "workspace",
+        }
+    }
+}
+
+/// Where a buffer lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In memory of its own, which the caller holds (weights, states, inputs).
+    Own,
+    /// In a slab of the arena, at a byte offset.
+    Arena {
+        /// Which slab.
+        slab: usize,
+        /// Bytes from its start.
+        offset: usize,
+    },
+}
+
+/// A piece of memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BufferPlan {
+    /// Dtype and shape of what it holds first.
+    pub ty: Type,
+    /// What it is for.
+    pub memory: Memory,
+    /// Where it lies.
+    pub place: Place,
+}
+
+/// A parameter or a result of the entry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Port {
+    /// The name in the text, without `%`.
+    pub name: String,
+    /// Dtype and shape.
+    pub ty: Type,
+    /// Its role; a result that is a state's next value has `State`.
+    pub role: Role,
+    /// Its buffer.
+    pub buffer: usize,
+}
+
+/// One launch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LaunchPlan {
+    /// Index into `Program::chosen`.
+    pub chosen: usize,
+    /// Buffers read, as the work counts its operands.
+    pub operands: Vec<usize>,
+    /// Buffers written, as the work counts its results.
+    pub results: Vec<usize>,
+    /// The values that it yields.
+    pub label: String,
+}
+
+/// A kernel fixed to work and schedule; launches that ask for the same share it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chosen {
+    /// The kernel's name in the list.
+    pub kernel: &'static str,
+    /// What it runs.
+    pub work: Work,
+    /// How.
+    pub schedule: Schedule,
+    /// Kernels asked before it, and why they refused.
+    pub refusals: Vec<(&'static str, String)>,
+}
+
+/// What a runtime executes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    /// The entry's name.
+    pub name: String,
+    /// Where it runs.
+    pub target: Target,
+    /// All memory.
+    pub buffers: Vec<BufferPlan>,
+    /// Bytes of each slab of the arena.
+    pub slabs: Vec<usize>,
+    /// The entry's parameters, in order.
+    pub params: Vec<Port>,
+    /// The entry's results, in order.
+    pub results: Vec<Port>,
+    /// Distinct kernels.
+    pub chosen: Vec<Chosen>,
+    /// Launches, in order.
+    pub launches: Vec<LaunchPlan>,
+}
+
+impl Program {
+    /// Bytes of a class of memory; the workspace is the arena's size less the outputs in it.
+    pub fn bytes(&self, memory: Memory) -> usize {
+        let sum: usize = self.buffers.iter().filter(|b| b.memory == memory).map(|b| b.ty.bytes()).sum();
+        match memory {
+            Memory::Workspace => self.slabs.iter().sum::<usize>().saturating_sub(self.bytes(Memory::Output)),
+            _ => sum,
+        }
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "program @{} for {}", self.name, self.target.name)?;
+        for m in Memory::ALL {
+            writeln!(f, "  {:<10} {:>14} bytes", m.name(), self.bytes(m))?;
+        }
+        writeln!(f, "  {} launches of {} kernels", self.launches.len(), self.chosen.len())?;
+        for l in &self.launches {
+            let c = &self.chosen[l.chosen];
+            let name = |b: &usize| match self.buffers[*b].place {
+                Place::Own => self.params.iter().find(|p| p.buffer == *b).map_or_else(|| format!("b{b}"), |p| format!("%{}", p.name)),
+                Place::Arena { slab, offset } => format!("{slab}+{offset}"),
+            };
+            let list = |x: &[usize]| x.iter().map(name).collect::<Vec<_>>().join(", ");
+            writeln!(f, "  {} = {} [{}] ({}) -> {}", l.label, c.kernel, c.schedule, list(&l.operands), list(&l.results))?;
+            for (k, why) in &c.refusals {
+                writeln!(f, "      not {k}: {why}")?;
+            }
+        }
+        Ok(())
+    }
+}
