@@ -6,19 +6,20 @@ use crate::module::{Action, Func, Function, Module, Named, Node, Role, Value};
 use crate::ops::Op;
 use crate::text::Scope;
 use crate::types::Type;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// A function in the making.
 pub struct Builder<'a> {
     module: &'a mut Module,
     function: Function,
-    names: BTreeSet<String>,
+    /// The suffix that the next value of a name may take: a loop binds one name over and over.
+    names: BTreeMap<String, usize>,
 }
 
 impl<'a> Builder<'a> {
     /// Starts a function of that name.
     pub fn new(module: &'a mut Module, name: &str, binds: BTreeMap<String, Bind>) -> Builder<'a> {
-        Builder { module, function: Function { name: name.into(), binds, ..Function::default() }, names: BTreeSet::new() }
+        Builder { module, function: Function { name: name.into(), binds, ..Function::default() }, names: BTreeMap::new() }
     }
 
     /// The type of a value.
@@ -80,11 +81,13 @@ impl<'a> Builder<'a> {
 
     fn value(&mut self, name: &str, ty: Type) -> Value {
         let mut unique = name.to_string();
-        let mut n = 0;
-        while !self.names.insert(unique.clone()) {
-            n += 1;
+        let mut n = self.names.get(name).copied().unwrap_or(0);
+        while n > 0 && self.names.contains_key(&unique) {
             unique = format!("{name}.{n}");
+            n += 1;
         }
+        self.names.insert(name.to_string(), n.max(1));
+        self.names.entry(unique.clone()).or_insert(1);
         self.function.values.push(Named { name: unique, ty });
         Value(self.function.values.len() as u32 - 1)
     }

@@ -70,7 +70,7 @@ impl Fault {
 
     /// The same, at a place.
     pub fn at(self, place: Place) -> Diagnostic {
-        Diagnostic { code: self.code, place, message: self.message, help: self.help }
+        Diagnostic { code: self.code, place, calls: vec![], message: self.message, help: self.help }
     }
 }
 
@@ -79,8 +79,12 @@ impl Fault {
 pub struct Place {
     /// Line, from 1; 0 when the fault is not in a text.
     pub line: usize,
-    /// Column, from 1.
+    /// Column in characters, from 1.
     pub column: usize,
+    /// How many characters of the line are meant.
+    pub width: usize,
+    /// The file of the library that it is in; empty for the text that was given.
+    pub file: &'static str,
     /// The function, without `@`; empty outside one.
     pub function: String,
 }
@@ -92,6 +96,8 @@ pub struct Diagnostic {
     pub code: Code,
     /// Where.
     pub place: Place,
+    /// The calls that led there, the innermost first; empty outside a callee.
+    pub calls: Vec<Place>,
     /// What is wrong.
     pub message: String,
     /// The mend, where we know one.
@@ -103,30 +109,55 @@ pub struct Diagnostic {
 pub struct Diagnostics(pub Vec<Diagnostic>);
 
 impl Diagnostics {
-    /// The faults with the offending lines of `source` and a caret under each.
+    /// The faults with the offending lines of `source` and carets under what is meant; then the calls that
+    /// led there. A fault in the library shows the library's line.
     pub fn render(&self, file: &str, source: &str) -> String {
-        let lines: Vec<&str> = source.lines().collect();
-        self.0.iter().map(|d| d.render(file, &lines)).collect::<Vec<_>>().join("\n")
+        self.0.iter().map(|d| d.render(file, source)).collect::<Vec<_>>().join("\n")
     }
 }
 
 impl Diagnostic {
-    fn render(&self, file: &str, lines: &[&str]) -> String {
+    /// Whether it is the same fault at the same place, whichever call led there.
+    pub(crate) fn same(&self, other: &Diagnostic) -> bool {
+        (self.code, &self.place, &self.message) == (other.code, &other.place, &other.message)
+    }
+
+    fn render(&self, file: &str, source: &str) -> String {
         let mut out = format!("error[{}]: {}\n", self.code.name(), self.message);
-        if self.place.line > 0 {
-            out += &format!("  --> {file}:{}:{}", self.place.line, self.place.column);
-            if !self.place.function.is_empty() {
-                out += &format!("  in @{}", self.place.function);
-            }
-            out += "\n";
-            if let Some(line) = lines.get(self.place.line - 1) {
-                out += &format!("   |\n{:>2} | {line}\n   | {}^\n", self.place.line, " ".repeat(self.place.column.saturating_sub(1)));
-            }
-        } else if !self.place.function.is_empty() {
-            out += &format!("  --> @{}\n", self.place.function);
+        out += &self.place.render(file, source);
+        for call in &self.calls {
+            let (name, source) = call.text(file, source);
+            let line = source.lines().nth(call.line.saturating_sub(1)).unwrap_or_default().trim();
+            out += &format!("   = called from {name}:{}:{}  in @{}: {line}\n", call.line, call.column, call.function);
         }
         if let Some(help) = &self.help {
             out += &format!("   = help: {help}\n");
+        }
+        out
+    }
+}
+
+impl Place {
+    fn text<'a>(&self, file: &'a str, source: &'a str) -> (&'a str, &'a str) {
+        match crate::library::FILES.iter().find(|(n, _)| *n == self.file) {
+            Some(own) => *own,
+            None => (file, source),
+        }
+    }
+
+    fn render(&self, file: &str, source: &str) -> String {
+        if self.line == 0 {
+            return if self.function.is_empty() { String::new() } else { format!("  --> @{}\n", self.function) };
+        }
+        let (file, source) = self.text(file, source);
+        let inside = if self.function.is_empty() { String::new() } else { format!("  in @{}", self.function) };
+        let mut out = format!("  --> {file}:{}:{}{inside}\n", self.line, self.column);
+        if let Some(line) = source.lines().nth(self.line - 1) {
+            // Tabs stay tabs, so that the carets stand under their characters.
+            let pad: String = line.chars().take(self.column.saturating_sub(1)).map(|c| if c == '\t' { c } else { ' ' }).collect();
+            let gutter = self.line.to_string();
+            let blank = " ".repeat(gutter.len().max(2));
+            out += &format!("{blank} |\n{gutter:>2} | {line}\n{blank} | {pad}{}\n", "^".repeat(self.width.max(1)));
         }
         out
     }
@@ -141,7 +172,11 @@ impl fmt::Display for Diagnostics {
                 write!(f, " in @{}", d.place.function)?;
             }
             if d.place.line > 0 {
-                write!(f, " line {}:{}", d.place.line, d.place.column)?;
+                let file = if d.place.file.is_empty() { String::new() } else { format!(" of {}", d.place.file) };
+                write!(f, " line {}:{}{file}", d.place.line, d.place.column)?;
+            }
+            if let Some(call) = d.calls.last() {
+                write!(f, " called in @{} line {}:{}", call.function, call.line, call.column)?;
             }
             write!(f, ": {}", d.message)?;
             if let Some(help) = &d.help {

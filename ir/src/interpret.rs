@@ -3,9 +3,11 @@
 //! Ranks run in lockstep in one process: at each node every rank has its operands before any rank has
 //! its result, so a ring of sixteen is tested on two cores.
 
-use crate::fault::{Code, Diagnostics, Fault};
-use crate::module::{Action, Func, Module};
+use crate::fault::{Code, Diagnostics, Fault, Place};
+use crate::module::{Action, Func, Function, Module};
+use crate::ops::Op;
 use crate::tensor::Tensor;
+use crate::types::Type;
 
 /// How numbers are held between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,27 +18,77 @@ pub enum Mode {
     Exact,
 }
 
+/// Most elements of one value on all ranks together: the interpreter is for small sizes, on purpose.
+pub const MOST_ELEMENTS: usize = 1 << 26;
+
 /// The results of a function on every rank, from its operands on every rank.
 ///
-/// Errors: `Rank` if there is no rank; `Arity` or `Dim` if a rank's operands are not what the function takes.
+/// Errors: what `verify` finds; `Rank` if there is no rank; `Arity` or `Dim` if a rank's operands are not what
+/// the function takes; `Dim` if a value has more than [`MOST_ELEMENTS`].
 pub fn interpret(module: &Module, entry: Func, ranks: Vec<Vec<Tensor>>, mode: Mode) -> Result<Vec<Vec<Tensor>>, Diagnostics> {
+    module.verify()?;
+    check(module, entry, ranks.len())?;
     let f = module.function(entry);
-    if ranks.is_empty() {
-        return Err(Fault::new(Code::Rank, "there must be one rank or more").into());
-    }
     let want = f.param_types();
     for (r, operands) in ranks.iter().enumerate() {
         if operands.len() != want.len() {
             return Err(Fault::new(Code::Arity, format!("{} takes {} operands, rank {r} has {}", f.signature(), want.len(), operands.len())).into());
         }
         for (v, (t, w)) in f.param_values().zip(operands.iter().zip(&want)) {
-            if t.ty != *w {
-                return Err(Fault::new(Code::Dim, format!("`%{}` is {} on rank {r}, it must be {w}", f.value(v).name, t.ty)).into());
+            if t.ty != *w || t.data.len() != w.elements() {
+                let have = t.data.len();
+                return Err(Fault::new(Code::Dim, format!("`%{}` is {} of {have} elements on rank {r}, it must be {w}", f.value(v).name, t.ty)).into());
             }
         }
     }
     let ranks = ranks.into_iter().map(|x| x.into_iter().map(|t| settle(t, mode)).collect()).collect();
     Ok(run(module, entry, ranks, mode))
+}
+
+/// Whether a function is small enough to interpret on that many ranks, before operands are made.
+///
+/// Errors: `Name` if the function is not in the module, `Rank` if there is no rank, `Dim` with the largest
+/// value if it is above [`MOST_ELEMENTS`].
+pub fn check(module: &Module, entry: Func, ranks: usize) -> Result<(), Diagnostics> {
+    if ranks == 0 {
+        return Err(Fault::new(Code::Rank, "there must be one rank or more").into());
+    }
+    if entry.0 as usize >= module.functions.len() {
+        return Err(Fault::new(Code::Name, format!("function {} is not in the module of {}", entry.0, module.functions.len())).into());
+    }
+    let mut seen = vec![false; module.functions.len()];
+    let mut open = vec![entry];
+    while let Some(f) = open.pop() {
+        if std::mem::replace(&mut seen[f.0 as usize], true) {
+            continue;
+        }
+        let f = module.function(f);
+        for (name, need) in needs(f) {
+            if need.saturating_mul(ranks) > MOST_ELEMENTS {
+                let place = Place { function: f.name.clone(), ..Place::default() };
+                let fault = Fault::new(Code::Dim, format!("`%{name}` needs {need} elements on each of {ranks} ranks, the interpreter takes {MOST_ELEMENTS}"));
+                return Err(fault.help("interpret an instance with smaller sizes; a device runs large ones").at(place).into());
+            }
+        }
+        open.extend(f.nodes.iter().filter_map(|n| match n.action {
+            Action::Call { callee, .. } => Some(callee),
+            Action::Op(_) => None,
+        }));
+    }
+    Ok(())
+}
+
+/// How many elements each value needs: its own, and for a contraction those it sums over.
+fn needs(f: &Function) -> impl Iterator<Item = (&str, usize)> {
+    let own = f.values.iter().map(|v| (v.name.as_str(), v.ty.elements()));
+    let inner = f.nodes.iter().filter_map(|n| {
+        let Action::Op(Op::Einsum(e)) = &n.action else { return None };
+        let types: Vec<&Type> = n.operands.iter().map(|v| f.ty(*v)).collect();
+        let (sizes, (_, folded)) = (e.sizes(&types).ok()?, e.words().ok()?);
+        let need = folded.iter().fold(1usize, |a, w| a.saturating_mul(sizes[*w]));
+        Some((f.value(n.results[0]).name.as_str(), need))
+    });
+    own.chain(inner)
 }
 
 fn settle(t: Tensor, mode: Mode) -> Tensor {

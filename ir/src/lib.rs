@@ -21,11 +21,12 @@ mod scalar;
 mod tensor;
 pub mod text;
 mod types;
+mod verify;
 
 pub use axes::{Axes, Group, Sizes};
 pub use build::Builder;
 pub use fault::{Code, Diagnostic, Diagnostics, Fault, Place};
-pub use interpret::{Mode, interpret};
+pub use interpret::{MOST_ELEMENTS, Mode, check, interpret};
 pub use module::{Action, Func, Function, Module, Named, Node, Role, Value};
 pub use ops::Op;
 pub use scalar::{Class, Scalar, erf};

@@ -1,7 +1,7 @@
 //! The library: composites as functions of IR text, one file a family, in `ir/library/`.
 
 use crate::fault::Diagnostics;
-use crate::text::{File, parse_file};
+use crate::text::{File, parse_named};
 use std::sync::OnceLock;
 
 /// Name and text of each file of the library.
@@ -20,8 +20,8 @@ pub fn file() -> Result<&'static File, Diagnostics> {
     static PARSED: OnceLock<Result<File, Diagnostics>> = OnceLock::new();
     let parsed = PARSED.get_or_init(|| {
         let mut all = File::default();
-        for (_, text) in FILES {
-            all.functions.extend(parse_file(text)?.functions);
+        for (name, text) in FILES {
+            all.functions.extend(parse_named(name, text)?.functions);
         }
         Ok(all)
     });

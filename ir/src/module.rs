@@ -1,7 +1,7 @@
 //! Modules: functions of straight-line SSA. A module is concrete: every size is a number.
 
 use crate::Bind;
-use crate::fault::{Code, Diagnostics, Fault, Place};
+use crate::fault::{Code, Fault};
 use crate::ops::Op;
 use crate::types::Type;
 use std::collections::BTreeMap;
@@ -140,10 +140,13 @@ impl Module {
 
     /// Result types of a node with operands of these types.
     ///
-    /// Errors: what does not fit.
+    /// Errors: what does not fit; `dim` if a result is too large to address.
     pub fn infer(&self, action: &Action, operands: &[Type]) -> Result<Vec<Type>, Fault> {
         match action {
-            Action::Op(op) => Ok(vec![op.infer(operands)?]),
+            Action::Op(op) => {
+                let ty = op.infer(operands)?;
+                if ty.fits() { Ok(vec![ty]) } else { Err(Fault::new(Code::Dim, format!("the result {ty} is too large to address"))) }
+            }
             Action::Call { callee, .. } => {
                 let Some(f) = self.functions.get(callee.0 as usize) else {
                     return Err(Fault::new(Code::Name, "the callee is not in the module"));
@@ -161,83 +164,6 @@ impl Module {
             }
         }
     }
-
-    /// Checks every rule of the language.
-    ///
-    /// Errors: all faults: a value used before it is defined or defined twice, a name bound twice, an op or a
-    /// call whose types do not fit, a callee after its caller, states that the last results do not match.
-    pub fn verify(&self) -> Result<(), Diagnostics> {
-        let mut faults = vec![];
-        for (i, f) in self.functions.iter().enumerate() {
-            let mut found = vec![];
-            self.verify_function(i, f, &mut found);
-            let place = Place { function: f.name.clone(), ..Place::default() };
-            faults.extend(found.into_iter().map(|fault| fault.at(place.clone())));
-        }
-        if faults.is_empty() { Ok(()) } else { Err(Diagnostics(faults)) }
-    }
-
-    fn verify_function(&self, index: usize, f: &Function, faults: &mut Vec<Fault>) {
-        let mut names: Vec<&str> = f.values.iter().map(|v| v.name.as_str()).collect();
-        names.sort_unstable();
-        faults.extend(names.windows(2).filter(|w| w[0] == w[1]).map(|w| Fault::new(Code::Name, format!("`%{}` is bound twice", w[0]))));
-        let mut defined = vec![false; f.values.len()];
-        defined.iter_mut().take(f.params.len()).for_each(|d| *d = true);
-        for node in &f.nodes {
-            self.verify_node(index, f, node, &mut defined, faults);
-        }
-        for v in &f.results {
-            if !defined.get(v.0 as usize).copied().unwrap_or(false) {
-                faults.push(Fault::new(Code::Return, format!("result {} is not defined", v.0)));
-            }
-        }
-        faults.extend(state_faults(f));
-    }
-
-    fn verify_node(&self, index: usize, f: &Function, node: &Node, defined: &mut [bool], faults: &mut Vec<Fault>) {
-        if let Action::Call { callee, .. } = node.action
-            && callee.0 as usize >= index
-        {
-            faults.push(Fault::new(Code::Name, "a callee stands after its caller").help("functions may not recurse"));
-            return;
-        }
-        let known = |v: &Value, defined: &[bool]| defined.get(v.0 as usize).copied().unwrap_or(false);
-        if let Some(v) = node.operands.iter().find(|v| !known(v, defined)) {
-            faults.push(Fault::new(Code::Name, format!("value {} is used before it is defined", v.0)));
-            return;
-        }
-        let operands: Vec<Type> = node.operands.iter().map(|v| f.ty(*v).clone()).collect();
-        match self.infer(&node.action, &operands) {
-            Err(fault) => faults.push(fault),
-            Ok(types) if types.len() != node.results.len() => {
-                faults.push(Fault::new(Code::Arity, format!("a node yields {} results, {} are named", types.len(), node.results.len())));
-            }
-            Ok(types) => {
-                for (v, t) in node.results.iter().zip(types) {
-                    if f.values.get(v.0 as usize).is_some_and(|n| n.ty != t) {
-                        faults.push(Fault::new(Code::Dim, format!("`%{}` is {t}, it is written as {}", f.value(*v).name, f.ty(*v))));
-                    }
-                }
-            }
-        }
-        for v in &node.results {
-            match defined.get_mut(v.0 as usize) {
-                Some(d) if !*d => *d = true,
-                _ => faults.push(Fault::new(Code::Name, format!("value {} is defined twice", v.0))),
-            }
-        }
-    }
-}
-
-/// Faults of a function's `state` parameters.
-fn state_faults(f: &Function) -> Vec<Fault> {
-    let states: Vec<Value> = f.param_values().zip(&f.params).filter(|(_, r)| **r == Role::State).map(|(v, _)| v).collect();
-    let Some(first) = f.results.len().checked_sub(states.len()) else {
-        return vec![Fault::new(Code::Return, format!("@{} has {} states and {} results", f.name, states.len(), f.results.len())).help("the last results are the next values of the states, in order")];
-    };
-    states.iter().zip(&f.results[first..]).filter(|(s, r)| f.ty(**s) != f.ty(**r)).map(|(s, r)| {
-        Fault::new(Code::Return, format!("state `%{}` is {}, its next value is {}", f.value(*s).name, f.ty(*s), f.ty(*r)))
-    }).collect()
 }
 
 impl fmt::Display for Module {

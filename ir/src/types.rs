@@ -93,6 +93,11 @@ impl Type {
         self.shape.iter().fold(1usize, |n, &d| n.saturating_mul(d))
     }
 
+    /// Whether its bytes can be addressed, axes of size 0 counted as 1: strides then never overflow.
+    pub fn fits(&self) -> bool {
+        self.shape.iter().fold(1usize, |n, &d| n.saturating_mul(d.max(1))) <= isize::MAX as usize / 8
+    }
+
     /// Bytes in a device buffer. Saturates at `usize::MAX`.
     pub fn bytes(&self) -> usize {
         self.elements().saturating_mul(self.dtype.bytes())

@@ -7,7 +7,7 @@ use crate::types::{Dtype, Type};
 
 /// `%y = constant.f32 0.5` — a scalar.
 ///
-/// Numbers: the value is rounded to its dtype. `dim.f32 D` is the constant that a letter stands for.
+/// Numbers: the value is rounded to its dtype and must stay finite. `dim.f32 D` is the constant that a letter stands for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Constant {
     /// Its dtype.
@@ -23,11 +23,7 @@ impl OpDef for Constant {
 
     fn read(mnemonic: &str, attrs: &mut Attrs) -> Result<Self, Fault> {
         let value = attrs.number.take().ok_or_else(|| Fault::new(Code::Attribute, "`constant` has no number").help("write `constant.f32 0.5`"))?;
-        let dtype = attrs.take_dtype(mnemonic)?;
-        if dtype == Dtype::I32 && (value.fract() != 0.0 || f64::from(value as i32) != value) {
-            return Err(Fault::new(Code::Attribute, format!("{value} is not an i32")));
-        }
-        Ok(Constant { dtype, value })
+        Ok(Constant { dtype: attrs.take_dtype(mnemonic)?, value })
     }
 
     fn write(&self) -> (&'static str, Attrs) {
@@ -36,6 +32,11 @@ impl OpDef for Constant {
 
     fn infer(&self, x: &[Type]) -> Result<Type, Fault> {
         arity("constant", x, 0)?;
+        let held = self.dtype.round(self.value);
+        let whole = matches!(self.dtype, Dtype::I32 | Dtype::Bool);
+        if !held.is_finite() || (whole && held != self.value) {
+            return Err(Fault::new(Code::Attribute, format!("{} is not a {} number", self.value, self.dtype)).help("a constant must be finite in its dtype, and whole as an i32; a bool is 0 or 1"));
+        }
         Ok(Type::new(self.dtype, []))
     }
 

@@ -1,7 +1,7 @@
 //! Ops that move elements and compute nothing.
 
 use super::{Attrs, OpDef, arity, each};
-use crate::axes::Axes;
+use crate::axes::{self, Axes};
 use crate::fault::{Code, Fault};
 use crate::tensor::{Tensor, offsets, view};
 use crate::types::{Type, strides};
@@ -52,13 +52,14 @@ impl Rearrange {
             return Err(Fault::new(Code::Axes, format!("axis `{w}` of the operand is not in the result")).help("`reduce` folds an axis, `slice` drops part of one"));
         }
         let size = |w: &str| sizes.get(w).copied().ok_or_else(|| Fault::new(Code::Attribute, format!("the size of axis `{w}` is not given")).help(format!("write `{w}=…`")));
-        let shape = self.axes.output.iter().map(|g| g.iter().map(|w| size(w)).product::<Result<usize, _>>()).collect::<Result<_, _>>()?;
+        let merged = |g: &axes::Group| g.iter().try_fold(1usize, |n, w| Ok(n.saturating_mul(size(w)?)));
+        let shape = self.axes.output.iter().map(merged).collect::<Result<_, Fault>>()?;
         Ok(Moves { sizes: out.iter().map(|w| size(w)).collect::<Result<_, _>>()?, strides: view(&out, &own, &strides(&own_sizes)), shape })
     }
 
     fn split(&self, sizes: &mut BTreeMap<String, usize>, group: &[String], n: usize) -> Result<(), Fault> {
         let unknown: Vec<&String> = group.iter().filter(|w| !sizes.contains_key(*w)).collect();
-        let known: usize = group.iter().filter_map(|w| sizes.get(w)).product();
+        let known = group.iter().filter_map(|w| sizes.get(w)).fold(1usize, |a, &b| a.saturating_mul(b));
         match unknown.as_slice() {
             [] if known == n => Ok(()),
             [] => Err(Fault::new(Code::Dim, format!("({}) is {known}, the operand's axis is {n}", group.join(" ")))),
@@ -200,7 +201,7 @@ impl OpDef for Concat {
             if t.dtype != first.dtype || other != shape {
                 return Err(Fault::new(Code::Dim, format!("`concat` along axis {} joins {first} and {t}", self.axis)).help("operands agree in dtype and in every other axis"));
             }
-            shape[self.axis] += own;
+            shape[self.axis] = shape[self.axis].saturating_add(own);
         }
         Ok(Type::new(first.dtype, shape))
     }

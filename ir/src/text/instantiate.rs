@@ -1,30 +1,35 @@
 //! Templates to concrete functions: letters become numbers, loops unroll, calls become instances.
 
 use super::ast::{Bare, Dim, DtypeText, Expr, File, Given, Operand, Stmt, Template, TypeText};
+use super::env::Env;
 use crate::Bind;
 use crate::build::Builder;
 use crate::fault::{Code, Diagnostic, Diagnostics, Fault, Place};
-use crate::module::{Action, Func, Module, Role, Value};
+use crate::module::{Action, Func, Module, Value};
 use crate::ops::{Attrs, Constant, Op};
 use crate::types::{Dtype, Type};
+use crate::verify::state_faults;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Deepest chain of calls.
-const DEPTH: usize = 64;
+const DEPTH: usize = 32;
 /// Most rounds of a loop.
 const ROUNDS: i64 = 1 << 16;
+/// Most steps of one instantiation: a statement or a round is one, a new function is [`FUNCTION`].
+/// A text of a few lines can ask for more work than any machine has.
+const STEPS: usize = 1 << 20;
+/// Steps of a new function: it is looked for among all others.
+const FUNCTION: usize = 64;
+/// Most faults that one function reports.
+const FAULTS: usize = 64;
 
 /// Functions and templates that may be called by name.
 #[derive(Default)]
 pub struct Scope<'a> {
     templates: BTreeMap<&'a str, Vec<&'a Template>>,
-}
-
-/// What letters and loop variables stand for.
-#[derive(Clone, Default)]
-struct Env {
-    sizes: BTreeMap<String, i64>,
-    dtypes: BTreeMap<String, Dtype>,
+    /// Steps of the instantiation under way.
+    steps: AtomicUsize,
 }
 
 /// Instantiates one function of a scope; see [`Scope::instantiate`].
@@ -67,7 +72,8 @@ impl<'a> Scope<'a> {
             if module.find(&t.name, &bound).is_none()
                 && let Err(Diagnostics(more)) = self.build(&mut module, t, &bound, 0)
             {
-                faults.extend(more.into_iter().filter(|d| !faults.contains(d)).collect::<Vec<_>>());
+                let new: Vec<_> = more.into_iter().filter(|d| !faults.iter().any(|f: &Diagnostic| f.same(d))).collect();
+                faults.extend(new);
             }
         }
         if faults.is_empty() { Ok(module) } else { Err(Diagnostics(faults)) }
@@ -95,16 +101,14 @@ impl<'a> Scope<'a> {
     }
 
     fn build(&self, module: &mut Module, t: &Template, binds: &BTreeMap<String, Bind>, depth: usize) -> Result<Func, Diagnostics> {
+        if depth == 0 {
+            self.steps.store(0, Ordering::Relaxed);
+        }
+        self.step(FUNCTION).map_err(|f| f.at(t.place.clone()))?;
         if depth > DEPTH {
             return Err(Fault::new(Code::Name, format!("calls nest deeper than {DEPTH}: @{} calls itself?", t.name)).help("functions may not recurse").at(t.place.clone()).into());
         }
-        let mut env = Env::default();
-        for (name, bind) in binds {
-            match bind {
-                Bind::Size(n) => drop(env.sizes.insert(name.clone(), *n as i64)),
-                Bind::Dtype(d) => drop(env.dtypes.insert(name.clone(), *d)),
-            }
-        }
+        let mut env = Env::new(binds).map_err(|f| f.at(t.place.clone()))?;
         let mut b = Body { scope: self, b: Builder::new(module, &t.name, binds.clone()), names: BTreeMap::new(), faults: vec![], function: &t.name, depth, results: None };
         for (role, name, ty) in &t.params {
             match env.ty(ty) {
@@ -125,18 +129,24 @@ impl<'a> Scope<'a> {
             return Err(Diagnostics(b.faults));
         }
         let results = b.results.unwrap_or_default();
-        let states = t.params.iter().any(|(r, _, _)| *r == Role::State);
         let f = b.b.finish(results);
-        if states {
-            module.verify().map_err(|Diagnostics(d)| Diagnostics(d.into_iter().map(|d| Diagnostic { place: t.place.clone(), ..d }).collect()))?;
+        let faults: Vec<_> = state_faults(module.function(f)).into_iter().map(|f| f.at(t.place.clone())).collect();
+        if faults.is_empty() { Ok(f) } else { Err(Diagnostics(faults)) }
+    }
+
+    /// Counts work against [`STEPS`].
+    fn step(&self, n: usize) -> Result<(), Fault> {
+        if self.steps.fetch_add(n, Ordering::Relaxed) > STEPS {
+            return Err(Fault::new(Code::Dim, format!("unrolled, the text has more than {STEPS} steps")).help("fewer rounds of its loops, or fewer instances of its functions"));
         }
-        Ok(f)
+        Ok(())
     }
 }
 
 /// What the letters of a template stand for at a call.
 fn unify(t: &Template, given: &BTreeMap<String, Bind>, operands: &[Option<Type>]) -> Result<BTreeMap<String, Bind>, Fault> {
     let mut binds: BTreeMap<String, Bind> = t.letters.iter().filter_map(|(n, b)| b.map(|b| (n.clone(), b))).collect();
+    let mut told: BTreeMap<String, &str> = BTreeMap::new();
     for (n, b) in given {
         if !t.letters.iter().any(|(l, _)| l == n) {
             return Err(Fault::new(Code::Name, format!("@{} has no letter `{n}`", t.name)));
@@ -150,8 +160,15 @@ fn unify(t: &Template, given: &BTreeMap<String, Bind>, operands: &[Option<Type>]
     for ((_, name, want), have) in t.params.iter().zip(operands) {
         let Some(have) = have else { continue };
         let mut put = |l: &str, b: Bind| match binds.insert(l.to_string(), b) {
-            Some(old) if old != b => Err(Fault::new(Code::Dim, format!("`{l}` is {} before and {} in %{name} of @{}", show(old), show(b), t.name))),
-            _ => Ok(()),
+            Some(old) if old != b => {
+                let code = if matches!(b, Bind::Dtype(_)) { Code::Dtype } else { Code::Dim };
+                let first = told.get(l).map_or("the letters of the call".to_string(), |n| format!("%{n}"));
+                Err(Fault::new(code, format!("`{l}` of @{} is {} in {first} and {} in %{name}", t.name, show(old), show(b))))
+            }
+            _ => {
+                told.entry(l.to_string()).or_insert(name);
+                Ok(())
+            }
         };
         if let DtypeText::Letter(l) = &want.dtype
             && letter(l)
@@ -179,43 +196,6 @@ fn show(b: Bind) -> String {
     match b {
         Bind::Size(n) => n.to_string(),
         Bind::Dtype(d) => d.to_string(),
-    }
-}
-
-impl Env {
-    fn dim(&self, d: &Dim) -> Result<i64, Fault> {
-        let overflow = || Fault::new(Code::Dim, "a size is too large");
-        match d {
-            Dim::Number(n) => Ok(*n),
-            Dim::Letter(l) => self.sizes.get(l).copied().ok_or_else(|| Fault::new(Code::Name, format!("there is no size `{l}`"))),
-            Dim::Join(op, a, b) => {
-                let (a, b) = (self.dim(a)?, self.dim(b)?);
-                match op {
-                    '+' => a.checked_add(b).ok_or_else(overflow),
-                    '-' => a.checked_sub(b).ok_or_else(overflow),
-                    '*' => a.checked_mul(b).ok_or_else(overflow),
-                    _ if b == 0 || a % b != 0 => Err(Fault::new(Code::Dim, format!("{a} / {b} is no whole number"))),
-                    _ => Ok(a / b),
-                }
-            }
-        }
-    }
-
-    fn size(&self, d: &Dim) -> Result<usize, Fault> {
-        let n = self.dim(d)?;
-        usize::try_from(n).map_err(|_| Fault::new(Code::Dim, format!("a size is {n}; it must not be negative")))
-    }
-
-    fn ty(&self, t: &TypeText) -> Result<Type, Fault> {
-        let dtype = match &t.dtype {
-            DtypeText::Known(d) => *d,
-            DtypeText::Letter(l) => self.dtypes.get(l).copied().ok_or_else(|| Fault::new(Code::Dtype, format!("`{l}` stands for no dtype")))?,
-        };
-        let ty = Type::new(dtype, t.dims.iter().map(|d| self.size(d)).collect::<Result<Vec<_>, _>>()?);
-        if ty.elements() > (isize::MAX as usize) / 8 {
-            return Err(Fault::new(Code::Dim, format!("{ty} is too large to address")));
-        }
-        Ok(ty)
     }
 }
 
@@ -248,14 +228,31 @@ impl From<Fault> for Stop {
 impl Body<'_, '_, '_> {
     fn fault(&mut self, fault: Fault, place: &Place) {
         let place = Place { function: self.function.to_string(), ..place.clone() };
-        let d = fault.at(place);
-        if !self.faults.contains(&d) {
+        self.report(fault.at(place));
+    }
+
+    fn report(&mut self, d: Diagnostic) {
+        if self.faults.len() < FAULTS && !self.faults.iter().any(|f| f.same(&d)) {
             self.faults.push(d);
         }
     }
 
+    /// Counts one step; after the last one nothing more is built.
+    fn step(&mut self, place: &Place) -> bool {
+        let step = self.scope.step(1);
+        let ok = step.is_ok();
+        if let Err(f) = step {
+            self.fault(f, place);
+        }
+        ok
+    }
+
     fn stmts(&mut self, stmts: &[Stmt], env: &mut Env) {
         for s in stmts {
+            let (Stmt::Let { place, .. } | Stmt::For { place, .. } | Stmt::Return { place, .. }) = s;
+            if !self.step(place) {
+                return;
+            }
             match s {
                 Stmt::Let { names, expr, types, place } => self.let_stmt(names, expr, types, place, env),
                 Stmt::For { variable, from, to, body, place } => self.for_stmt(variable, (from, to), body, place, env),
@@ -288,6 +285,9 @@ impl Body<'_, '_, '_> {
         }
         let hidden = env.sizes.get(variable).copied();
         for i in from..to {
+            if !self.step(place) {
+                break;
+            }
             env.sizes.insert(variable.to_string(), i);
             self.stmts(body, env);
             if !self.faults.is_empty() {
@@ -307,15 +307,7 @@ impl Body<'_, '_, '_> {
             Err(stop) => {
                 match stop {
                     Stop::Fault(f) => self.fault(f, place),
-                    Stop::Faults(Diagnostics(d)) => {
-                        for d in d {
-                            let place = if d.place.line > 0 && d.place.function != "" { d.place.clone() } else { place.clone() };
-                            let d = Diagnostic { place: Place { function: if d.place.function.is_empty() { self.function.to_string() } else { d.place.function.clone() }, ..place }, ..d };
-                            if !self.faults.contains(&d) {
-                                self.faults.push(d);
-                            }
-                        }
-                    }
+                    Stop::Faults(Diagnostics(d)) => d.into_iter().for_each(|d| self.fault_of_call(d, place)),
                     Stop::Silent => {}
                 }
                 vec![None; names.len()]
@@ -323,6 +315,9 @@ impl Body<'_, '_, '_> {
         };
         for (name, v) in names.iter().zip(&values) {
             self.names.insert(name.clone(), *v);
+        }
+        if !types.is_empty() && types.len() != names.len() {
+            self.fault(Fault::new(Code::Arity, format!("{} types are written for {} results", types.len(), names.len())), place);
         }
         for (v, t) in values.iter().zip(types) {
             let Some(v) = v else { continue };
@@ -335,6 +330,17 @@ impl Body<'_, '_, '_> {
                 Err(f) => self.fault(f, &t.place),
             }
         }
+    }
+
+    /// A fault of a call: of the call itself, or of the callee, which then names the call too.
+    fn fault_of_call(&mut self, mut d: Diagnostic, place: &Place) {
+        let call = Place { function: self.function.to_string(), ..place.clone() };
+        if d.place.line > 0 {
+            d.calls.push(call);
+        } else {
+            d.place = call;
+        }
+        self.report(d);
     }
 
     fn operand(&mut self, o: &Operand, dtype: Option<Dtype>) -> Result<Value, Stop> {
@@ -369,6 +375,9 @@ impl Body<'_, '_, '_> {
                 let ints = ints.iter().map(|(n, d)| Ok((n.clone(), env.dim(d)?))).collect::<Result<Vec<_>, Fault>>()?;
                 let op = if mnemonic == "dim" {
                     let dtype = suffix.as_deref().and_then(Dtype::from_name).ok_or_else(|| Fault::new(Code::Dtype, "`dim` needs a dtype").help("write `dim.f32 D`"))?;
+                    if axes.is_some() || !ints.is_empty() {
+                        return Err(Fault::new(Code::Attribute, "`dim` takes a dtype and a size, no more").into());
+                    }
                     Op::from(Constant { dtype, value: number.unwrap_or(0.0) })
                 } else {
                     Op::read(mnemonic, Attrs { suffix, axes: axes.clone(), ints, number })?
@@ -408,6 +417,9 @@ impl Body<'_, '_, '_> {
         };
         if !self.faults.is_empty() {
             return;
+        }
+        if results.is_empty() {
+            return self.fault(Fault::new(Code::Return, format!("@{} returns nothing", t.name)), &t.place);
         }
         if results.len() != t.results.len() {
             return self.fault(Fault::new(Code::Return, format!("@{} returns {} values, it declares {}", t.name, results.len(), t.results.len())), &t.place);

@@ -28,14 +28,17 @@ const MARKS: [&str; 15] = ["->", "..", "(", ")", "[", "]", "{", "}", ",", ":", "
 /// The tokens of a text with their places. A `;` comment is dropped, a `;;` comment is kept.
 ///
 /// Errors: the first character that starts no token, or an open string.
-pub fn lex(text: &str) -> Result<Vec<(Token, Place)>, Diagnostic> {
+pub fn lex(file: &'static str, text: &str) -> Result<Vec<(Token, Place)>, Diagnostic> {
     let mut out = vec![];
     for (n, line) in text.lines().enumerate() {
         let mut rest = line;
+        let (mut at, mut chars) = (0, 0);
         loop {
             let trimmed = rest.trim_start();
             let column = line.len() - trimmed.len();
-            let place = Place { line: n + 1, column: line[..column].chars().count() + 1, function: String::new() };
+            chars += line[at..column].chars().count();
+            at = column;
+            let mut place = Place { line: n + 1, column: chars + 1, width: 1, file, ..Place::default() };
             if trimmed.is_empty() {
                 break;
             }
@@ -47,12 +50,15 @@ pub fn lex(text: &str) -> Result<Vec<(Token, Place)>, Diagnostic> {
                 break;
             }
             let (token, used) = next(trimmed).map_err(|f| f.at(place.clone()))?;
+            place.width = trimmed[..used].chars().count();
             out.push((token, place));
             rest = &trimmed[used..];
         }
     }
+    // The end is meant to be read: it points behind the last line's last character.
     let line = text.lines().count().max(1);
-    out.push((Token::End, Place { line, column: 1, function: String::new() }));
+    let column = text.lines().last().unwrap_or_default().trim_end().chars().count() + 1;
+    out.push((Token::End, Place { line, column, width: 1, file, ..Place::default() }));
     Ok(out)
 }
 

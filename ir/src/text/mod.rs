@@ -1,6 +1,7 @@
 //! The text: what is read, what is printed, and how templates become concrete functions.
 
 mod ast;
+mod env;
 mod instantiate;
 mod lex;
 mod parse;
@@ -8,7 +9,7 @@ mod print;
 
 pub use ast::{File, Template};
 pub use instantiate::{Scope, instantiate_call};
-pub use parse::parse_file;
+pub use parse::{parse_file, parse_named};
 pub use print::{print, spell, to_ast};
 
 use crate::Module;

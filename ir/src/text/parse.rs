@@ -8,13 +8,22 @@ use crate::module::Role;
 use crate::types::Dtype;
 
 /// Deepest nesting of loops and of size arithmetic.
-const DEPTH: usize = 64;
+const DEPTH: usize = 16;
+/// Most terms or factors of one size.
+const TERMS: usize = 64;
 
 /// The functions of a text.
 ///
 /// Errors: the first fault of the grammar in each function.
 pub fn parse_file(text: &str) -> Result<File, Diagnostics> {
-    let tokens = lex(text)?;
+    parse_named("", text)
+}
+
+/// The functions of a file of the library, or of a text for the empty name.
+///
+/// Errors: as for [`parse_file`].
+pub fn parse_named(name: &'static str, text: &str) -> Result<File, Diagnostics> {
+    let tokens = lex(name, text)?;
     let mut p = Parser { tokens, at: 0, function: String::new(), depth: 0 };
     let (mut file, mut faults) = (File::default(), vec![]);
     loop {
@@ -30,6 +39,7 @@ pub fn parse_file(text: &str) -> Result<File, Diagnostics> {
             }
         }
         p.function.clear();
+        p.depth = 0;
     }
     if faults.is_empty() { Ok(file) } else { Err(Diagnostics(faults)) }
 }
@@ -94,6 +104,13 @@ impl Parser {
         doc
     }
 
+    /// From a place to the token before this one, as far as they share a line.
+    fn span(&self, from: Place) -> Place {
+        let last = self.tokens[..self.at].iter().rev().find(|(_, p)| p.line <= from.line);
+        let width = last.filter(|(_, p)| p.line == from.line).map_or(1, |(_, p)| (p.column + p.width).saturating_sub(from.column));
+        Place { width, ..from }
+    }
+
     fn skip_to_function(&mut self) {
         while self.peek() != &Token::End {
             self.at += 1;
@@ -148,6 +165,7 @@ impl Parser {
         let params = self.list(")", Parser::param)?;
         let results = if self.eat("->") { self.results()? } else { vec![] };
         self.expect("{")?;
+        let place = Place { function: name.clone(), ..self.span(place) };
         let body = self.block()?;
         Ok(Template { doc, name, letters, params, results, body, place })
     }
@@ -159,7 +177,7 @@ impl Parser {
         }
         let bind = match self.peek().clone() {
             Token::Word(w) => Dtype::from_name(&w).map(Bind::Dtype),
-            Token::Number(n) => n.parse().ok().map(Bind::Size),
+            Token::Number(n) => n.parse::<i64>().ok().and_then(|n| usize::try_from(n).ok()).map(Bind::Size),
             _ => None,
         };
         match bind {
@@ -196,27 +214,31 @@ impl Parser {
             None => return Err(Fault::new(Code::Dtype, format!("`{word}` is no dtype")).help("f32, bf16, f16, i32, bool, or a capital letter").at(place)),
         };
         let dims = if self.eat("[") { self.list("]", Parser::dim)? } else { vec![] };
-        Ok(TypeText { dtype, dims, place })
+        Ok(TypeText { dtype, dims, place: self.span(place) })
     }
 
     fn dim(&mut self) -> Parsed<Dim> {
         let mut left = self.product()?;
-        loop {
+        for _ in 0..TERMS {
             // `C -1` lexes as a word and a negative number.
             let negative = matches!(self.peek(), Token::Number(n) if n.starts_with('-'));
-            let op = if self.eat("+") || negative { '+' } else if self.eat("-") { '-' } else { break };
+            let op = if self.eat("+") || negative { '+' } else if self.eat("-") { '-' } else { return Ok(left) };
             left = Dim::Join(op, Box::new(left), Box::new(self.product()?));
         }
-        Ok(left)
+        self.too_long()
     }
 
     fn product(&mut self) -> Parsed<Dim> {
         let mut left = self.atom()?;
-        loop {
-            let op = if self.eat("*") { '*' } else if self.eat("/") { '/' } else { break };
+        for _ in 0..TERMS {
+            let op = if self.eat("*") { '*' } else if self.eat("/") { '/' } else { return Ok(left) };
             left = Dim::Join(op, Box::new(left), Box::new(self.atom()?));
         }
-        Ok(left)
+        self.too_long()
+    }
+
+    fn too_long<T>(&self) -> Parsed<T> {
+        Err(Fault::new(Code::Syntax, format!("a size of more than {TERMS} terms")).at(self.place()))
     }
 
     fn atom(&mut self) -> Parsed<Dim> {
@@ -264,6 +286,9 @@ impl Parser {
             if self.is("}") {
                 continue;
             }
+            if let Some(Stmt::Return { .. }) = out.last() {
+                return self.fail("`}` after `return`");
+            }
             out.push(self.stmt()?);
         }
         Ok(out)
@@ -277,7 +302,7 @@ impl Parser {
             if matches!(self.peek(), Token::Value(_) | Token::Number(_)) {
                 values = self.operands()?;
             }
-            return Ok(Stmt::Return { values, place });
+            return Ok(Stmt::Return { values, place: self.span(place) });
         }
         if self.is_word("for") {
             return self.nested(|p| p.for_loop(place));
@@ -288,6 +313,7 @@ impl Parser {
         }
         self.expect("=")?;
         let expr = if self.is_word("call") { self.call()? } else { self.op()? };
+        let place = self.span(place);
         let mut types = vec![];
         if self.eat(":") {
             types.push(self.ty()?);
@@ -309,7 +335,12 @@ impl Parser {
         self.expect("..")?;
         let to = self.dim()?;
         self.expect("{")?;
-        Ok(Stmt::For { variable, from, to, body: self.block()?, place })
+        let place = self.span(place);
+        let body = self.block()?;
+        if let Some(Stmt::Return { place, .. }) = body.last() {
+            return Err(Fault::new(Code::Return, "`return` stands in a loop").help("put it after the loop").at(Place { function: self.function.clone(), ..place.clone() }));
+        }
+        Ok(Stmt::For { variable, from, to, body, place })
     }
 
     fn operands(&mut self) -> Parsed<Vec<Operand>> {
