@@ -1,1 +1,15 @@
-//! Executes programs of the OmChat IR on CubeCL devices: buffers, launches, sessions.
+//! Executes programs of the OmChat IR on CubeCL devices: devices, buffers, launches. It runs any program and
+//! knows no model.
+
+mod device;
+mod error;
+mod executable;
+mod faults;
+mod host;
+mod store;
+
+pub use device::{Device, NAMES};
+pub use error::Error;
+pub use executable::{Executable, Param, program};
+pub use host::HostTensor;
+pub use store::{Store, Stored};

@@ -1,0 +1,170 @@
+//! Devices: which there are, which is best, and what each allows. The one file that knows cargo features.
+
+use crate::Error;
+use crate::faults;
+use cubecl::prelude::Client;
+use omchat_codegen::{Family, Target};
+use omchat_ir::Dtype;
+use std::fmt;
+
+/// Where programs run.
+#[derive(Clone)]
+pub enum Device {
+    /// The reference interpreter: right, and slow.
+    Interp,
+    /// A device of CubeCL.
+    Cube {
+        /// CubeCL's handle to it.
+        client: Client,
+        /// Its facts.
+        target: Target,
+    },
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({})", self.name())
+    }
+}
+
+/// The names that `--device` takes, best first.
+pub const NAMES: [&str; 4] = ["cuda", "wgpu", "cpu", "interp"];
+
+impl Device {
+    /// The device of that name: `cuda`, `wgpu`, `cpu` or `interp`.
+    ///
+    /// Errors: `NoDevice` with the reason and the mend.
+    pub fn open(name: &str) -> Result<Device, Error> {
+        faults::watch();
+        let fail = |reason: String| Error::NoDevice { name: name.into(), reason };
+        match name {
+            "interp" => Ok(Device::Interp),
+            "cpu" => open_cpu().map_err(fail),
+            "wgpu" => open_wgpu(false).map_err(fail),
+            "cuda" => open_cuda().map_err(fail),
+            _ => Err(fail(format!("the names are {}", NAMES.join(", ")))),
+        }
+    }
+
+    /// The best device that this machine has, and a line that says which and why.
+    ///
+    /// A software Vulkan driver is slower than the CPU runtime, so it is passed over.
+    ///
+    /// Errors: `NoDevice` if not even the CPU runtime is compiled in.
+    pub fn best() -> Result<(Device, String), Error> {
+        faults::watch();
+        let mut passed = vec![];
+        for (name, open) in [("cuda", open_cuda as fn() -> Result<Device, String>), ("wgpu", || open_wgpu(true)), ("cpu", open_cpu)] {
+            match open() {
+                Ok(d) => {
+                    let why = if passed.is_empty() { "the best there is".to_string() } else { passed.join("; ") };
+                    let line = format!("device {} ({why})", d.name());
+                    return Ok((d, line));
+                }
+                Err(why) => passed.push(format!("no {name}: {why}")),
+            }
+        }
+        Err(Error::NoDevice { name: "best".into(), reason: passed.join("; ") })
+    }
+
+    /// The name that is printed.
+    pub fn name(&self) -> &str {
+        match self {
+            Device::Interp => "interp",
+            Device::Cube { target, .. } => &target.name,
+        }
+    }
+
+    /// Its facts; the interpreter counts as a CPU without limits.
+    pub fn target(&self) -> Target {
+        match self {
+            Device::Interp => Target { name: "interp".into(), ..Target::cpu(1) },
+            Device::Cube { target, .. } => target.clone(),
+        }
+    }
+
+    /// The element type in which models run there unless told otherwise.
+    pub fn default_dtype(&self) -> Dtype {
+        match self.target().family {
+            Family::Cuda => Dtype::Bf16,
+            Family::Cpu | Family::Wgpu => Dtype::F32,
+        }
+    }
+
+    /// Bytes that may be allocated, where the system tells: the machine's free memory for the CPU and for
+    /// software adapters, `None` elsewhere.
+    pub fn free_bytes(&self) -> Option<u64> {
+        match self.target().family {
+            Family::Cuda => None,
+            Family::Cpu | Family::Wgpu => available_memory(),
+        }
+    }
+}
+
+/// Free memory of the machine, from `/proc/meminfo`.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+#[cfg(feature = "cpu")]
+fn open_cpu() -> Result<Device, String> {
+    let client = cubecl::Device::cpu().map_err(|e| e.to_string())?.client();
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    Ok(Device::Cube { client, target: Target::cpu(cores) })
+}
+
+#[cfg(not(feature = "cpu"))]
+fn open_cpu() -> Result<Device, String> {
+    Err("built without the feature `cpu`".into())
+}
+
+#[cfg(feature = "wgpu")]
+fn open_wgpu(hardware_only: bool) -> Result<Device, String> {
+    use cubecl::device::WgpuDeviceKind;
+    let open = || cubecl::Device::wgpu(WgpuDeviceKind::default()).map_err(|e| e.to_string()).map(|d| d.client());
+    let mend = "no adapter; install a Vulkan driver (Debian: apt-get install mesa-vulkan-drivers libvulkan1)";
+    let client = std::panic::catch_unwind(open).map_err(|_| mend.to_string())??;
+    faults::clear();
+    let p = client.properties();
+    // CubeCL hides planes on software adapters.
+    let software = !p.features.plane.contains(cubecl::features::Plane::Ops);
+    if hardware_only && software {
+        return Err("only a software driver, slower than the CPU runtime".into());
+    }
+    let mut target = Target::wgpu();
+    target.max_units = p.hardware.max_units_per_cube;
+    target.max_cubes = p.hardware.max_cube_count.0.min(p.hardware.max_cube_count.1);
+    target.max_bindings = (p.hardware.max_bindings as usize).min(31);
+    target.max_binding_bytes = usize::try_from(p.memory.max_page_size).unwrap_or(usize::MAX);
+    target.shared_bytes = p.hardware.max_shared_memory_size;
+    target.align = (p.memory.alignment as usize).max(256);
+    target.name = if software { "wgpu (software Vulkan)".into() } else { "wgpu".into() };
+    Ok(Device::Cube { client, target })
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn open_wgpu(_: bool) -> Result<Device, String> {
+    Err("built without the feature `wgpu`".into())
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda() -> Result<Device, String> {
+    let open = || cubecl::Device::cuda(0).map_err(|e| e.to_string()).map(|d| d.client());
+    let client = std::panic::catch_unwind(open).map_err(|_| "the CUDA driver failed to start".to_string())??;
+    faults::clear();
+    let p = client.properties();
+    let mut target = Target::cuda(90);
+    target.shared_bytes = p.hardware.max_shared_memory_size;
+    target.max_units = p.hardware.max_units_per_cube;
+    target.plane = p.hardware.plane_size_max;
+    target.cores = p.hardware.num_streaming_multiprocessors.unwrap_or(target.cores);
+    target.name = "cuda".into();
+    Ok(Device::Cube { client, target })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda() -> Result<Device, String> {
+    Err("built without the feature `cuda`".into())
+}

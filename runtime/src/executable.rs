@@ -1,0 +1,224 @@
+//! Executables: a program made ready on a device, run as often as wanted.
+
+use crate::device::Device;
+use crate::faults;
+use crate::host::HostTensor;
+use crate::store::{Stored, Store};
+use crate::Error;
+use cubecl::prelude::Client;
+use cubecl::server::Handle;
+use omchat_codegen::{Context, Kernel, Place, Program, compile};
+use omchat_ir::{Func, Mode, Module, Role, Type, interpret};
+use omchat_kernels::{Args, Buffer, LIST, Prepared, by_name};
+
+/// Launches that CubeCL's CPU client queues before it makes the host wait.
+const QUEUE: usize = 32;
+
+/// A program ready on a device.
+pub struct Executable {
+    device: Device,
+    body: Body,
+}
+
+enum Body {
+    Interpreted { module: Box<Module>, entry: Func },
+    Compiled(Box<Compiled>),
+}
+
+struct Compiled {
+    client: Client,
+    program: Program,
+    /// One a chosen kernel, with its metadata on the device.
+    prepared: Vec<(Prepared, Buffer)>,
+    slabs: Vec<Handle>,
+}
+
+/// A parameter as the caller must feed it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Param {
+    /// The name, without `%`.
+    pub name: String,
+    /// Dtype and shape on the device.
+    pub ty: Type,
+    /// Input, weight or state.
+    pub role: Role,
+}
+
+/// The program of a module's entry for a device's facts, without touching the device.
+///
+/// Errors: what cannot be lowered.
+pub fn program(module: &Module, entry: Func, target: &omchat_codegen::Target) -> Result<Program, Error> {
+    let kernels: Vec<&dyn Kernel> = LIST.iter().map(|k| *k as &dyn Kernel).collect();
+    Ok(compile(module, entry, &Context { target, kernels: &kernels })?)
+}
+
+impl Executable {
+    /// Makes a module's entry ready on a device: lowers it, fixes its kernels and allocates its arena.
+    ///
+    /// Errors: what cannot be lowered; `OutOfMemory` if the arena does not fit.
+    pub fn load(device: &Device, module: &Module, entry: Func) -> Result<Executable, Error> {
+        let body = match device {
+            Device::Interp => {
+                module.verify()?;
+                Body::Interpreted { module: Box::new(module.clone()), entry }
+            }
+            Device::Cube { client, target } => Body::Compiled(Box::new(Compiled::load(device, client, program(module, entry, target)?)?)),
+        };
+        Ok(Executable { device: device.clone(), body })
+    }
+
+    /// The program, where there is one: the interpreter has none.
+    pub fn program(&self) -> Option<&Program> {
+        match &self.body {
+            Body::Interpreted { .. } => None,
+            Body::Compiled(c) => Some(&c.program),
+        }
+    }
+
+    /// The entry's parameters, in order.
+    pub fn params(&self) -> Vec<Param> {
+        match &self.body {
+            Body::Interpreted { module, entry } => {
+                let f = module.function(*entry);
+                f.param_values().zip(&f.params).map(|(v, r)| Param { name: f.value(v).name.clone(), ty: f.ty(v).clone(), role: *r }).collect()
+            }
+            Body::Compiled(c) => c.program.params.iter().map(|p| Param { name: p.name.clone(), ty: p.ty.clone(), role: p.role }).collect(),
+        }
+    }
+
+    /// Distinct kernels; a device compiles each at most once, at its first launch.
+    pub fn kernels(&self) -> usize {
+        self.program().map_or(0, |p| p.chosen.len())
+    }
+
+    /// Runs once. Weights and states come from `store`, where the states' next values are left.
+    ///
+    /// Yields the results that are no state, in order.
+    /// Errors: `Missing` or `WrongType` for a parameter; `Device` if anything failed on the device.
+    pub fn run(&self, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<HostTensor>, Error> {
+        match &self.body {
+            Body::Interpreted { module, entry } => self.interpreted(module, *entry, inputs, store),
+            Body::Compiled(c) => c.run(inputs, store),
+        }
+    }
+
+    fn interpreted(&self, module: &Module, entry: Func, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<HostTensor>, Error> {
+        let f = module.function(entry);
+        let mut operands = vec![];
+        for p in self.params() {
+            let given = inputs.iter().find(|(n, _)| *n == p.name).map(|(_, t)| t);
+            let tensor = match (p.role, given) {
+                (Role::Input, Some(t)) => t.to_tensor(),
+                (Role::Input, None) => return Err(missing(&p, &f.name)),
+                _ => store.tensor(&p.name).ok_or_else(|| missing(&p, &f.name))?.clone(),
+            };
+            check(&p, &tensor.ty, &f.name)?;
+            operands.push(tensor);
+        }
+        let mut results = interpret(module, entry, vec![operands], Mode::Typed)?.pop().unwrap_or_default();
+        let states: Vec<Param> = self.params().into_iter().filter(|p| p.role == Role::State).collect();
+        let next = results.split_off(results.len() - states.len());
+        for (p, t) in states.into_iter().zip(next) {
+            store.put(&p.name, Stored::Host(t));
+        }
+        let _ = &self.device;
+        Ok(results.iter().map(HostTensor::from_tensor).collect())
+    }
+}
+
+fn missing(p: &Param, entry: &str) -> Error {
+    Error::Missing { name: p.name.clone(), entry: entry.into(), want: p.ty.to_string() }
+}
+
+fn check(p: &Param, have: &Type, entry: &str) -> Result<(), Error> {
+    if *have == p.ty {
+        return Ok(());
+    }
+    Err(Error::WrongType { name: p.name.clone(), entry: entry.into(), want: p.ty.to_string(), have: have.to_string() })
+}
+
+impl Compiled {
+    fn load(device: &Device, client: &Client, program: Program) -> Result<Compiled, Error> {
+        let need: u64 = program.slabs.iter().map(|s| *s as u64).sum();
+        if let Some(have) = device.free_bytes().filter(|have| need > *have) {
+            return Err(Error::OutOfMemory { what: format!("the arena of @{}", program.name), need, have, device: device.name().into() });
+        }
+        let slabs = program.slabs.iter().map(|bytes| client.empty(*bytes)).collect();
+        let mut prepared = vec![];
+        for c in &program.chosen {
+            let kernel = by_name(c.kernel).ok_or_else(|| Error::Device { device: device.name().into(), message: format!("no kernel {}", c.kernel) })?;
+            let ready = kernel.prepare(&c.work, &c.schedule)?;
+            let meta = Buffer { handle: client.create_from_slice(bytemuck::cast_slice(ready.meta())), elements: ready.meta().len() };
+            prepared.push((ready, meta));
+        }
+        Ok(Compiled { client: client.clone(), program, prepared, slabs })
+    }
+
+    fn run(&self, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<HostTensor>, Error> {
+        let mut held: Vec<Option<Handle>> = vec![None; self.program.buffers.len()];
+        for p in &self.program.params {
+            let param = Param { name: p.name.clone(), ty: p.ty.clone(), role: p.role };
+            held[p.buffer] = Some(match p.role {
+                Role::Input => {
+                    let (_, t) = inputs.iter().find(|(n, _)| *n == p.name).ok_or_else(|| missing(&param, &self.program.name))?;
+                    let t = widened(t, &param.ty);
+                    check(&param, &t.ty, &self.program.name)?;
+                    self.client.create_from_slice(&t.bytes)
+                }
+                Role::Weight | Role::State => {
+                    let (ty, handle) = store.handle(&p.name).ok_or_else(|| missing(&param, &self.program.name))?;
+                    if ty.dtype != param.ty.dtype || ty.elements() != param.ty.elements() {
+                        check(&param, ty, &self.program.name)?;
+                    }
+                    handle.clone()
+                }
+            });
+        }
+        let buffer = |b: &usize| self.buffer(*b, &held);
+        for (at, l) in self.program.launches.iter().enumerate() {
+            let operands: Vec<Buffer> = l.operands.iter().map(buffer).collect();
+            let results: Vec<Buffer> = l.results.iter().map(buffer).collect();
+            let (ready, meta) = &self.prepared[l.chosen];
+            ready.launch(&self.client, &Args { operands: &operands, results: &results, meta })?;
+            if (at + 1) % QUEUE == 0 {
+                self.client.flush().map_err(|e| self.failed(format!("{e:?}")))?;
+            }
+        }
+        let wanted: Vec<_> = self.program.results.iter().filter(|r| r.role != Role::State).collect();
+        let mut out = vec![];
+        for r in wanted {
+            let bytes = self.client.read_one(self.buffer(r.buffer, &held).handle).map_err(|e| self.failed(format!("{e:?}")))?;
+            out.push(HostTensor { ty: r.ty.clone(), bytes: bytes[..r.ty.bytes()].to_vec() });
+        }
+        match faults::take() {
+            Some(message) => Err(self.failed(message)),
+            None => Ok(out),
+        }
+    }
+
+    fn buffer(&self, b: usize, held: &[Option<Handle>]) -> Buffer {
+        let plan = &self.program.buffers[b];
+        let handle = match (plan.place, &held[b]) {
+            (_, Some(h)) => h.clone(),
+            (Place::Arena { slab, offset }, None) => {
+                let h = &self.slabs[slab];
+                let end = self.program.slabs[slab] - offset - plan.ty.bytes();
+                h.clone().offset_start(offset as u64).offset_end(end as u64)
+            }
+            (Place::Own, None) => self.slabs[0].clone(),
+        };
+        Buffer { handle, elements: plan.ty.elements() }
+    }
+
+    fn failed(&self, message: String) -> Error {
+        Error::Device { device: self.program.target.name.clone(), message: message.chars().take(600).collect() }
+    }
+}
+
+/// An input in the dtype that legalize left: halves as f32 where the device lacks them.
+fn widened(t: &HostTensor, want: &Type) -> HostTensor {
+    if t.ty.dtype != want.dtype && t.ty.dtype.is_float() && want.dtype.is_float() {
+        return HostTensor::floats(want.dtype, t.ty.shape.clone(), &t.to_f32());
+    }
+    t.clone()
+}

@@ -1,0 +1,78 @@
+//! Stores: weights and states by name, shared by the programs that use them.
+
+use crate::device::Device;
+use crate::host::HostTensor;
+use cubecl::server::Handle;
+use omchat_ir::{Dtype, Tensor, Type};
+use std::collections::HashMap;
+
+/// A weight or a state where its device can reach it.
+pub enum Stored {
+    /// For the interpreter.
+    Host(Tensor),
+    /// On a device.
+    Device(Type, Handle),
+}
+
+/// Weights and states by name.
+#[derive(Default)]
+pub struct Store {
+    held: HashMap<String, Stored>,
+    bytes: u64,
+}
+
+impl Store {
+    /// Uploads a tensor under a name; what was there is dropped. Halves widen to f32 where the device lacks them.
+    pub fn upload(&mut self, device: &Device, name: &str, t: &HostTensor) {
+        let stored = match device {
+            Device::Interp => Stored::Host(t.to_tensor()),
+            Device::Cube { client, target } => {
+                let wide;
+                let t = if target.holds(t.ty.dtype) || !t.ty.dtype.is_float() {
+                    t
+                } else {
+                    wide = HostTensor::floats(Dtype::F32, t.ty.shape.clone(), &t.to_f32());
+                    &wide
+                };
+                Stored::Device(t.ty.clone(), client.create_from_slice(&t.bytes))
+            }
+        };
+        self.put(name, stored);
+    }
+
+    /// Puts what is already where it should be.
+    pub fn put(&mut self, name: &str, stored: Stored) {
+        let bytes = |s: &Stored| match s {
+            Stored::Host(t) => t.ty.bytes() as u64,
+            Stored::Device(t, _) => t.bytes() as u64,
+        };
+        self.bytes += bytes(&stored);
+        if let Some(old) = self.held.insert(name.to_string(), stored) {
+            self.bytes -= bytes(&old);
+        }
+    }
+
+    /// Whether a name is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.held.contains_key(name)
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn tensor(&self, name: &str) -> Option<&Tensor> {
+        match self.held.get(name) {
+            Some(Stored::Host(t)) => Some(t),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn handle(&self, name: &str) -> Option<(&Type, &Handle)> {
+        match self.held.get(name) {
+            Some(Stored::Device(t, h)) => Some((t, h)),
+            _ => None,
+        }
+    }
+}
