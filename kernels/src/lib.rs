@@ -13,10 +13,14 @@
 //! Sizes and strides travel in that buffer, so a longer prompt compiles nothing: what a compilation depends
 //! on is the kernel, its schedule, the body, the dtypes and which innermost strides are 0 or 1.
 
+mod attention;
+mod attention_plain;
+mod attention_rows;
 mod bind;
 mod body;
 mod fold_plain;
 mod grid;
+mod kth_largest_plain;
 mod loops;
 mod map_plain;
 mod nest;
@@ -40,8 +44,11 @@ pub trait Launch: Kernel {
 
 /// Every kernel, in order of preference; the plain ones, which never refuse, last.
 pub const LIST: &[&dyn Launch] = &[
+    &attention_rows::AttentionRows,
     &map_plain::MapPlain,
     &fold_plain::FoldPlain,
+    &kth_largest_plain::KthLargestPlain,
+    &attention_plain::AttentionPlain,
 ];
 
 /// The kernel of that name, if there is one.

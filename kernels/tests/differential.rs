@@ -239,3 +239,93 @@ fn largest() {
 fn places_of_the_largest() {
     sweep(Some(Fold::ArgMax), 15);
 }
+
+#[test]
+fn kth_largest_counts_ties() {
+    for p in devices() {
+        for (rows, width, k) in [(1, 1, 1), (3, 7, 7), (5, 33, 4), (2, 1000, 1), (17, 64, 40)] {
+            let d = &mut Draw(rows as u64 * 31 + width as u64);
+            let x: Vec<f64> = (0..rows * width).map(|_| f64::from(d.pick(&[-1.5f32, -0.25, 0.0, 1.0, 3.0, d.0 as f32 / 1e19, -1e-3]))).collect();
+            let x = Host::new(Dtype::F32, x);
+            let work = Work::KthLargest { rows, width, k };
+            let k_ = omchat_kernels::by_name("kth_largest.plain").unwrap();
+            for s in omchat_codegen::Kernel::schedules(k_, &work, &p.target).unwrap() {
+                let got = p.run(k_, &work, &s, &[x.clone()], &[Host { dtype: Dtype::F32, data: vec![f64::NAN; rows] }]);
+                for r in 0..rows {
+                    let mut row = x.data[r * width..][..width].to_vec();
+                    row.sort_by(|a, b| b.total_cmp(a));
+                    assert_eq!(got[0][r], row[k - 1], "row {r} of {rows} x {width}, k {k} on {}", p.target.name);
+                }
+            }
+        }
+    }
+}
+
+/// Intervals of the four uses: causal in packed documents, tiles of an image, a window, a cache with empty slots.
+fn intervals(d: &mut Draw, n: reference::Sizes) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let (mut lo, mut hi, mut at) = (vec![], vec![], vec![]);
+    let empty = f64::from(i32::MAX);
+    for _ in 0..n.b {
+        let kind = d.below(5);
+        let filled = if kind == 3 { n.s.div_ceil(4) } else { n.s };
+        for s in 0..n.s {
+            at.push(if s < filled { s as f64 } else { empty });
+        }
+        for t in 0..n.t {
+            let now = (filled.saturating_sub(n.t) + t) as f64;
+            let (l, h) = match kind {
+                0 => ((now / 37.0).floor() * 37.0, now),
+                1 => ((now / 24.0).floor() * 24.0, (now / 24.0).floor() * 24.0 + 23.0),
+                2 => (now - 20.0, now),
+                3 => (0.0, now),
+                _ => if d.chance(30) { (5.0, 4.0) } else { (0.0, empty) },
+            };
+            lo.push(l);
+            hi.push(h);
+        }
+    }
+    (lo, hi, at)
+}
+
+#[test]
+fn attention_of_every_mask() {
+    let d = &mut Draw(77);
+    for p in devices() {
+        let wide = p.target.holds(Dtype::Bf16);
+        let mut runs = 0;
+        for (i, (b, h, g, t, s, width)) in [(1, 1, 1, 1, 1, 8), (2, 2, 3, 5, 70, 24), (1, 2, 1, 65, 130, 32), (1, 1, 3, 40, 200, 64), (2, 1, 1, 33, 64, 72), (1, 1, 2, 3, 257, 80),
+            (1, 1, 1, 17, 129, 128), (1, 3, 3, 1, 300, 64), (1, 1, 3, 150, 150, 16), (1, 1, 1, 9, 9, 5)].into_iter().enumerate() {
+            let n = reference::Sizes { b, h, g, t, s, d: width };
+            let dtype = if wide && i % 3 == 2 { d.pick(&[Dtype::Bf16, Dtype::F16]) } else { Dtype::F32 };
+            let out = if wide && i % 5 == 2 { dtype } else { Dtype::F32 };
+            let mut floats = |n: usize| Host::new(dtype, (0..n).map(|_| d.real(-2.0, 2.0)).collect());
+            let (q, k, v) = (floats(b * h * g * t * width), floats(b * h * s * width), floats(b * h * s * width));
+            let (lo, hi, at) = intervals(d, n);
+            let (want, lse) = reference::attention(n, &q.data, &k.data, &v.data, &lo, &hi, &at);
+            let ints = |x: &Vec<f64>| Host::new(Dtype::I32, x.clone());
+            let operands = [q, k, v, ints(&lo), ints(&hi), ints(&at)];
+            let shapes = [vec![b, h, g, t, width], vec![b, h, s, width], vec![b, h, s, width], vec![b, t], vec![b, t], vec![b, s]];
+            let work = Work::Function {
+                name: "attention".into(),
+                binds: Default::default(),
+                operands: operands.iter().zip(&shapes).map(|(o, s)| omchat_ir::Type::new(o.dtype, s.clone())).collect(),
+                results: vec![omchat_ir::Type::new(out, shapes[0].clone()), omchat_ir::Type::new(Dtype::F32, [b, h, g, t])],
+            };
+            let blank = [Host { dtype: out, data: vec![f64::NAN; want.len()] }, Host { dtype: Dtype::F32, data: vec![f64::NAN; lse.len()] }];
+            for k in LIST {
+                for sch in k.schedules(&work, &p.target).unwrap_or_default() {
+                    let got = p.run(*k, &work, &sch, &operands, &blank);
+                    let slack = if out == Dtype::F32 { 3e-6 } else { 1.0 / 200.0 };
+                    for (j, (w, g)) in want.iter().zip(&got[0]).enumerate() {
+                        assert!((w - g).abs() <= slack * (2.0 + w.abs()), "{} {sch} on {}: {n:?} out[{j}] is {g}, not {w}", k.name(), p.target.name);
+                    }
+                    for (j, (w, g)) in lse.iter().zip(&got[1]).enumerate() {
+                        assert!((w - g).abs() <= 4e-6 * (2.0 + w.abs()), "{} {sch} on {}: {n:?} lse[{j}] is {g}, not {w}", k.name(), p.target.name);
+                    }
+                    runs += 1;
+                }
+            }
+        }
+        println!("{}: {runs} runs right", p.target.name);
+    }
+}

@@ -1,0 +1,61 @@
+//! What the attention kernels share: the sizes of an instance of `@attention`, and its refusals.
+
+use omchat_codegen::{Refusal, Work};
+use omchat_ir::{Dtype, Type};
+
+use crate::bind::{Slot, Slots};
+
+/// The letters of `@attention`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub(crate) b: usize,
+    pub(crate) h: usize,
+    pub(crate) g: usize,
+    pub(crate) t: usize,
+    pub(crate) s: usize,
+    pub(crate) d: usize,
+}
+
+/// Where the kernel finds q, k, v, lo, hi, at, and out, lse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Places {
+    pub(crate) q: Slot,
+    pub(crate) k: Slot,
+    pub(crate) v: Slot,
+    pub(crate) lo: Slot,
+    pub(crate) hi: Slot,
+    pub(crate) at: Slot,
+    pub(crate) out: Slot,
+    pub(crate) lse: Slot,
+}
+
+/// An instance of `@attention`: its sizes, its types.
+pub(crate) fn instance(work: &Work) -> Result<(Sizes, &[Type], &[Type]), Refusal> {
+    let Work::Function { name, operands, results, .. } = work else {
+        return Err(Refusal("this kernel runs @attention".into()));
+    };
+    if name != "attention" || operands.len() != 6 || results.len() != 2 {
+        return Err(Refusal(format!("this kernel runs @attention of 6 operands and 2 results, not @{name} of {} and {}", operands.len(), results.len())));
+    }
+    let ([b, h, g, t, d], [_, _, s, _]) = (&operands[0].shape[..], &operands[1].shape[..]) else {
+        return Err(Refusal("q must have the axes [B, H, G, T, D] and k [B, H, S, D]".into()));
+    };
+    let sizes = Sizes { b: *b, h: *h, g: *g, t: *t, s: *s, d: *d };
+    let most = operands.iter().chain(results).map(Type::elements).max().unwrap_or(0);
+    if most >= 1 << 31 {
+        return Err(Refusal(format!("indices are 32-bit: at most {} elements, not {most}", 1u32 << 31)));
+    }
+    if results[1].dtype != Dtype::F32 {
+        return Err(Refusal(format!("lse must be f32, is {}", results[1].dtype)));
+    }
+    Ok((sizes, operands, results))
+}
+
+/// The places of an instance, and what to bind.
+pub(crate) fn places(operands: &[Type], results: &[Type]) -> (Places, Slots, Slots) {
+    let (mut ins, mut outs) = (Slots::default(), Slots::default());
+    let mut from = |i: usize| ins.slot(i, operands[i].dtype);
+    let (q, k, v, lo, hi, at) = (from(0), from(1), from(2), from(3), from(4), from(5));
+    let (out, lse) = (outs.slot(0, results[0].dtype), outs.slot(1, results[1].dtype));
+    (Places { q, k, v, lo, hi, at, out, lse }, ins, outs)
+}

@@ -1,0 +1,104 @@
+//! Attention of any shape on any target: a unit walks the keys for one query.
+//!
+//! Implements  `@attention`
+//! Schedule    `units` a cube, a query each
+//! Needs       D <= 256: a query and its sum are kept in registers
+//! Cost        keys and values are read once a query: right everywhere, fast nowhere
+//! Source      online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867
+
+use cubecl::prelude::*;
+use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
+
+use crate::attention::{Places, instance, places};
+use crate::bind::Buffers;
+use crate::grid::{address, cubes, units};
+use crate::prepared::{Prepared, runner};
+use crate::vector::{Lane, read_float, write_float};
+use crate::{Launch, LaunchError};
+
+/// Attends, a query a unit.
+pub struct AttentionPlain;
+
+impl Kernel for AttentionPlain {
+    fn name(&self) -> &'static str {
+        "attention.plain"
+    }
+
+    fn implements(&self) -> Implements {
+        Implements::Function("attention")
+    }
+
+    fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
+        let (n, ..) = instance(work)?;
+        if n.d > 256 {
+            return Err(Refusal(format!("a head may be 256 wide, is {}", n.d)));
+        }
+        Ok(vec![units(target)])
+    }
+}
+
+impl Launch for AttentionPlain {
+    fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
+        let (n, operands, results) = instance(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (places, ins, outs) = places(operands, results);
+        let queries = n.b * n.h * n.g * n.t;
+        let words = vec![queries as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];
+        let (cubes, units) = cubes(queries as u32, schedule);
+        let bits = address(schedule);
+        Ok(Prepared::new(words, ins, outs, cubes, units, runner!(|b| attention_plain, bits, b.meta, b.operands, b.results, n.d, places)))
+    }
+}
+
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
+fn attention_plain(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] width: usize, #[comptime] p: Places) {
+    let query = ABSOLUTE_POS;
+    if query < meta[0] as usize {
+        let (queries, groups) = (meta[1] as usize, meta[2] as usize);
+        let (heads, keys) = (meta[3] as usize, meta[4] as usize);
+        let head = query / (queries * groups);
+        let batch = head / heads;
+        let row = batch * queries + query % queries;
+        let lo = operands.i32s.index(p.lo.index)[row];
+        let hi = operands.i32s.index(p.hi.index)[row];
+        let scale = 1.0f32 / f32::cast_from(comptime![width as f32].runtime()).sqrt();
+
+        let mut q = Array::<f32>::new(width);
+        let mut sum = Array::<f32>::new(width);
+        for d in 0..width {
+            q[d] = one(operands, query * width + d, p.q) * scale;
+            sum[d] = 0.0f32;
+        }
+        let mut top = comptime![-1e30f32].runtime();
+        let mut weight = 0.0f32.runtime();
+        for s in 0..keys {
+            let at = operands.i32s.index(p.at.index)[batch * keys + s];
+            if at >= lo && at <= hi {
+                let key = (head * keys + s) * width;
+                let mut score = 0.0f32.runtime();
+                for d in 0..width {
+                    score += q[d] * one(operands, key + d, p.k);
+                }
+                let higher = max(top, score);
+                let old = (top - higher).exp();
+                let new = (score - higher).exp();
+                for d in 0..width {
+                    sum[d] = sum[d] * old + new * one(operands, key + d, p.v);
+                }
+                weight = weight * old + new;
+                top = higher;
+            }
+        }
+        let seen = weight > 0.0f32;
+        let share = select(seen, 1.0f32 / select(seen, weight, 1.0f32), 0.0f32);
+        for d in 0..width {
+            write_float::<Const<1>>(results, query * width + d, 1usize, Vector::new(sum[d] * share), p.out, Lane::One);
+        }
+        let lse = select(seen, top + select(seen, weight, 1.0f32).ln(), -1e30f32);
+        results.f32s.index_mut(p.lse.index)[query] = lse;
+    }
+}
+
+#[cube]
+fn one(operands: &Buffers, at: usize, #[comptime] slot: crate::bind::Slot) -> f32 {
+    read_float::<Const<1>>(operands, at, 0usize, slot, Lane::Zero).extract(0usize)
+}

@@ -1,0 +1,434 @@
+//! Attention by blocks of queries over tiles of keys, in vectors: the CPU's flash attention.
+//!
+//! A core takes a block of `rows` queries (all the query heads of a group, neighbours in time) and walks the
+//! keys in tiles. A tile of keys is turned on its side once a block, so that scores of `LANES` keys are one
+//! vector and no sum across lanes is needed; values keep their rows. Tiles that no query of the block sees are
+//! skipped before they are touched; tiles that all see are taken without masks.
+//!
+//! Implements  `@attention`
+//! Schedule    `units` cores; `rows` queries a block; `tile` keys, `lanes` a vector; 4 queries a step
+//! Needs       the CPU runtime (views of one array as scalars and as vectors; wide local arrays)
+//! Cost        4·D FLOP a visible pair; keys and values are read once a block
+//! Source      Dao 2023, FlashAttention-2, arXiv:2307.08691; micro-kernels as in Goto & van de Geijn 2008
+
+use cubecl::prelude::*;
+use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
+
+use crate::attention::{Places, Sizes, instance, places};
+use crate::bind::{Buffers, Slot};
+use crate::grid::{address, cubes};
+use crate::prepared::{Prepared, runner};
+use crate::vector::{Lane, across, read_float, write_float};
+use crate::{Launch, LaunchError};
+
+/// Queries that one step of the micro-kernels works on.
+const STEP: usize = 4;
+/// Keys in a tile.
+const TILE: usize = 64;
+/// What an unseen key scores.
+const MASKED: f32 = -1e30;
+
+/// Attends by blocks of queries.
+pub struct AttentionRows;
+
+/// The comptime half of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Plan {
+    places: Places,
+    /// Width of a head.
+    d: usize,
+    /// Vectors that hold it.
+    dv: usize,
+    /// Queries a block.
+    rows: usize,
+    tile: usize,
+    /// Vectors that hold a tile.
+    tv: usize,
+    lanes: usize,
+}
+
+impl Kernel for AttentionRows {
+    fn name(&self) -> &'static str {
+        "attention.rows"
+    }
+
+    fn implements(&self) -> Implements {
+        Implements::Function("attention")
+    }
+
+    fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
+        let (n, ..) = instance(work)?;
+        if target.family != Family::Cpu {
+            return Err(Refusal(format!("needs the CPU runtime's local arrays; {} is not one", target.name)));
+        }
+        if n.d > 512 {
+            return Err(Refusal(format!("a head may be 512 wide, is {}", n.d)));
+        }
+        let fixed = [("bits", 64), ("units", target.cores), ("lanes", target.lanes as u32), ("tile", TILE as u32)];
+        let with = |rows: usize| Schedule::new(&[&fixed[..], &[("rows", rows as u32)]].concat());
+        Ok(vec![with(block(n, target.cores as usize))])
+    }
+}
+
+/// Queries a block: wide, so that a tile is turned for many; but enough blocks to keep every core busy.
+fn block(n: Sizes, cores: usize) -> usize {
+    let queries = n.g * n.t;
+    let busy = |rows: usize| n.b * n.h * queries.div_ceil(rows) >= 4 * cores;
+    [256, 128, 64, 16].into_iter().find(|&rows| rows <= queries && busy(rows)).unwrap_or(if queries > STEP { 16 } else { STEP })
+}
+
+impl Launch for AttentionRows {
+    fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
+        let (n, operands, results) = instance(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (places, ins, outs) = places(operands, results);
+        let (lanes, rows, tile) = (schedule.get("lanes") as usize, schedule.get("rows") as usize, schedule.get("tile") as usize);
+        let plan = Plan { places, d: n.d, dv: n.d.div_ceil(lanes), rows, tile, tv: tile / lanes, lanes };
+        let blocks = (n.g * n.t).div_ceil(rows);
+        let items = n.b * n.h * blocks;
+        let words = vec![items as u32, blocks as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];
+        let (cubes, units) = cubes(items as u32, schedule);
+        let bits = address(schedule);
+        Ok(Prepared::new(words, ins, outs, cubes, units, runner!(|b| attention_rows, bits, lanes, b.meta, b.operands, b.results, plan)))
+    }
+}
+
+/// What a block of queries keeps from tile to tile.
+#[derive(CubeType)]
+struct Block<N: Size> {
+    /// Queries, scaled; a row each, whole vectors.
+    q: Array<Vector<f32, N>>,
+    /// Weighted sums of values so far.
+    sum: Array<Vector<f32, N>>,
+    /// Sums of weights so far, by lane.
+    weight: Array<Vector<f32, N>>,
+    /// The highest score so far.
+    top: Array<f32>,
+    lo: Array<i32>,
+    hi: Array<i32>,
+}
+
+/// A tile of keys.
+#[derive(CubeType)]
+struct Tile<N: Size> {
+    /// Keys on their side: [D, tile].
+    k: Array<Vector<f32, N>>,
+    /// Values: [tile, D].
+    v: Array<Vector<f32, N>>,
+    at: Array<Vector<i32, N>>,
+    /// Keys there are; the rest of the tile is void.
+    count: usize,
+    lowest: i32,
+    highest: i32,
+}
+
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
+fn attention_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] plan: Plan) {
+    let item = ABSOLUTE_POS;
+    if item < meta[0] as usize {
+        let blocks = meta[1] as usize;
+        let (times, groups) = (meta[2] as usize, meta[3] as usize);
+        let (heads, keys) = (meta[4] as usize, meta[5] as usize);
+        let head = item / blocks;
+        let batch = head / heads;
+        let first = (item % blocks) * plan.rows;
+        let count = min(times * groups - first, plan.rows.runtime());
+
+        let mut b = Block::<N> {
+            q: Array::new(comptime![plan.rows * plan.dv]),
+            sum: Array::new(comptime![plan.rows * plan.dv]),
+            weight: Array::new(comptime![plan.rows]),
+            top: Array::new(comptime![plan.rows]),
+            lo: Array::new(comptime![plan.rows]),
+            hi: Array::new(comptime![plan.rows]),
+        };
+        let mut tile = Tile::<N> {
+            k: Array::new(comptime![plan.d * plan.tv]),
+            v: Array::new(comptime![plan.tile * plan.dv]),
+            at: Array::new(comptime![plan.tv]),
+            count: 0usize.runtime(),
+            lowest: 0i32.runtime(),
+            highest: 0i32.runtime(),
+        };
+        let steps = (count + comptime![STEP - 1]) / STEP;
+        let mut lowest = i32::MAX.runtime();
+        let mut highest = i32::MIN.runtime();
+        for r in 0..steps * STEP {
+            let real = r < count;
+            let row = min(first + r, times * groups - 1);
+            let t = row / groups;
+            let lo = select(real, operands.i32s.index(plan.places.lo.index)[batch * times + t], i32::MAX);
+            let hi = select(real, operands.i32s.index(plan.places.hi.index)[batch * times + t], i32::MIN);
+            b.lo[r] = lo;
+            b.hi[r] = hi;
+            lowest = min(lowest, lo);
+            highest = max(highest, hi);
+            b.top[r] = MASKED;
+            b.weight[r] = Vector::new(0.0f32);
+            #[unroll]
+            for j in 0..plan.dv {
+                b.sum[r * plan.dv + j] = Vector::new(0.0f32);
+            }
+            let from = ((head * groups + row % groups) * times + t) * plan.d;
+            pack_row::<N>(operands, from, &mut b.q, r, f32::cast_from(1.0f32) / comptime![(plan.d as f32).sqrt()].runtime(), plan.places.q, plan);
+        }
+
+        let tiles = (keys + comptime![plan.tile - 1]) / plan.tile;
+        for i in 0..tiles {
+            tile.count = min(keys - i * plan.tile, plan.tile.runtime());
+            bounds::<N>(operands, batch * keys + i * plan.tile, &mut tile, plan);
+            if tile.highest >= lowest && tile.lowest <= highest {
+                pack_tile::<N>(operands, (head * keys + i * plan.tile) * plan.d, &mut tile, plan);
+                for step in 0..steps {
+                    attend::<N>(&mut b, &tile, step * STEP, plan);
+                }
+            }
+        }
+
+        for r in 0..count {
+            let row = first + r;
+            let query = (head * groups + row % groups) * times + row / groups;
+            let weight = across::<N>(b.weight[r], false);
+            let seen = weight > 0.0f32;
+            let safe = select(seen, weight, 1.0f32);
+            let share = select(seen, 1.0f32 / safe, 0.0f32);
+            #[unroll]
+            for j in 0..plan.dv {
+                let value = b.sum[r * plan.dv + j] * Vector::new(share);
+                let at = query * plan.d + comptime![j * plan.lanes];
+                if comptime![(j + 1) * plan.lanes <= plan.d] {
+                    write_float::<N>(results, at, 1usize, value, plan.places.out, Lane::One);
+                } else {
+                    #[unroll]
+                    for l in 0..comptime![plan.d - j * plan.lanes] {
+                        write_float::<Const<1>>(results, at + l, 1usize, Vector::new(value.extract(l)), plan.places.out, Lane::One);
+                    }
+                }
+            }
+            results.f32s.index_mut(plan.places.lse.index)[query] = select(seen, b.top[r] + safe.ln(), MASKED);
+        }
+    }
+}
+
+/// A row of D elements, widened and scaled, as whole vectors with zeros behind.
+#[cube]
+fn pack_row<N: Size>(operands: &Buffers, from: usize, to: &mut Array<Vector<f32, N>>, row: usize, scale: f32, #[comptime] slot: Slot, #[comptime] plan: Plan) {
+    #[unroll]
+    for j in 0..plan.dv {
+        let at = from + comptime![j * plan.lanes];
+        if comptime![(j + 1) * plan.lanes <= plan.d] {
+            to[row * plan.dv + j] = read_float::<N>(operands, at, 1usize, slot, Lane::One) * Vector::new(scale);
+        } else {
+            let mut value = Vector::<f32, N>::new(0.0f32);
+            #[unroll]
+            for l in 0..comptime![plan.d - j * plan.lanes] {
+                value.insert(l, read_float::<Const<1>>(operands, at + l, 0usize, slot, Lane::Zero).extract(0usize) * scale);
+            }
+            to[row * plan.dv + j] = value;
+        }
+    }
+}
+
+/// The keys' places in the stream, and their bounds.
+#[cube]
+fn bounds<N: Size>(operands: &Buffers, from: usize, tile: &mut Tile<N>, #[comptime] plan: Plan) {
+    let at = operands.i32s.index(plan.places.at.index);
+    let mut low = Vector::<i32, N>::new(i32::MAX);
+    let mut high = Vector::<i32, N>::new(i32::MIN);
+    if tile.count == plan.tile {
+        #[unroll]
+        for c in 0..plan.tv {
+            let places = crate::vector::load::<i32, N>(at, from + comptime![c * plan.lanes]);
+            tile.at[c] = places;
+            low = min(low, places);
+            high = max(high, places);
+        }
+    } else {
+        #[unroll]
+        for c in 0..plan.tv {
+            let mut places = Vector::<i32, N>::new(i32::MAX);
+            #[unroll]
+            for l in 0..plan.lanes {
+                let s = comptime![c * plan.lanes + l];
+                if tile.count > s {
+                    places.insert(l, at[from + s]);
+                    low.insert(l, min(low.extract(l), at[from + s]));
+                    high.insert(l, max(high.extract(l), at[from + s]));
+                }
+            }
+            tile.at[c] = places;
+        }
+    }
+    tile.lowest = low.extract(0usize);
+    tile.highest = high.extract(0usize);
+    #[unroll]
+    for l in 1..plan.lanes {
+        tile.lowest = min(tile.lowest, low.extract(l));
+        tile.highest = max(tile.highest, high.extract(l));
+    }
+}
+
+/// Keys on their side, values as they are; zeros where the keys end.
+#[cube]
+fn pack_tile<N: Size>(operands: &Buffers, from: usize, tile: &mut Tile<N>, #[comptime] plan: Plan) {
+    for s in 0..plan.tile {
+        if s < tile.count {
+            let k = tile.k.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
+            for d in 0..plan.d {
+                k[d * plan.tile + s] = read_float::<Const<1>>(operands, from + s * plan.d + d, 0usize, plan.places.k, Lane::Zero);
+            }
+            pack_row::<N>(operands, from + s * plan.d, &mut tile.v, s, f32::cast_from(1.0f32), plan.places.v, plan);
+        } else {
+            let k = tile.k.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
+            for d in 0..plan.d {
+                k[d * plan.tile + s] = Vector::new(0.0f32);
+            }
+            #[unroll]
+            for j in 0..plan.dv {
+                tile.v[s * plan.dv + j] = Vector::new(0.0f32);
+            }
+        }
+    }
+}
+
+/// One step: `STEP` queries from `row` on against a tile.
+#[cube]
+fn attend<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, #[comptime] plan: Plan) {
+    let mut low = b.lo[row];
+    let mut low_most = b.lo[row];
+    let mut high = b.hi[row];
+    let mut high_least = b.hi[row];
+    #[unroll]
+    for r in 1..STEP {
+        low = min(low, b.lo[row + r]);
+        low_most = max(low_most, b.lo[row + r]);
+        high = max(high, b.hi[row + r]);
+        high_least = min(high_least, b.hi[row + r]);
+    }
+    if tile.highest >= low && tile.lowest <= high {
+        let whole = tile.count == plan.tile && tile.lowest >= low_most && tile.highest <= high_least;
+        let mut p = Array::<Vector<f32, N>>::new(comptime![STEP * plan.tv]);
+        scores::<N>(b, tile, row, &mut p, plan);
+        if !whole {
+            mask::<N>(b, tile, row, &mut p, plan);
+        }
+        weigh::<N>(b, tile, row, &mut p, plan);
+    }
+}
+
+/// p = q·k for `STEP` queries and every key of the tile.
+#[cube]
+fn scores<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, p: &mut Array<Vector<f32, N>>, #[comptime] plan: Plan) {
+    let q = b.q.as_slice().as_vectorized().with_vector_size::<Const<1>>();
+    let mut acc = Array::<Vector<f32, N>>::new(comptime![STEP * plan.tv]);
+    #[unroll]
+    for i in 0..comptime![STEP * plan.tv] {
+        acc[i] = Vector::new(0.0f32);
+    }
+    let from = row * comptime![plan.dv * plan.lanes];
+    for d in 0..plan.d {
+        #[unroll]
+        for c in 0..plan.tv {
+            let k = tile.k[d * plan.tv + c];
+            #[unroll]
+            for r in 0..STEP {
+                let x = q[from + comptime![r * plan.dv * plan.lanes] + d].extract(0usize);
+                acc[comptime![r * plan.tv + c]] = fma(Vector::new(x), k, acc[comptime![r * plan.tv + c]]);
+            }
+        }
+    }
+    #[unroll]
+    for i in 0..comptime![STEP * plan.tv] {
+        p[i] = acc[i];
+    }
+}
+
+/// Scores of what a query does not see become `MASKED`.
+#[cube]
+fn mask<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, p: &mut Array<Vector<f32, N>>, #[comptime] plan: Plan) {
+    #[unroll]
+    for r in 0..STEP {
+        let lo = Vector::<i32, N>::new(b.lo[row + r]);
+        let hi = Vector::<i32, N>::new(b.hi[row + r]);
+        #[unroll]
+        for c in 0..plan.tv {
+            let at = tile.at[c];
+            let place = crate::nest::lanes::<N>() + Vector::new(comptime![(c * plan.lanes) as i32].runtime());
+            let real = place.less_than(&Vector::new(tile.count as i32));
+            let sees = at.greater_equal(&lo).vec_and(at.less_equal(&hi)).vec_and(real);
+            let i = comptime![r * plan.tv + c];
+            p[i] = select_many(sees, p[i], Vector::new(MASKED));
+        }
+    }
+}
+
+/// Softmax so far: scores become weights, sums are brought to the new highest, values are added.
+#[cube]
+fn weigh<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, p: &mut Array<Vector<f32, N>>, #[comptime] plan: Plan) {
+    let mut fall = Vector::<f32, N>::new(0.0f32);
+    #[unroll]
+    for r in 0..STEP {
+        let mut most = p[comptime![r * plan.tv]];
+        #[unroll]
+        for c in 1..plan.tv {
+            most = max(most, p[comptime![r * plan.tv + c]]);
+        }
+        let old = b.top[row + r];
+        let top = max(old, across::<N>(most, true));
+        b.top[row + r] = top;
+        fall.insert(r, old - top);
+        #[unroll]
+        for c in 0..plan.tv {
+            let i = comptime![r * plan.tv + c];
+            // A masked score is far below any other; where all are masked, none may count.
+            let seen = p[i].greater_than(&Vector::new(comptime![MASKED / 2.0].runtime()));
+            p[i] = select_many(seen, (p[i] - Vector::new(top)).exp(), Vector::new(0.0f32));
+        }
+    }
+    let old = fall.exp();
+    #[unroll]
+    for r in 0..STEP {
+        let mut weight = b.weight[row + r] * Vector::new(old.extract(r));
+        #[unroll]
+        for c in 0..plan.tv {
+            weight += p[comptime![r * plan.tv + c]];
+        }
+        b.weight[row + r] = weight;
+    }
+    let w = p.as_slice().as_vectorized().with_vector_size::<Const<1>>();
+    #[unroll]
+    for part in 0..comptime![plan.dv.div_ceil(columns(plan.dv))] {
+        let from = comptime![part * columns(plan.dv)];
+        let width = comptime![columns(plan.dv).min(plan.dv - from)];
+        let mut acc = Array::<Vector<f32, N>>::new(comptime![STEP * width]);
+        #[unroll]
+        for r in 0..STEP {
+            #[unroll]
+            for j in 0..width {
+                acc[comptime![r * width + j]] = b.sum[(row + r) * plan.dv + comptime![from + j]] * Vector::new(old.extract(r));
+            }
+        }
+        for s in 0..plan.tile {
+            #[unroll]
+            for j in 0..width {
+                let v = tile.v[s * plan.dv + comptime![from + j]];
+                #[unroll]
+                for r in 0..STEP {
+                    let x = w[comptime![r * plan.tile] + s].extract(0usize);
+                    acc[comptime![r * width + j]] = fma(Vector::new(x), v, acc[comptime![r * width + j]]);
+                }
+            }
+        }
+        #[unroll]
+        for r in 0..STEP {
+            #[unroll]
+            for j in 0..width {
+                b.sum[(row + r) * plan.dv + comptime![from + j]] = acc[comptime![r * width + j]];
+            }
+        }
+    }
+}
+
+/// Vectors of a head that are summed at once: with `STEP` rows they must fit the registers.
+fn columns(dv: usize) -> usize {
+    if dv <= 5 { dv } else { 4 }
+}
