@@ -1,15 +1,16 @@
 //! Named, directional rules on the entry; the right side is never worse.
 
+use super::cse::drop_unused_values;
 use super::{Context, Unit};
 use crate::Error;
 use omchat_ir::ops::{Cast, Constant};
-use omchat_ir::{Action, Dtype, Function, Module, Op, Scalar, Value};
+use omchat_ir::{Action, Dtype, Function, Op, Scalar, Value};
 
 pub(super) fn run(mut unit: Unit, _: &Context) -> Result<Unit, Error> {
     let entry = unit.entry.0 as usize;
     let f = std::mem::take(&mut unit.module.functions[entry]);
-    unit.module.functions[entry] = simplify(&unit.module, f);
-    Ok(unit)
+    unit.module.functions[entry] = simplify(f);
+    Ok(drop_unused_values(unit))
 }
 
 /// What a rule makes of a node.
@@ -20,7 +21,7 @@ enum Rewrite {
     Fold(f64),
 }
 
-fn simplify(_: &Module, mut f: Function) -> Function {
+fn simplify(mut f: Function) -> Function {
     let mut same: Vec<Value> = (0..f.values.len() as u32).map(Value).collect();
     let mut constants: Vec<Option<f64>> = vec![None; f.values.len()];
     let mut nodes = vec![];

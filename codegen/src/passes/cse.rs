@@ -25,7 +25,7 @@ pub(super) fn cse(mut unit: Unit, _: &Context) -> Result<Unit, Error> {
     }
     f.nodes = nodes;
     f.results.iter_mut().for_each(|v| *v = same[v.0 as usize]);
-    Ok(unit)
+    Ok(drop_unused_values(unit))
 }
 
 /// What no result needs goes; so do functions that nothing calls.
@@ -50,24 +50,14 @@ pub(super) fn dce(mut unit: Unit, _: &Context) -> Result<Unit, Error> {
     Ok(keep_called(drop_unused_values(unit)))
 }
 
-/// Renumbers the entry's values so that only parameters and results of nodes are left.
+/// Renumbers the entry's values in order of definition; values that nothing defines any more go.
 pub(super) fn drop_unused_values(mut unit: Unit) -> Unit {
     let f = &mut unit.module.functions[unit.entry.0 as usize];
-    let mut keep: Vec<bool> = (0..f.values.len()).map(|i| i < f.params.len()).collect();
-    for r in f.nodes.iter().flat_map(|n| &n.results) {
-        keep[r.0 as usize] = true;
-    }
-    let mut next = 0;
-    let number: Vec<Value> = keep.iter().map(|k| {
-        let v = Value(next);
-        next += u32::from(*k);
-        v
-    }).collect();
-    let mut i = 0;
-    f.values.retain(|_| {
-        i += 1;
-        keep[i - 1]
-    });
+    let defined = f.param_values().chain(f.nodes.iter().flat_map(|n| n.results.iter().copied()));
+    let order: Vec<Value> = defined.collect();
+    let mut number = vec![Value(0); f.values.len()];
+    order.iter().enumerate().for_each(|(i, v)| number[v.0 as usize] = Value(i as u32));
+    f.values = order.iter().map(|v| f.values[v.0 as usize].clone()).collect();
     let at = |v: &mut Value| *v = number[v.0 as usize];
     for n in &mut f.nodes {
         n.operands.iter_mut().for_each(at);

@@ -1,0 +1,124 @@
+//! After each pass a module prints, parses, verifies and means the same: over every op sample and every
+//! function of the library, on random inputs.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use omchat_codegen::{Context, PIPELINE, Target, Unit};
+use omchat_ir::{Dtype, Mode, Module, Op, Tensor, Type, interpret, parse};
+
+fn random(ty: &Type, seed: &mut u64) -> Tensor {
+    let mut next = || {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*seed >> 33) as f64 / f64::from(1u32 << 31)
+    };
+    let data = (0..ty.elements()).map(|_| match ty.dtype {
+        Dtype::I32 => (next() * 9.0).floor() - 2.0,
+        Dtype::Bool => f64::from(u8::from(next() > 0.5)),
+        _ => next() * 2.0 + 0.1,
+    }).collect();
+    Tensor::new(ty.clone(), data).unwrap().rounded()
+}
+
+const LIBRARY: &str = "
+func @norms(%x: bf16[5, 6], %w: bf16[6]) -> (bf16[5, 6], bf16[5, 6]) {
+    %n = call @rms_norm(%x, %w, 1e-6)
+    %l = call @layer_norm(%n, %w, %w, 1e-5)
+    return %n, %l
+}
+func @block(%x: f32[5, 6], %w: f32[6], %gate: f32[7, 6], %down: f32[6, 7], %b: f32[7]) -> (f32[5, 6], f32[5, 7], f32[5, 6]) {
+    %n = call @rms_norm(%x, %w, 1e-6)
+    %m = call @swiglu_mlp(%n, %gate, %gate, %down)
+    %y = add %x, %m
+    %l = call @linear(%y, %gate, %b)
+    return %y, %l, %y
+}
+func @attend(%q: f32[1, 2, 3, 5, 4], %k: f32[1, 2, 7, 4], %lo: i32[1, 5], %hi: i32[1, 5], %at: i32[1, 7], %cos: f32[5, 2], %sin: f32[5, 2]) -> (f32[1, 2, 3, 5, 4], f32[1, 2, 3, 5]) {
+    %r = call @rope(%q, %cos, %sin)
+    %o, %l = call @attention(%r, %k, %k, %lo, %hi, %at)
+    return %o, %l
+}
+func @losses(%x: f32[5, 6], %big: f32[9, 6], %labels: i32[5], %ref: f32[5]) -> (f32[5], f32, f32) {
+    %nll, %lse = call @linear_cross_entropy(%x, %big, %labels)
+    %sl, %keep = call @selective_loss[K=2, V=9](%nll, %ref, %labels)
+    %mean = call @masked_mean[V=9](%nll, %labels)
+    return %nll, %sl, %mean
+}
+func @cache(%part: f32[2, 3], %start: i32, %other: f32[8, 3], state %c: f32[8, 3]) -> (f32[8, 3], f32[8, 3]) {
+    %n = update_slice %c, %part, %start axis=0
+    %y = mul %n, %other
+    return %y, %n
+}
+func @views(%x: f32[4, 6], %y: f32[6, 4]) -> (f32[6, 4], f32[24], f32[4, 3]) {
+    %t = rearrange %x \"a b -> b a\"
+    %s = add %t, %y
+    %f = rearrange %s \"a b -> (a b)\"
+    %h = slice %x axis=1 start=1 end=4
+    return %s, %f, %h
+}";
+
+fn check(module: &Module, entry: omchat_ir::Func, label: &str, target: &Target, seed: &mut u64) {
+    let f = module.function(entry);
+    let inputs: Vec<Tensor> = f.param_types().iter().map(|t| random(t, seed)).collect();
+    let want = interpret(module, entry, vec![inputs.clone()], Mode::Exact).unwrap();
+    let context = Context { target, kernels: &[] };
+    let mut unit = Unit { module: module.clone(), entry };
+    for pass in PIPELINE {
+        unit = (pass.run)(unit, &context).unwrap();
+        unit.module.verify().unwrap_or_else(|e| panic!("{label} after {}: {e}\n{}", pass.name, unit.module));
+        let printed = unit.module.to_string();
+        let again = parse(&printed).unwrap_or_else(|e| panic!("{label} after {}:\n{}\n{printed}", pass.name, e.render("dump", &printed)));
+        assert!(again == unit.module, "{label} after {} does not print itself:\n{printed}", pass.name);
+        let have = interpret(&unit.module, unit.entry, vec![inputs.clone()], Mode::Exact).unwrap();
+        for (h, w) in have[0].iter().zip(&want[0]) {
+            let top = w.data.iter().fold(1e-30f64, |a, b| a.max(b.abs()));
+            let off = h.data.iter().zip(&w.data).fold(0f64, |a, (x, y)| a.max((x - y).abs()));
+            assert!(off <= 1e-12 * top, "{label} after {}: off by {off} of {top}\n{}", pass.name, unit.module);
+        }
+    }
+    let entry = unit.module.function(unit.entry);
+    assert!(entry.nodes.iter().all(|n| matches!(n.action, omchat_ir::Action::Call { .. })), "{label}: the entry is not calls only");
+}
+
+#[test]
+fn passes_keep_the_meaning() {
+    let mut seed = 7;
+    for target in [Target::cpu(2), Target::cuda(90)] {
+        for text in Op::samples() {
+            let m = parse(&text).unwrap();
+            check(&m, m.named("f").unwrap(), &text, &target, &mut seed);
+        }
+        let m = parse(LIBRARY).unwrap_or_else(|e| panic!("{}", e.render("library", LIBRARY)));
+        for name in ["norms", "block", "attend", "losses", "cache", "views"] {
+            check(&m, m.named(name).unwrap(), name, &target, &mut seed);
+        }
+    }
+}
+
+#[test]
+fn pointwise_work_is_one_launch() {
+    let text = "func @f(%x: f32[5, 6], %b: f32[6]) -> f32[5, 6] {
+        %a = add %x, %b \"r c, c -> r c\"
+        %g = logistic %a
+        %m = mul %a, %g
+        %y = sub %m, %x
+        return %y
+    }";
+    let m = parse(text).unwrap();
+    let target = Target::cpu(2);
+    let unit = omchat_codegen::passes::run(Unit { entry: m.named("f").unwrap(), module: m }, &Context { target: &target, kernels: &[] }, None).unwrap();
+    assert_eq!(unit.module.function(unit.entry).nodes.len(), 1, "{}", unit.module);
+}
+
+#[test]
+fn rope_is_one_launch_and_rms_norm_two() {
+    let m = parse(LIBRARY).unwrap();
+    let target = Target::cpu(2);
+    let launches = |name: &str| {
+        let unit = omchat_codegen::passes::run(Unit { entry: m.named(name).unwrap(), module: m.clone() }, &Context { target: &target, kernels: &[] }, None).unwrap();
+        (unit.module.function(unit.entry).nodes.len(), unit.module.to_string())
+    };
+    let (n, text) = launches("norms");
+    assert!(n <= 6, "{text}");
+    let rope = parse("func @r(%q: f32[1, 2, 3, 5, 4], %cos: f32[5, 2], %sin: f32[5, 2]) -> f32[1, 2, 3, 5, 4] { %r = call @rope(%q, %cos, %sin) return %r }").unwrap();
+    let unit = omchat_codegen::passes::run(Unit { entry: rope.named("r").unwrap(), module: rope }, &Context { target: &target, kernels: &[] }, None).unwrap();
+    assert_eq!(unit.module.function(unit.entry).nodes.len(), 1, "{}", unit.module);
+}
