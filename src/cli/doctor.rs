@@ -1,0 +1,12 @@
+//! `omchat doctor`.
+
+use super::Error;
+
+/// What the command takes.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Runs it.
+pub fn run(_: &Args) -> Result<(), Error> {
+    Err(Error::failed("doctor is not written yet"))
+}

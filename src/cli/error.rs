@@ -1,0 +1,78 @@
+//! Why a command failed, and the exit code that says so.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// A command's failure.
+#[derive(Debug)]
+pub enum Error {
+    /// What was asked for or given cannot be used; exit code 2.
+    Input(String),
+    /// It could be used and failed; exit code 1.
+    Failed(String),
+    /// It was already said in full; exit code 1.
+    Said,
+    /// Whoever read the output went away: no failure of ours.
+    Closed,
+}
+
+impl Error {
+    /// Bad usage or input.
+    pub fn input(message: impl fmt::Display) -> Error {
+        Error::Input(message.to_string())
+    }
+
+    /// A failure while running.
+    pub fn failed(message: impl fmt::Display) -> Error {
+        Error::Failed(message.to_string())
+    }
+
+    /// Writes the message to stderr and yields the exit code.
+    pub fn report(&self) -> ExitCode {
+        let (message, code) = match self {
+            Error::Input(m) => (m.as_str(), 2),
+            Error::Failed(m) => (m.as_str(), 1),
+            Error::Said => ("", 1),
+            Error::Closed => ("", 0),
+        };
+        if !message.is_empty() {
+            // Nobody is left to tell when stderr is closed too.
+            let _ = writeln!(io::stderr(), "error: {message}");
+        }
+        ExitCode::from(code)
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(e: io::Error) -> Error {
+        if e.kind() == io::ErrorKind::BrokenPipe { Error::Closed } else { Error::failed(e) }
+    }
+}
+
+impl From<omchat_model::Error> for Error {
+    fn from(e: omchat_model::Error) -> Error {
+        Error::input(e)
+    }
+}
+
+impl From<omchat_ir::Diagnostics> for Error {
+    fn from(e: omchat_ir::Diagnostics) -> Error {
+        Error::failed(e)
+    }
+}
+
+impl From<omchat_codegen::Error> for Error {
+    fn from(e: omchat_codegen::Error) -> Error {
+        Error::failed(e)
+    }
+}
+
+impl From<omchat_runtime::Error> for Error {
+    fn from(e: omchat_runtime::Error) -> Error {
+        match e {
+            omchat_runtime::Error::NoDevice { .. } => Error::input(e),
+            _ => Error::failed(e),
+        }
+    }
+}

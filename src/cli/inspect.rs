@@ -1,0 +1,12 @@
+//! `omchat inspect`.
+
+use super::Error;
+
+/// What the command takes.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Runs it.
+pub fn run(_: &Args) -> Result<(), Error> {
+    Err(Error::failed("inspect is not written yet"))
+}

@@ -1,0 +1,67 @@
+//! The command's subcommands: one file each, with its arguments and its `run`.
+
+mod chat;
+mod demo;
+mod doctor;
+mod encode;
+mod error;
+mod inspect;
+mod ir;
+mod parity;
+
+pub use error::Error;
+
+use clap::{Parser, Subcommand};
+use std::io::{self, Write};
+
+/// Answers about pictures and videos, and shows every step on the way there: model, kernels, devices.
+#[derive(Parser)]
+#[command(name = "omchat", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answers a question about pictures, a video or nothing; without a question it holds a conversation.
+    Chat(chat::Args),
+    /// Answers about a video with the tiny model that the command carries: it needs no download.
+    Demo(demo::Args),
+    /// Shows a model's parameters, a picture's tiles and tokens, and the memory that they would take.
+    Inspect(inspect::Args),
+    /// Writes what a chat turn feeds the model as a safetensors case.
+    Encode(encode::Args),
+    /// Writes the logits and the image features of a case.
+    Logits(parity::Args),
+    /// Writes the ids that the model picks greedily after a case; stop tokens are ignored.
+    Generate(parity::Args),
+    /// Writes the loss and the negative log likelihood of each target of a case with labels.
+    Loss(parity::Args),
+    /// Reads, checks, runs and lowers the text of the tensor language.
+    Ir(ir::Args),
+    /// Says which devices there are, what they can do, what is missing, and how to get it.
+    Doctor(doctor::Args),
+}
+
+/// Runs what the command line asks for.
+pub fn run(cli: Cli) -> Result<(), Error> {
+    match cli.command {
+        Command::Chat(args) => chat::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Encode(args) => encode::run(&args),
+        Command::Logits(args) => parity::run(parity::Door::Logits, &args),
+        Command::Generate(args) => parity::run(parity::Door::Generate, &args),
+        Command::Loss(args) => parity::run(parity::Door::Loss, &args),
+        Command::Ir(args) => ir::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    }
+}
+
+/// Writes to stdout. A reader that went away is no panic, as it is with `print!`.
+pub fn say(text: impl AsRef<str>) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_ref().as_bytes())?;
+    Ok(out.flush()?)
+}
