@@ -9,6 +9,7 @@ pub mod config_json;
 pub mod error;
 mod ffmpeg;
 pub mod format;
+pub mod graph;
 pub mod picture;
 pub mod presets;
 pub mod rope;

@@ -1,0 +1,67 @@
+//! Whole sequences without a cache, over one rank or a ring, as the entry `@forward`.
+
+use super::decoder::Weights;
+use super::entry::{Entry, verified};
+use super::vision::{Vision, tower};
+use super::{FORWARD, scope};
+use crate::config::OmChatConfig;
+use omchat_ir::{Diagnostics, Dtype, Module};
+
+/// What one run of `@forward` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ForwardSpec {
+    /// Ranks of the ring: R. With 1 the program has no collective.
+    pub ranks: usize,
+    /// Tokens of each rank: T.
+    pub tokens: usize,
+    /// Tiles that each rank encodes: N; 0 for a text-only run, which asks for no weight of the tower.
+    pub tiles: usize,
+    /// Whether the backward pass recomputes each layer from its operands.
+    pub remat: bool,
+}
+
+/// The whole model over sequences without a cache, entry `@forward`: what training differentiates.
+///
+/// Inputs, in order: if there are tiles, `pixels: f32[N, 3, S, S]` and `rows: i32[T]` (the row of this rank's features
+/// that fills each position; −1 where text stands); `ids: i32[T]` (−1 where a feature row stands), `cos: f32[T, P]`,
+/// `sin: f32[T, P]`, `lo: i32[1, T]`, `hi: i32[1, T]`, `at: i32[1, T]` (each token's index in the packed stream;
+/// any layout of tokens over ranks is right), `labels: i32[T]`, already shifted, −100 where none counts. Then weights.
+///
+/// Results: the loss f32[T] of each of this rank's tokens, 0 where ignored, and the log-sum-exp f32[T].
+///
+/// Shapes: T tokens a rank, N tiles a rank, S side of a tile, P = head size / 2. Batch is 1: documents are packed.
+/// Errors: no rank or no token; tiles for a model without a tower; a `dtype` that is no float.
+pub fn forward_module(config: &OmChatConfig, spec: ForwardSpec, dtype: Dtype) -> Result<Module, Diagnostics> {
+    let (mut module, scope, t, n) = (Module::default(), scope()?, &config.text, spec.tokens);
+    let mut e = Entry::new(&mut module, &scope, FORWARD, dtype)?;
+    e.positive("ranks", spec.ranks)?;
+    e.positive("tokens", n)?;
+    let v = if spec.tiles > 0 { Some(tower(config)?) } else { None };
+    let pictures = v.map(|(v, _)| (e.input("pixels", Dtype::F32, &[spec.tiles, 3, v.image_size, v.image_size]), e.input("rows", Dtype::I32, &[n])));
+    let ids = e.input("ids", Dtype::I32, &[n]);
+    let [cos, sin] = ["cos", "sin"].map(|name| e.input(name, Dtype::F32, &[n, t.head_dim / 2]));
+    let [lo, hi, at] = ["lo", "hi", "at"].map(|name| e.input(name, Dtype::I32, &[1, n]));
+    let labels = e.input("labels", Dtype::I32, &[n]);
+    let vision = v.map(|(v, p)| Vision::declare(&mut e, v, p));
+    let weights = Weights::declare(&mut e, t);
+
+    let mut x = e.rows("x", weights.embed, ids)?;
+    if let (Some(vision), Some((pixels, rows))) = (vision, pictures) {
+        let features = vision.features(&mut e, spec.tiles, pixels, spec.remat)?;
+        let placed = e.rows("placed", features, rows)?;
+        x = e.call("x", "add_features", &[x, placed])?;
+    }
+    let eps = e.constant("eps", t.eps)?;
+    let block = if t.qkv_bias() { "qwen2_ring_layer" } else { "llama_ring_layer" };
+    e.remat(spec.remat);
+    for layer in &weights.layers {
+        let mut operands = vec![x, cos, sin, lo, hi, at, eps];
+        operands.extend(layer);
+        x = e.call_with("x", block, &[("R", spec.ranks)], &operands)?;
+    }
+    e.remat(false);
+    let x = e.call("x", "rms_norm", &[x, weights.norm, eps])?;
+    let results = e.calls(&["nll", "lse"], "linear_cross_entropy", &[x, weights.head, labels])?;
+    e.finish(results);
+    verified(module)
+}
