@@ -10,6 +10,7 @@ pub mod error;
 mod ffmpeg;
 pub mod format;
 pub mod graph;
+mod jpeg;
 pub mod picture;
 pub mod presets;
 pub mod rope;

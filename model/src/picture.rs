@@ -1,8 +1,9 @@
 //! A picture as 8-bit RGB, converted the way Pillow's `convert("RGB")` does.
 
 use crate::error::{Error, Result};
-use image::{DynamicImage, ImageDecoder, ImageReader};
-use std::io::{BufRead, Cursor, Seek};
+use crate::jpeg;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use std::io::Cursor;
 use std::path::Path;
 
 /// Pixels beyond which a picture is refused: twice Pillow's own warning limit, where it refuses too.
@@ -39,13 +40,26 @@ impl Picture {
     /// Errors: `Image` naming the file if it is missing, broken, empty or too large.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let file = std::fs::File::open(path).map_err(|cause| Error::image(&name, cause))?;
-        decode(&name, std::io::BufReader::new(file))
+        let bytes = std::fs::read(path).map_err(|cause| Error::image(&name, cause))?;
+        Self::decode(&name, &bytes)
     }
 
     /// The picture in a file's bytes.
     pub fn decode(name: &str, bytes: &[u8]) -> Result<Self> {
-        decode(name, Cursor::new(bytes))
+        let broken = |cause: &dyn std::fmt::Display| Error::image(name, format!("cannot decode: {cause}"));
+        let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|cause| broken(&cause))?;
+        // Our own limit is stated in pixels; the library's, in bytes, would refuse some pictures below it.
+        reader.no_limits();
+        let format = reader.format();
+        let decoder = reader.into_decoder().map_err(|cause| broken(&cause))?;
+        let (width, height) = decoder.dimensions();
+        check_size(name, u64::from(width), u64::from(height))?;
+        let image = DynamicImage::from_decoder(decoder).map_err(|cause| broken(&cause))?;
+        if jpeg::is_cut(bytes, format) {
+            return Err(broken(&format!("the file breaks off after {} bytes", bytes.len())));
+        }
+        let exact = if format == Some(ImageFormat::Jpeg) { jpeg::rgb(bytes) } else { None };
+        Self::new(name, width as usize, height as usize, exact.unwrap_or_else(|| to_rgb(image)))
     }
 
     /// A picture of one colour.
@@ -85,18 +99,6 @@ pub(crate) fn check_size(name: &str, width: u64, height: u64) -> Result<()> {
     }
 }
 
-fn decode(name: &str, bytes: impl BufRead + Seek) -> Result<Picture> {
-    let broken = |cause: image::ImageError| Error::image(name, format!("cannot decode: {cause}"));
-    let mut reader = ImageReader::new(bytes).with_guessed_format().map_err(|cause| Error::image(name, cause))?;
-    // Our own limit is stated in pixels; the library's, in bytes, would refuse some pictures below it.
-    reader.no_limits();
-    let decoder = reader.into_decoder().map_err(broken)?;
-    let (width, height) = decoder.dimensions();
-    check_size(name, u64::from(width), u64::from(height))?;
-    let image = DynamicImage::from_decoder(decoder).map_err(broken)?;
-    Picture::new(name, width as usize, height as usize, to_rgb(image))
-}
-
 /// Pillow keeps the upper byte of 16-bit colour, and cuts 16-bit grey at 255.
 fn to_rgb(image: DynamicImage) -> Vec<u8> {
     let upper = |sample: u16| (sample >> 8) as u8;
@@ -115,7 +117,7 @@ fn to_rgb(image: DynamicImage) -> Vec<u8> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use image::{ImageBuffer, ImageFormat, Luma, LumaA, Rgb, Rgba};
+    use image::{ImageBuffer, Luma, LumaA, Rgb, Rgba};
 
     fn round_trip(image: DynamicImage) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
