@@ -35,7 +35,7 @@ impl OpDef for Constant {
         let held = self.dtype.round(self.value);
         let whole = matches!(self.dtype, Dtype::I32 | Dtype::Bool);
         if !held.is_finite() || (whole && held != self.value) {
-            return Err(Fault::new(Code::Attribute, format!("{} is not a {} number", self.value, self.dtype)).help("a constant must be finite in its dtype, and whole as an i32; a bool is 0 or 1"));
+            return Err(Fault::new(Code::Attribute, format!("{:?} is not a number of {}", self.value, self.dtype)).help("a constant must be finite in its dtype, and whole as an i32; a bool is 0 or 1"));
         }
         Ok(Type::new(self.dtype, []))
     }
@@ -66,7 +66,8 @@ impl OpDef for Iota {
     fn read(_: &str, attrs: &mut Attrs) -> Result<Self, Fault> {
         match attrs.number.take() {
             Some(n) if n >= 0.0 && n.fract() == 0.0 && n <= f64::from(i32::MAX) => Ok(Iota { size: n as usize }),
-            other => Err(Fault::new(Code::Attribute, format!("`iota` needs a size from 0 to {}, not {other:?}", i32::MAX))),
+            Some(n) => Err(Fault::new(Code::Attribute, format!("`iota` needs a size from 0 to {}, not {n}", i32::MAX))),
+            None => Err(Fault::new(Code::Attribute, "`iota` has no size").help("write `iota T`")),
         }
     }
 

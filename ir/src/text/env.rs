@@ -49,8 +49,10 @@ impl Env {
                     '+' => a.checked_add(b).ok_or_else(overflow),
                     '-' => a.checked_sub(b).ok_or_else(overflow),
                     '*' => a.checked_mul(b).ok_or_else(overflow),
-                    _ if b == 0 || a % b != 0 => Err(Fault::new(Code::Dim, format!("{a} / {b} is no whole number"))),
-                    _ => Ok(a / b),
+                    _ => match a.checked_rem(b) {
+                        Some(0) => a.checked_div(b).ok_or_else(overflow),
+                        _ => Err(Fault::new(Code::Dim, format!("{a} / {b} is no whole number"))),
+                    },
                 }
             }
         }

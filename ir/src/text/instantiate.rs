@@ -20,7 +20,7 @@ const ROUNDS: i64 = 1 << 16;
 /// A text of a few lines can ask for more work than any machine has.
 const STEPS: usize = 1 << 20;
 /// Steps of a new function: it is looked for among all others.
-const FUNCTION: usize = 64;
+const FUNCTION: usize = 256;
 /// Most faults that one function reports.
 const FAULTS: usize = 64;
 

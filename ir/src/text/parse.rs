@@ -11,10 +11,12 @@ use crate::types::Dtype;
 const DEPTH: usize = 16;
 /// Most terms or factors of one size.
 const TERMS: usize = 64;
+/// Most faults that are reported.
+const FAULTS: usize = 64;
 
 /// The functions of a text.
 ///
-/// Errors: the first fault of the grammar in each function.
+/// Errors: the first fault of the grammar in each function, of 64 functions at most.
 pub fn parse_file(text: &str) -> Result<File, Diagnostics> {
     parse_named("", text)
 }
@@ -35,6 +37,9 @@ pub fn parse_named(name: &'static str, text: &str) -> Result<File, Diagnostics> 
             Ok(t) => file.functions.push(t),
             Err(fault) => {
                 faults.push(fault);
+                if faults.len() == FAULTS {
+                    break;
+                }
                 p.skip_to_function();
             }
         }

@@ -1,0 +1,224 @@
+//! Every function of the library against a formula written here, apart from the ring (see `ring.rs`).
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use common::{Rng, f32s, i32s, near, one, tensor, worst};
+use omchat_ir::{Dtype, Mode, Tensor};
+
+const EXACT: f64 = 1e-12;
+
+/// The first result of a function in Exact mode.
+fn exact(callee: &str, result: &str, operands: Vec<Tensor>) -> Vec<f64> {
+    one(callee, result, 1, operands, Mode::Exact).remove(0)
+}
+
+/// Typed bf16 is near the maths: within `steps` roundings to 8 bits of the largest value.
+fn bf16_near(callee: &str, result: &str, operands: &[Tensor], steps: f64) {
+    let low: Vec<Tensor> = operands.iter().map(|t| {
+        let dtype = if t.ty.dtype == Dtype::F32 && t.ty.rank() > 0 { Dtype::Bf16 } else { t.ty.dtype };
+        tensor(dtype, &t.ty.shape, t.data.clone()).rounded()
+    }).collect();
+    let typed = one(callee, result, 1, low.clone(), Mode::Typed).remove(0);
+    let want = one(callee, result, 1, low, Mode::Exact).remove(0);
+    let scale = want.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+    near(&format!("{callee} in bf16"), &typed, &want, steps * scale / 256.0);
+}
+
+#[test]
+fn rms_norm() {
+    let mut rng = Rng(1);
+    let (x, w) = (rng.vec(15, 2.0), rng.vec(5, 1.0));
+    let want: Vec<f64> = x.chunks(5).flat_map(|row| {
+        let rms = (row.iter().map(|v| v * v).sum::<f64>() / 5.0 + 1e-6).sqrt();
+        row.iter().zip(&w).map(|(v, w)| v / rms * w).collect::<Vec<_>>()
+    }).collect();
+    let operands = vec![f32s(&[3, 5], &x), f32s(&[5], &w), f32s(&[], &[1e-6])];
+    near("rms_norm", &exact("@rms_norm", "f32[3, 5]", operands.clone()), &want, EXACT);
+    bf16_near("@rms_norm", "bf16[3, 5]", &operands, 3.0);
+    let zero = exact("@rms_norm", "f32[3, 5]", vec![f32s(&[3, 5], &[0.0; 15]), f32s(&[5], &w), f32s(&[], &[1e-6])]);
+    assert!(zero.iter().all(|v| *v == 0.0), "a row of zeros stays zeros");
+}
+
+#[test]
+fn layer_norm() {
+    let mut rng = Rng(2);
+    let (x, w, b) = (rng.vec(15, 2.0), rng.vec(5, 1.0), rng.vec(5, 1.0));
+    let want: Vec<f64> = x.chunks(5).flat_map(|row| {
+        let mean = row.iter().sum::<f64>() / 5.0;
+        // Variance by the other formula: mean of squares less the square of the mean.
+        let var = row.iter().map(|v| v * v).sum::<f64>() / 5.0 - mean * mean;
+        row.iter().zip(w.iter().zip(&b)).map(|(v, (w, b))| (v - mean) / (var + 1e-5).sqrt() * w + b).collect::<Vec<_>>()
+    }).collect();
+    let operands = vec![f32s(&[3, 5], &x), f32s(&[5], &w), f32s(&[5], &b), f32s(&[], &[1e-5])];
+    near("layer_norm", &exact("@layer_norm", "f32[3, 5]", operands.clone()), &want, EXACT);
+    bf16_near("@layer_norm", "bf16[3, 5]", &operands, 2.0);
+}
+
+#[test]
+fn rope_turns_complex_numbers() {
+    let (heads, tokens, pairs) = (2 * 3, 5, 4);
+    let mut rng = Rng(3);
+    let x = rng.vec(heads * tokens * 2 * pairs, 1.0);
+    let angle = |t: usize, p: usize| (1000 * t + 7) as f64 * 1e6f64.powf(-(p as f64) / pairs as f64);
+    let table = |f: fn(f64) -> f64| (0..tokens * pairs).map(|i| f(angle(i / pairs, i % pairs))).collect::<Vec<_>>();
+    let mut want = vec![0.0; x.len()];
+    for (i, token) in x.chunks(2 * pairs).enumerate() {
+        for p in 0..pairs {
+            // (a + ib) times e^(i angle), by polar coordinates.
+            let (a, b) = (token[p], token[p + pairs]);
+            let (r, phi) = (a.hypot(b), b.atan2(a) + angle(i % tokens, p));
+            want[i * 2 * pairs + p] = r * phi.cos();
+            want[i * 2 * pairs + p + pairs] = r * phi.sin();
+        }
+    }
+    let operands = vec![f32s(&[1, 2, 3, tokens, 2 * pairs], &x), f32s(&[tokens, pairs], &table(f64::cos)), f32s(&[tokens, pairs], &table(f64::sin))];
+    near("rope", &exact("@rope", "f32[1, 2, 3, 5, 8]", operands), &want, 1e-11);
+}
+
+/// The tail integral of the normal distribution by Simpson's rule: an erf of its own.
+fn normal(x: f64) -> f64 {
+    let (n, a) = (20_000, -12.0);
+    let h = (x - a) / n as f64;
+    let f = |v: f64| (-v * v / 2.0).exp();
+    let inner: f64 = (1..n).map(|i| f(a + i as f64 * h) * if i % 2 == 1 { 4.0 } else { 2.0 }).sum();
+    (f(a) + inner + f(x)) * h / 3.0 / (2.0 * std::f64::consts::PI).sqrt()
+}
+
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+fn gelu_tanh(x: f64) -> f64 {
+    x / (1.0 + (-2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).exp())
+}
+
+#[test]
+fn activations() {
+    let x = Rng(5).vec(24, 6.0);
+    for (name, f) in [("@silu", silu as fn(f64) -> f64), ("@gelu", |x| x * normal(x)), ("@gelu_tanh", gelu_tanh)] {
+        let want: Vec<f64> = x.iter().map(|v| f(*v)).collect();
+        near(name, &exact(name, "f32[4, 6]", vec![f32s(&[4, 6], &x)]), &want, EXACT);
+        bf16_near(name, "bf16[4, 6]", &[f32s(&[4, 6], &x)], 3.0);
+    }
+    let far = exact("@silu", "f32[1, 4]", vec![f32s(&[1, 4], &[-1e4, -800.0, 800.0, 1e4])]);
+    near("silu far out", &far, &[0.0, 0.0, 800.0, 1e4], 1e-300);
+}
+
+/// x [r, c] times the transpose of w [f, c], plus b.
+fn affine(x: &[f64], w: &[f64], b: &[f64], c: usize) -> Vec<f64> {
+    x.chunks(c).flat_map(|row| w.chunks(c).zip(b).map(|(w, b)| row.iter().zip(w).map(|(x, w)| x * w).sum::<f64>() + b).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn feed_forwards() {
+    let (r, c, f, d) = (3, 4, 6, 5);
+    let mut rng = Rng(6);
+    let (x, w1, b1, w2, b2) = (rng.vec(r * c, 2.0), rng.vec(f * c, 1.0), rng.vec(f, 1.0), rng.vec(d * f, 1.0), rng.vec(d, 1.0));
+    let first = affine(&x, &w1, &b1, c);
+    near("linear", &exact("@linear", "f32[3, 6]", vec![f32s(&[r, c], &x), f32s(&[f, c], &w1), f32s(&[f], &b1)]), &first, EXACT);
+    for (name, g) in [("@gelu_mlp", (|x| x * normal(x)) as fn(f64) -> f64), ("@gelu_tanh_mlp", gelu_tanh)] {
+        let want = affine(&first.iter().map(|v| g(*v)).collect::<Vec<_>>(), &w2, &b2, f);
+        let operands = vec![f32s(&[r, c], &x), f32s(&[f, c], &w1), f32s(&[f], &b1), f32s(&[d, f], &w2), f32s(&[d], &b2)];
+        near(name, &exact(name, "f32[3, 5]", operands), &want, EXACT);
+    }
+    let (up, down, zero) = (rng.vec(f * c, 1.0), rng.vec(c * f, 1.0), vec![0.0; f]);
+    let gate: Vec<f64> = affine(&x, &w1, &zero, c).iter().map(|v| silu(*v)).collect();
+    let inner: Vec<f64> = affine(&x, &up, &zero, c).iter().zip(gate).map(|(u, g)| u * g).collect();
+    let operands = vec![f32s(&[r, c], &x), f32s(&[f, c], &w1), f32s(&[f, c], &up), f32s(&[c, f], &down)];
+    near("swiglu_mlp", &exact("@swiglu_mlp", "f32[3, 4]", operands.clone()), &affine(&inner, &down, &[0.0; 4], f), EXACT);
+    bf16_near("@swiglu_mlp", "bf16[3, 4]", &operands, 4.0);
+}
+
+#[test]
+fn softmax_rows_sum_to_one() {
+    let x: Vec<f64> = Rng(7).vec(12, 3.0);
+    let want: Vec<f64> = x.chunks(4).flat_map(|row| row.iter().map(|v| 1.0 / row.iter().map(|w| (w - v).exp()).sum::<f64>()).collect::<Vec<_>>()).collect();
+    near("softmax", &exact("@softmax", "f32[3, 4]", vec![f32s(&[3, 4], &x)]), &want, EXACT);
+    let far = exact("@softmax", "f32[1, 3]", vec![f32s(&[1, 3], &[1e4, 0.0, -1e30])]);
+    assert_eq!(far, [1.0, 0.0, 0.0]);
+}
+
+#[test]
+fn linear_cross_entropy_ignores_labels_outside() {
+    let (t, c, v) = (6, 4, 7);
+    let mut rng = Rng(9);
+    let (x, w) = (rng.vec(t * c, 2.0), rng.vec(v * c, 2.0));
+    let labels = [3i64, -100, 6, 7, 0, -1];
+    let logits = affine(&x, &w, &[0.0; 7], c);
+    let mut want = (vec![], vec![]);
+    for (row, label) in logits.chunks(v).zip(labels) {
+        let total: f64 = row.iter().map(|z| z.exp()).sum();
+        want.1.push(total.ln());
+        want.0.push(if (0..v as i64).contains(&label) { -(row[label as usize].exp() / total).ln() } else { 0.0 });
+    }
+    let operands = vec![f32s(&[t, c], &x), f32s(&[v, c], &w), i32s(&[t], &labels)];
+    let got = one("@linear_cross_entropy", "f32[6], f32[6]", 2, operands, Mode::Exact);
+    near("loss", &got[0], &want.0, EXACT);
+    near("lse", &got[1], &want.1, EXACT);
+    let keep = exact("@labelled[V=7]", "bool[6]", vec![i32s(&[t], &labels)]);
+    assert_eq!(keep, [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]);
+    let mean = exact("@masked_mean[V=7]", "f32", vec![f32s(&[t], &got[0]), i32s(&[t], &labels)]);
+    near("masked_mean", &mean, &[(want.0[0] + want.0[2] + want.0[4]) / 3.0], EXACT);
+    let none = exact("@masked_mean[V=7]", "f32", vec![f32s(&[t], &[1.0; 6]), i32s(&[t], &[-100; 6])]);
+    assert_eq!(none, [0.0], "no label, no loss");
+}
+
+/// Top-K by sorting: larger excess first, then the earlier token.
+fn selected(loss: &[f64], reference: &[f64], labels: &[i64], k: usize, v: i64) -> (f64, Vec<f64>) {
+    let mut order: Vec<usize> = (0..loss.len()).filter(|&i| (0..v).contains(&labels[i])).collect();
+    order.sort_by(|&a, &b| (loss[b] - reference[b]).total_cmp(&(loss[a] - reference[a])).then(a.cmp(&b)));
+    order.truncate(k);
+    let mut keep = vec![0.0; loss.len()];
+    order.iter().for_each(|&i| keep[i] = 1.0);
+    (order.iter().map(|&i| loss[i]).sum::<f64>() / order.len().max(1) as f64, keep)
+}
+
+#[test]
+fn selective_loss_keeps_the_k_most_excessive() {
+    let v = 10;
+    for seed in 0..200 {
+        let mut rng = Rng(seed);
+        let t = 1 + rng.below(24);
+        let k = 1 + rng.below(t);
+        // Quarters make ties common and differences exact.
+        let mut quarters = |n: usize, levels: usize| (0..n).map(|_| rng.below(levels) as f64 / 4.0).collect::<Vec<f64>>();
+        let levels = 1 + (seed as usize % 9);
+        let (loss, reference) = (quarters(t, levels), quarters(t, levels));
+        let labels: Vec<i64> = (0..t).map(|_| if rng.below(4) == 0 { -100 } else { rng.below(v as usize) as i64 }).collect();
+        let (want, keep) = selected(&loss, &reference, &labels, k, v);
+        for mode in [Mode::Exact, Mode::Typed] {
+            let operands = vec![f32s(&[t], &loss), f32s(&[t], &reference), i32s(&[t], &labels)];
+            let got = one(&format!("@selective_loss[K={k}, V={v}]"), &format!("f32, bool[{t}]"), 2, operands, mode);
+            assert_eq!(got[1], keep, "seed {seed}: T={t} K={k}\n{loss:?}\n{reference:?}\n{labels:?}");
+            near("selective_loss", &got[0], &[want], 1e-6);
+        }
+    }
+}
+
+#[test]
+fn selecting_all_is_the_plain_mean() {
+    let mut rng = Rng(11);
+    let (loss, reference) = (rng.vec(20, 4.0), rng.vec(20, 4.0));
+    let labels: Vec<i64> = (0..20).map(|i| if i % 3 == 0 { -100 } else { i % 5 }).collect();
+    let all = one("@selective_loss[K=20, V=5]", "f32, bool[20]", 2, vec![f32s(&[20], &loss), f32s(&[20], &reference), i32s(&[20], &labels)], Mode::Exact);
+    let plain = exact("@masked_mean[V=5]", "f32", vec![f32s(&[20], &loss), i32s(&[20], &labels)]);
+    near("keep ratio 1", &all[0], &plain, 1e-14);
+    let none = one("@selective_loss[K=3, V=5]", "f32, bool[20]", 2, vec![f32s(&[20], &loss), f32s(&[20], &reference), i32s(&[20], &[-100; 20])], Mode::Exact);
+    assert!(none[0] == [0.0] && none[1].iter().all(|k| *k == 0.0), "no label, nothing kept");
+}
+
+#[test]
+fn attention_partial_is_attention_before_rounding() {
+    let mut rng = Rng(12);
+    let mut draw = |shape: &[usize]| tensor(Dtype::Bf16, shape, rng.vec(shape.iter().product(), 2.0)).rounded();
+    let (q, k, v) = (draw(&[1, 2, 2, 3, 4]), draw(&[1, 2, 5, 4]), draw(&[1, 2, 5, 4]));
+    let operands = vec![q, k, v, i32s(&[1, 3], &[0, 1, 9]), i32s(&[1, 3], &[2, 4, 1]), i32s(&[1, 5], &[0, 1, 2, 3, 4])];
+    let whole = one("@attention", "bf16[1, 2, 2, 3, 4], f32[1, 2, 2, 3]", 2, operands.clone(), Mode::Typed);
+    let part = one("@attention_partial", "f32[1, 2, 2, 3, 4], f32[1, 2, 2, 3]", 2, operands.clone(), Mode::Typed);
+    let rounded: Vec<f64> = part[0].iter().map(|x| Dtype::Bf16.round(*x)).collect();
+    assert_eq!(whole[0], rounded);
+    assert_eq!(whole[1], part[1]);
+    let exact = one("@attention", "bf16[1, 2, 2, 3, 4], f32[1, 2, 2, 3]", 2, operands, Mode::Exact);
+    assert!(worst(&whole[0], &exact[0]) < 2.0 / 256.0);
+}
