@@ -11,8 +11,8 @@ pub enum Error {
     Input(String),
     /// It could be used and failed; exit code 1.
     Failed(String),
-    /// It was already said in full; exit code 1.
-    Said,
+    /// Faults that are already laid out for the reader; exit code 1.
+    Rendered(String),
     /// Whoever read the output went away: no failure of ours.
     Closed,
 }
@@ -31,15 +31,13 @@ impl Error {
     /// Writes the message to stderr and yields the exit code.
     pub fn report(&self) -> ExitCode {
         let (message, code) = match self {
-            Error::Input(m) => (m.as_str(), 2),
-            Error::Failed(m) => (m.as_str(), 1),
-            Error::Said => ("", 1),
-            Error::Closed => ("", 0),
+            Error::Input(m) => (format!("error: {m}\n"), 2),
+            Error::Failed(m) => (format!("error: {m}\n"), 1),
+            Error::Rendered(m) => (m.clone(), 1),
+            Error::Closed => (String::new(), 0),
         };
-        if !message.is_empty() {
-            // Nobody is left to tell when stderr is closed too.
-            let _ = writeln!(io::stderr(), "error: {message}");
-        }
+        // Nobody is left to tell when stderr is closed too.
+        let _ = io::stderr().write_all(message.as_bytes());
         ExitCode::from(code)
     }
 }

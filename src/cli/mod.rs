@@ -1,5 +1,6 @@
 //! The command's subcommands: one file each, with its arguments and its `run`.
 
+mod case;
 mod chat;
 mod demo;
 mod doctor;

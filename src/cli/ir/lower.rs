@@ -1,0 +1,134 @@
+//! `ir opt`, `plan` and `source`: what codegen and the kernels make of a function, with no device present.
+
+use super::pick::{Pick, Picked};
+use crate::cli::{Error, say};
+use omchat_codegen::{Chosen, Context, Kernel, PIPELINE, Program, Target, Unit, passes};
+use omchat_kernels::{Dialect, LIST, by_name};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// A target by family and size.
+#[derive(clap::Args)]
+pub struct Aim {
+    /// What the function is lowered for.
+    #[arg(long, value_enum, default_value = "cpu")]
+    target: Family,
+    /// The compute capability of a CUDA device, as 80, 90 or sm_90a.
+    #[arg(long, alias = "arch", default_value = "90", value_parser = sm)]
+    sm: u32,
+    /// The cores of a CPU.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    cores: u32,
+}
+
+/// The families of devices.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Family {
+    Cpu,
+    Wgpu,
+    Cuda,
+}
+
+impl Aim {
+    fn target(&self) -> Target {
+        match self.target {
+            Family::Cpu => Target::cpu(self.cores),
+            Family::Wgpu => Target::wgpu(),
+            Family::Cuda => Target::cuda(self.sm),
+        }
+    }
+}
+
+/// What `ir opt` takes.
+#[derive(clap::Args)]
+pub struct Opt {
+    #[command(flatten)]
+    pick: Pick,
+    #[command(flatten)]
+    aim: Aim,
+    /// The last pass to run; all of them if not given.
+    #[arg(long, value_name = "PASS", value_parser = clap::builder::PossibleValuesParser::new(PIPELINE.iter().map(|p| clap::builder::PossibleValue::new(p.name).help(p.why))))]
+    to: Option<String>,
+}
+
+/// What `ir plan` takes.
+#[derive(clap::Args)]
+pub struct Plan {
+    #[command(flatten)]
+    pick: Pick,
+    #[command(flatten)]
+    aim: Aim,
+}
+
+/// The languages that kernels are compiled to.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Language {
+    Cuda,
+    Wgsl,
+}
+
+/// What `ir source` takes.
+#[derive(clap::Args)]
+pub struct Source {
+    #[command(flatten)]
+    pick: Pick,
+    /// The language to print: CUDA C++ or WGSL.
+    #[arg(long, value_enum, default_value = "cuda")]
+    target: Language,
+    /// The compute capability that CUDA C++ is made for, as 80, 90 or sm_90a.
+    #[arg(long, alias = "arch", default_value = "80", value_parser = sm)]
+    sm: u32,
+}
+
+fn sm(text: &str) -> Result<u32, String> {
+    let digits = text.trim_start_matches("sm_").trim_end_matches('a');
+    let number: Result<u32, _> = digits.parse();
+    number.ok().filter(|n| *n >= 80).ok_or_else(|| "name a compute capability from 80, as 90 or sm_90a".into())
+}
+
+/// Prints the module after a pass.
+pub fn opt(args: &Opt) -> Result<(), Error> {
+    let Picked { module, entry } = args.pick.one()?;
+    let (target, kernels) = (args.aim.target(), kernels());
+    let context = Context { target: &target, kernels: &kernels };
+    say(passes::run(Unit { module, entry }, &context, args.to.as_deref())?.module.to_string())
+}
+
+/// Prints the program.
+pub fn plan(args: &Plan) -> Result<(), Error> {
+    let picked = args.pick.one()?;
+    say(omchat_runtime::program(&picked.module, picked.entry, &args.aim.target())?.to_string())
+}
+
+/// Prints the text of every distinct kernel of each program.
+pub fn source(args: &Source) -> Result<(), Error> {
+    let (target, dialect) = match args.target {
+        Language::Cuda => (Target::cuda(args.sm), Dialect::CudaCpp { sm: args.sm }),
+        Language::Wgsl => (Target::wgpu(), Dialect::Wgsl),
+    };
+    let mut seen: Vec<String> = vec![];
+    for picked in args.pick.all()? {
+        let program = omchat_runtime::program(&picked.module, picked.entry, &target)?;
+        for (n, chosen) in program.chosen.iter().enumerate() {
+            let text = kernel_text(&program, chosen, dialect)?;
+            if !seen.contains(&text) {
+                say(format!("// unit: {}.{n}.{}\n{}\n", program.name, chosen.kernel, text.trim_end()))?;
+                seen.push(text);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn kernel_text(program: &Program, chosen: &Chosen, dialect: Dialect) -> Result<String, Error> {
+    let what = format!("{} of @{}", chosen.kernel, program.name);
+    let kernel = by_name(chosen.kernel).ok_or_else(|| Error::failed(format!("no kernel is called {}", chosen.kernel)))?;
+    let prepared = kernel.prepare(&chosen.work, &chosen.schedule).map_err(|e| Error::failed(format!("{what}: {e}")))?;
+    // A kernel that cannot be expanded panics inside CubeCL.
+    let text = catch_unwind(AssertUnwindSafe(|| prepared.source(dialect)));
+    let text = text.map_err(|_| Error::failed(format!("{what}: the kernel cannot be compiled for this target")))?;
+    text.map_err(|e| Error::failed(format!("{what}: {e}")))
+}
+
+fn kernels() -> Vec<&'static dyn Kernel> {
+    LIST.iter().map(|k| *k as &dyn Kernel).collect()
+}

@@ -1,0 +1,47 @@
+//! `omchat ir`: the text of the tensor language, read, checked, run and lowered.
+
+mod eval;
+mod lower;
+mod pick;
+mod text;
+
+use super::Error;
+use clap::Subcommand;
+
+/// What `omchat ir` takes.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Prints the concrete functions of texts: letters bound, loops unrolled, types written out.
+    Print(text::Texts),
+    /// Checks texts against every rule of the language and shows each fault at its place.
+    Verify(text::Texts),
+    /// Prints texts in the one layout, or checks or rewrites them in place.
+    Fmt(text::Fmt),
+    /// Runs a function with the reference interpreter on given or drawn inputs.
+    Eval(eval::Args),
+    /// Prints the module after a pass of the pipeline.
+    Opt(lower::Opt),
+    /// Prints the launches that a function becomes on a target, its memory by class, and why kernels refused.
+    Plan(lower::Plan),
+    /// Prints the generated text of every kernel of a program; no device is needed.
+    Source(lower::Source),
+}
+
+/// Runs one of the commands.
+pub fn run(args: &Args) -> Result<(), Error> {
+    match &args.command {
+        Command::Print(args) => text::print(args),
+        Command::Verify(args) => text::verify(args),
+        Command::Fmt(args) => text::fmt(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Opt(args) => lower::opt(args),
+        Command::Plan(args) => lower::plan(args),
+        Command::Source(args) => lower::source(args),
+    }
+}

@@ -1,0 +1,125 @@
+//! Which function of a text, or of the library, a command is about.
+
+use super::text::Text;
+use crate::cli::Error;
+use omchat_ir::text::{Template, instantiate_call};
+use omchat_ir::{Bind, Diagnostics, Dtype, Func, Module, Scope};
+use std::path::PathBuf;
+
+/// A function, by text, name and letters.
+#[derive(clap::Args)]
+pub struct Pick {
+    /// The text to read; `-` stands for the standard input. Without one, `--function` names a function of the
+    /// library or of the model's blocks.
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The function to take; the last one that can be taken as it is if not given.
+    #[arg(long, value_name = "NAME")]
+    function: Option<String>,
+    /// What free letters of the function stand for, as `T=16,E=f32`.
+    #[arg(long, value_name = "LETTER=VALUE", value_delimiter = ',')]
+    bind: Vec<String>,
+}
+
+/// A module and the function of it to take.
+pub(super) struct Picked {
+    pub module: Module,
+    pub entry: Func,
+}
+
+impl Pick {
+    /// The one function that is meant.
+    ///
+    /// Errors: faults of the text; no such function; a letter that is unknown or not bound.
+    pub fn one(&self) -> Result<Picked, Error> {
+        self.all()?.pop().ok_or_else(|| Error::input("there is no function to take"))
+    }
+
+    /// The function that is meant, or every function of the text that can be taken as it is.
+    ///
+    /// Errors: as [`Pick::one`].
+    pub fn all(&self) -> Result<Vec<Picked>, Error> {
+        let letters = self.letters()?;
+        match (&self.file, &self.function) {
+            (Some(path), name) => of_text(&Text::open(path)?, name.as_deref(), &letters),
+            (None, Some(name)) => Ok(vec![of_library(name, &letters)?]),
+            (None, None) => Err(Error::input("name a FILE, or a function of the library by `--function NAME --bind LETTER=VALUE,…`")),
+        }
+    }
+
+    fn letters(&self) -> Result<Vec<(&str, Bind)>, Error> {
+        let one = |text: &'static str| text;
+        let help = one("a letter is bound to a size or a dtype, as `T=16,E=f32`");
+        self.bind.iter().map(|b| {
+            let (letter, value) = b.split_once('=').ok_or_else(|| Error::input(format!("`--bind {b}`: {help}")))?;
+            let size = value.trim().parse().ok().map(Bind::Size);
+            let bind = size.or_else(|| Dtype::from_name(value.trim()).map(Bind::Dtype));
+            Ok((letter.trim(), bind.ok_or_else(|| Error::input(format!("`--bind {b}`: {help}")))?))
+        }).collect()
+    }
+}
+
+fn of_text(text: &Text, name: Option<&str>, letters: &[(&str, Bind)]) -> Result<Vec<Picked>, Error> {
+    let free = |t: &Template| t.letters.iter().any(|(_, b)| b.is_none());
+    let mut own = text.file.functions.iter().rev();
+    let template = match name {
+        Some(name) => own.find(|t| t.name == name),
+        None if letters.is_empty() => None,
+        None => own.find(|t| free(t)),
+    };
+    let fault = |faults: Diagnostics| text.shown(&faults);
+    match template {
+        Some(t) if free(t) => instance(&text.scope()?, t, letters, &fault).map(|p| vec![p]),
+        None if name.is_some() => {
+            let library = omchat_ir::library::file()?;
+            let t = library.functions.iter().find(|t| Some(t.name.as_str()) == name);
+            let t = t.ok_or_else(|| unknown(name.unwrap_or_default(), &[&text.file.functions, &library.functions]))?;
+            instance(&text.scope()?, t, letters, &fault).map(|p| vec![p])
+        }
+        _ => concrete(text, name),
+    }
+}
+
+/// The functions of a text that have no free letter, or those of that name among them.
+fn concrete(text: &Text, name: Option<&str>) -> Result<Vec<Picked>, Error> {
+    let module = text.module()?;
+    let mut all = vec![];
+    for t in text.file.functions.iter().filter(|t| name.is_none_or(|n| n == t.name)) {
+        let binds: Option<_> = t.letters.iter().map(|(n, b)| b.map(|b| (n.clone(), b))).collect();
+        if let Some(entry) = binds.and_then(|binds| module.find(&t.name, &binds)) {
+            all.push(Picked { module: module.clone(), entry });
+        }
+    }
+    if all.is_empty() {
+        let names: Vec<&str> = text.file.functions.iter().map(|t| t.name.as_str()).collect();
+        return Err(Error::input(format!("{}: every function has free letters; choose one by `--function` and bind them by `--bind`: {}", text.name, names.join(", "))));
+    }
+    Ok(all)
+}
+
+fn of_library(name: &str, letters: &[(&str, Bind)]) -> Result<Picked, Error> {
+    let (library, blocks) = (omchat_ir::library::file()?, omchat_model::graph::blocks()?);
+    let t = blocks.functions.iter().chain(&library.functions).find(|t| t.name == name);
+    let t = t.ok_or_else(|| unknown(name, &[&library.functions, &blocks.functions]))?;
+    instance(&omchat_model::graph::scope()?, t, letters, &Error::failed)
+}
+
+fn instance(scope: &Scope, t: &Template, letters: &[(&str, Bind)], fault: &dyn Fn(Diagnostics) -> Error) -> Result<Picked, Error> {
+    let free: Vec<&str> = t.letters.iter().filter(|(_, b)| b.is_none()).map(|(n, _)| n.as_str()).collect();
+    if let Some((letter, _)) = letters.iter().find(|(n, _)| !free.contains(n)) {
+        return Err(Error::input(format!("@{} has no free letter `{letter}`; it has {}", t.name, free.join(", "))));
+    }
+    let unbound: Vec<&str> = free.iter().copied().filter(|n| !letters.iter().any(|(l, _)| l == n)).collect();
+    if !unbound.is_empty() {
+        return Err(Error::input(format!("@{} has free letters {}; bind each by `--bind LETTER=VALUE,…`", t.name, unbound.join(", "))));
+    }
+    let given: Vec<(&str, Bind)> = t.letters.iter().filter_map(|(n, b)| b.map(|b| (n.as_str(), b))).chain(letters.iter().copied()).collect();
+    let mut module = Module::default();
+    let entry = instantiate_call(scope, &mut module, &t.name, &given).map_err(fault)?;
+    Ok(Picked { module, entry })
+}
+
+fn unknown(name: &str, known: &[&[Template]]) -> Error {
+    let names: Vec<&str> = known.iter().flat_map(|file| file.iter()).map(|t| t.name.as_str()).collect();
+    Error::input(format!("there is no function `{name}`; there are {}", names.join(", ")))
+}

@@ -1,0 +1,176 @@
+//! `ir print`, `verify` and `fmt`: what needs the text only.
+
+use crate::cli::{Error, say};
+use omchat_ir::text::{File, parse_file};
+use omchat_ir::{Diagnostics, Scope};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Texts by name.
+#[derive(clap::Args)]
+pub struct Texts {
+    /// The texts to read; `-` stands for the standard input.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+/// What `ir fmt` takes.
+#[derive(clap::Args)]
+pub struct Fmt {
+    #[command(flatten)]
+    texts: Texts,
+    /// Changes nothing and exits with 1 if a text is laid out otherwise.
+    #[arg(long, conflicts_with = "write")]
+    check: bool,
+    /// Rewrites the files instead of printing them.
+    #[arg(long)]
+    write: bool,
+}
+
+/// A text and what it says.
+pub(super) struct Text {
+    /// What faults call it.
+    pub name: String,
+    source: String,
+    /// Its functions and templates.
+    pub file: File,
+}
+
+impl Text {
+    /// Reads a file, or the standard input for `-`.
+    ///
+    /// Errors: it cannot be read; faults of the grammar.
+    pub fn open(path: &Path) -> Result<Text, Error> {
+        let (name, source) = read(path)?;
+        match parse_file(&source) {
+            Ok(file) => Ok(Text { name, source, file }),
+            Err(faults) => Err(Error::Rendered(faults.render(&name, &source))),
+        }
+    }
+
+    /// The functions that it may call: its own and the library's.
+    pub fn scope(&self) -> Result<Scope<'_>, Error> {
+        Ok(Scope::new(&[omchat_ir::library::file()?, &self.file]))
+    }
+
+    /// Its functions without free letters.
+    ///
+    /// Errors: all faults, at their places.
+    pub fn module(&self) -> Result<omchat_ir::Module, Error> {
+        self.scope()?.module(&self.file).map_err(|faults| self.shown(&faults))
+    }
+
+    /// Faults as the user reads them.
+    pub fn shown(&self, faults: &Diagnostics) -> Error {
+        Error::Rendered(faults.render(&self.name, &self.source))
+    }
+}
+
+/// Prints the concrete modules.
+pub fn print(args: &Texts) -> Result<(), Error> {
+    for path in &args.files {
+        let text = Text::open(path)?;
+        let module = text.module()?;
+        if module.functions.is_empty() {
+            return Err(Error::input(format!("{}: every function has free letters, so there is nothing concrete to print; `omchat ir opt --to legalize --function NAME --bind …` makes one", text.name)));
+        }
+        say(module.to_string())?;
+    }
+    Ok(())
+}
+
+/// Says `ok`, or shows all faults of all texts.
+pub fn verify(args: &Texts) -> Result<(), Error> {
+    let mut shown = String::new();
+    for path in &args.files {
+        match verified(path) {
+            Ok(line) => say(line)?,
+            Err(Error::Rendered(faults)) => shown += &faults,
+            Err(other) => return Err(other),
+        }
+    }
+    if shown.is_empty() { Ok(()) } else { Err(Error::Rendered(shown)) }
+}
+
+fn verified(path: &Path) -> Result<String, Error> {
+    let text = Text::open(path)?;
+    let module = text.module()?;
+    module.verify().map_err(|faults| text.shown(&faults))?;
+    let free = text.file.functions.iter().filter(|t| t.letters.iter().any(|(_, b)| b.is_none())).count();
+    let rest = if free > 0 { format!("; {free} with free letters, of which only the grammar was checked") } else { String::new() };
+    Ok(format!("ok: {}: {} functions{rest}\n", text.name, text.file.functions.len() - free))
+}
+
+/// Lays texts out.
+pub fn fmt(args: &Fmt) -> Result<(), Error> {
+    let mut other = vec![];
+    for path in &args.texts.files {
+        let (name, source) = read(path)?;
+        let laid = lay_out(&name, &source)?;
+        if args.check {
+            if laid != source {
+                other.push(name);
+            }
+        } else if args.write {
+            rewrite(path, &name, &source, &laid)?;
+        } else {
+            say(laid)?;
+        }
+    }
+    if other.is_empty() {
+        return Ok(());
+    }
+    Err(Error::failed(format!("laid out otherwise: {}; `omchat ir fmt --write` mends it", other.join(", "))))
+}
+
+fn rewrite(path: &Path, name: &str, source: &str, laid: &str) -> Result<(), Error> {
+    if path == Path::new("-") {
+        return Err(Error::input("the standard input cannot be written: leave out `--write`"));
+    }
+    let kept = header(source).lines().count();
+    if let Some(line) = source.lines().enumerate().skip(kept).find(|(_, l)| has_comment(l)).map(|(n, _)| n + 1) {
+        return Err(Error::input(format!("{name}:{line}: a `;` comment would be lost; write it as `;;` above a function, or move it to the top of the file")));
+    }
+    if laid == source {
+        return Ok(());
+    }
+    std::fs::write(path, laid).map_err(|e| Error::input(format!("cannot write {name}: {e}")))
+}
+
+/// The text in the one layout, below the `;` comments that it begins with.
+fn lay_out(name: &str, source: &str) -> Result<String, Error> {
+    let laid = omchat_ir::format(source).map_err(|faults| Error::Rendered(faults.render(name, source)))?;
+    Ok(header(source) + &laid)
+}
+
+/// The lines at the top that are blank or `;` comments; they say what a test file tests.
+fn header(source: &str) -> String {
+    let plain = |l: &&str| l.trim().is_empty() || (l.trim_start().starts_with(';') && !l.trim_start().starts_with(";;"));
+    let lines: Vec<&str> = source.lines().take_while(plain).collect();
+    let end = lines.iter().rposition(|l| !l.trim().is_empty()).map_or(0, |n| n + 1);
+    lines[..end].iter().map(|l| format!("{}\n", l.trim_end())).collect()
+}
+
+/// Whether a `;` comment, but no `;;` comment, stands in a line, outside a string.
+fn has_comment(line: &str) -> bool {
+    let mut inside = false;
+    for (at, c) in line.char_indices() {
+        match c {
+            '"' => inside = !inside,
+            ';' if !inside => return !line[at..].starts_with(";;"),
+            _ => {}
+        }
+    }
+    false
+}
+
+fn read(path: &Path) -> Result<(String, String), Error> {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map_err(|e| Error::input(format!("cannot read the standard input: {e}")))?;
+        return Ok(("<stdin>".into(), text));
+    }
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|e| Error::input(format!("cannot read {name}: {e}")))?;
+    Ok((name, text))
+}
