@@ -228,34 +228,29 @@ fn pack_row<N: Size>(operands: &Buffers, from: usize, to: &mut Array<Vector<f32,
     }
 }
 
-/// The keys' places in the stream, and their bounds.
+/// The keys' places in the stream, and their bounds; void keys lie at no place.
 #[cube]
 fn bounds<N: Size>(operands: &Buffers, from: usize, tile: &mut Tile<N>, #[comptime] plan: Plan) {
     let at = operands.i32s.index(plan.places.at.index);
     let mut low = Vector::<i32, N>::new(i32::MAX);
     let mut high = Vector::<i32, N>::new(i32::MIN);
     if tile.count == plan.tile {
-        #[unroll]
         for c in 0..plan.tv {
-            let places = crate::vector::load::<i32, N>(at, from + comptime![c * plan.lanes]);
+            let places = crate::vector::load::<i32, N>(at, from + c * plan.lanes);
             tile.at[c] = places;
             low = min(low, places);
             high = max(high, places);
         }
     } else {
-        #[unroll]
-        for c in 0..plan.tv {
-            let mut places = Vector::<i32, N>::new(i32::MAX);
-            #[unroll]
-            for l in 0..plan.lanes {
-                let s = comptime![c * plan.lanes + l];
-                if tile.count > s {
-                    places.insert(l, at[from + s]);
-                    low.insert(l, min(low.extract(l), at[from + s]));
-                    high.insert(l, max(high.extract(l), at[from + s]));
-                }
-            }
-            tile.at[c] = places;
+        let one = tile.at.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
+        for s in 0..plan.tile {
+            one[s] = Vector::new(i32::MAX);
+        }
+        for s in 0..tile.count {
+            let place = at[from + s];
+            one[s] = Vector::new(place);
+            low = min(low, Vector::new(place));
+            high = max(high, Vector::new(place));
         }
     }
     tile.lowest = low.extract(0usize);
@@ -345,18 +340,15 @@ fn scores<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, p: &mut Array<V
 /// Scores of what a query does not see become `MASKED`.
 #[cube]
 fn mask<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, p: &mut Array<Vector<f32, N>>, #[comptime] plan: Plan) {
-    #[unroll]
     for r in 0..STEP {
         let lo = Vector::<i32, N>::new(b.lo[row + r]);
         let hi = Vector::<i32, N>::new(b.hi[row + r]);
-        #[unroll]
         for c in 0..plan.tv {
             let at = tile.at[c];
-            let place = crate::nest::lanes::<N>() + Vector::new(comptime![(c * plan.lanes) as i32].runtime());
+            let place = crate::nest::lanes::<N>() + Vector::new((c * plan.lanes) as i32);
             let real = place.less_than(&Vector::new(tile.count as i32));
             let sees = at.greater_equal(&lo).vec_and(at.less_equal(&hi)).vec_and(real);
-            let i = comptime![r * plan.tv + c];
-            p[i] = select_many(sees, p[i], Vector::new(MASKED));
+            p[r * plan.tv + c] = select_many(sees, p[r * plan.tv + c], Vector::new(MASKED));
         }
     }
 }
@@ -364,33 +356,26 @@ fn mask<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, p: &mut Array<Vec
 /// Softmax so far: scores become weights, sums are brought to the new highest, values are added.
 #[cube]
 fn weigh<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, p: &mut Array<Vector<f32, N>>, #[comptime] plan: Plan) {
-    let mut fall = Vector::<f32, N>::new(0.0f32);
-    #[unroll]
+    let mut old = Array::<Vector<f32, N>>::new(STEP);
     for r in 0..STEP {
-        let mut most = p[comptime![r * plan.tv]];
+        let mut most = p[r * plan.tv];
         #[unroll]
         for c in 1..plan.tv {
-            most = max(most, p[comptime![r * plan.tv + c]]);
+            most = max(most, p[r * plan.tv + c]);
         }
-        let old = b.top[row + r];
-        let top = max(old, across::<N>(most, true));
+        let top = max(b.top[row + r], across::<N>(most, true));
+        let fall = Vector::<f32, N>::new(b.top[row + r] - top).exp();
+        old[r] = fall;
         b.top[row + r] = top;
-        fall.insert(r, old - top);
+        let mut weight = b.weight[row + r] * fall;
         #[unroll]
         for c in 0..plan.tv {
-            let i = comptime![r * plan.tv + c];
+            let score = p[r * plan.tv + c];
             // A masked score is far below any other; where all are masked, none may count.
-            let seen = p[i].greater_than(&Vector::new(comptime![MASKED / 2.0].runtime()));
-            p[i] = select_many(seen, (p[i] - Vector::new(top)).exp(), Vector::new(0.0f32));
-        }
-    }
-    let old = fall.exp();
-    #[unroll]
-    for r in 0..STEP {
-        let mut weight = b.weight[row + r] * Vector::new(old.extract(r));
-        #[unroll]
-        for c in 0..plan.tv {
-            weight += p[comptime![r * plan.tv + c]];
+            let seen = score.greater_than(&Vector::new(comptime![MASKED / 2.0].runtime()));
+            let share = select_many(seen, (score - Vector::new(top)).exp(), Vector::new(0.0f32));
+            p[r * plan.tv + c] = share;
+            weight += share;
         }
         b.weight[row + r] = weight;
     }
@@ -404,7 +389,7 @@ fn weigh<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, p: &mut Array<Ve
         for r in 0..STEP {
             #[unroll]
             for j in 0..width {
-                acc[comptime![r * width + j]] = b.sum[(row + r) * plan.dv + comptime![from + j]] * Vector::new(old.extract(r));
+                acc[comptime![r * width + j]] = b.sum[(row + r) * plan.dv + comptime![from + j]] * old[r];
             }
         }
         for s in 0..plan.tile {

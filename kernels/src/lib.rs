@@ -18,6 +18,9 @@ mod attention_plain;
 mod attention_rows;
 mod bind;
 mod body;
+mod einsum;
+mod einsum_dot;
+mod einsum_rows;
 mod fold_plain;
 mod grid;
 mod kth_largest_plain;
@@ -45,6 +48,8 @@ pub trait Launch: Kernel {
 /// Every kernel, in order of preference; the plain ones, which never refuse, last.
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
+    &einsum_dot::EinsumDot,
+    &einsum_rows::EinsumRows,
     &map_plain::MapPlain,
     &fold_plain::FoldPlain,
     &kth_largest_plain::KthLargestPlain,

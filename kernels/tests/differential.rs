@@ -329,3 +329,83 @@ fn attention_of_every_mask() {
         println!("{}: {runs} runs right", p.target.name);
     }
 }
+
+/// Dense strides of the axes `of`, innermost last; 0 elsewhere.
+fn dense(axes: &[usize], of: &[usize]) -> (Vec<usize>, usize) {
+    let mut strides = vec![0; axes.len()];
+    let mut n = 1;
+    for &a in of.iter().rev() {
+        strides[a] = n;
+        n *= axes[a];
+    }
+    (strides, n)
+}
+
+/// An einsum whose letters are up to two axes each, in drawn orders, with a drawn epilogue.
+fn einsum(seed: u64, wide: bool) -> Case {
+    let d = &mut Draw(seed * 77 + 5);
+    let (nb, nm, nn, nk) = (d.below(2), d.below(3), 1 + d.below(2), 1 + d.below(2));
+    let size = |d: &mut Draw| d.pick(&[1, 2, 3, 4, 5, 8, 16, 17, 24, 33]);
+    let kept: Vec<usize> = (0..nb + nm + nn).map(|_| size(d)).collect();
+    let folded: Vec<usize> = (0..nk).map(|i| if i + 1 == nk { d.pick(&[4, 16, 24, 35, 64]) } else { d.pick(&[1, 3]) }).collect();
+    let axes = [kept.clone(), folded.clone()].concat();
+    let (batch, m, n): (Vec<_>, Vec<_>, Vec<_>) = ((0..nb).collect(), (nb..nb + nm).collect(), (nb + nm..kept.len()).collect());
+    let k: Vec<usize> = (kept.len()..axes.len()).collect();
+    let order = |d: &mut Draw, parts: [&[usize]; 3]| if d.chance(50) { parts.concat() } else { [parts[0], parts[2], parts[1]].concat() };
+    let (sa, la) = dense(&axes, &order(d, [&batch, &m, &k]));
+    let (sb, lb) = dense(&axes, &order(d, [&batch, &n, &k]));
+    let (dta, dtb) = (d.pick(&dtypes(wide)[..if wide { 4 } else { 1 }]), d.pick(&dtypes(wide)[..if wide { 4 } else { 1 }]));
+    let mut reads = vec![Read { operand: 0, dtype: dta, offset: 1, strides: sa, at: None }, Read { operand: 1, dtype: dtb, offset: 0, strides: sb, at: None }];
+    let mut operands = vec![data(d, dta, la + 1), data(d, dtb, lb)];
+    if d.chance(50) {
+        reads.swap(0, 1);
+    }
+    // A bias, or a residual.
+    let (mut strides, len) = if d.chance(50) { dense(&axes, &n) } else { dense(&axes, &[&batch[..], &m, &n].concat()) };
+    strides.truncate(axes.len());
+    reads.push(Read { operand: 2, dtype: Dtype::F32, offset: 0, strides, at: None });
+    operands.push(data(d, Dtype::F32, len));
+    let body = Body { steps: vec![Step::Read { read: 0, kind: Kind::Float }, Step::Read { read: 1, kind: Kind::Float }, Step::Apply { f: Scalar::Mul, args: vec![0, 1], of: Kind::Float }], results: vec![2] };
+    let mut narrow = false;
+    let mut epilogue = program(d, &[Dtype::F32], kept.len(), Some(Kind::Float), &mut narrow);
+    for s in &mut epilogue.steps {
+        if let Step::Read { read, .. } = s {
+            *read = 2;
+        }
+    }
+    let folded_at = epilogue.steps.iter().position(|s| matches!(s, Step::Folded { .. })).unwrap();
+    if d.chance(60) {
+        epilogue.results[0] = folded_at;
+    }
+    let (strides, len) = dense(&axes, &order(d, [&batch, &m, &n]));
+    let dtype = if wide { d.pick(&[Dtype::F32, Dtype::F32, Dtype::Bf16]) } else { Dtype::F32 };
+    narrow |= dtype == Dtype::Bf16;
+    let writes = vec![Write { result: 0, dtype, offset: 3, strides: strides[..kept.len()].to_vec(), at: None }];
+    let results = vec![Host { dtype, data: vec![f64::NAN; len + 3] }];
+    Case { nest: Nest { kept, folded, fold: Some(Fold::Sum), reads, body, epilogue, writes }, operands, results, narrow }
+}
+
+#[test]
+fn einsums() {
+    for p in devices() {
+        let wide = p.target.holds(Dtype::Bf16);
+        let mut ran: std::collections::BTreeMap<&str, usize> = Default::default();
+        for seed in 0..40 {
+            let c = einsum(seed, wide);
+            let mut want = c.results.clone();
+            let weight = reference::nest(&c.nest, &c.operands, &mut want);
+            let work = Work::Nest(c.nest.clone());
+            for k in LIST {
+                for s in k.schedules(&work, &p.target).unwrap_or_default() {
+                    let got = p.run(*k, &work, &s, &c.operands, &c.results);
+                    check(&format!("{} {s} on {} seed {seed}", k.name(), p.target.name), &c, &want, &weight, &got);
+                    *ran.entry(k.name()).or_default() += 1;
+                }
+            }
+        }
+        println!("{}: {ran:?}", p.target.name);
+        for name in ["einsum.dot", "einsum.rows", "fold.plain"] {
+            assert!(ran.get(name).copied().unwrap_or(0) > 5, "{name} ran too seldom: {ran:?}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Einsums along a contiguous k: y = x·Wᵀ, weights as [out, in], in a register tile of dot products.
+//!
+//! Implements  a nest that sums the product of two float reads, with any epilogue
+//! Schedule    `rows` x `cols` sums a step, `lanes` along k; CPU: `units` cores
+//! Needs       the innermost folded axis has stride 1 in both factors and at least `lanes` elements
+//! Cost        2·m·n·k FLOP; `rows + cols` loads for `rows · cols` products
+//! Source      register blocking: Goto & van de Geijn 2008, Anatomy of high-performance matrix multiplication
+
+use std::sync::Arc;
+
+use cubecl::prelude::*;
+use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
+
+use crate::bind::Buffers;
+use crate::einsum::{Einsum, Roles, depth, finish, inside, stride, tile, unfit};
+use crate::grid::address;
+use crate::map_plain::{fits, nest_of};
+use crate::nest::{Cursor, seek};
+use crate::prepared::{Prepared, runner};
+use crate::vector::{Lane, across, read_float};
+use crate::{Launch, LaunchError};
+
+/// Sums dot products, tile by tile.
+pub struct EinsumDot;
+
+impl Kernel for EinsumDot {
+    fn name(&self) -> &'static str {
+        "einsum.dot"
+    }
+
+    fn implements(&self) -> Implements {
+        Implements::Nest
+    }
+
+    fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
+        let roles = Roles::of(work)?;
+        fits(nest_of(work)?, target)?;
+        for read in [roles.a, roles.b] {
+            let (_, k) = roles.strides(read);
+            if k != 1 && roles.k() > 1 {
+                return Err(Refusal(format!("k must be contiguous in both factors; read {read} steps by {k}")));
+            }
+        }
+        if roles.k() < target.lanes {
+            return Err(Refusal(format!("k must fill a vector of {}, is {}", target.lanes, roles.k())));
+        }
+        let (bits, units) = match target.family {
+            Family::Cpu => (64, target.cores),
+            _ => (32, target.units),
+        };
+        let with = |rows: u32, cols: u32| Schedule::new(&[("bits", bits), ("units", units), ("lanes", target.lanes as u32), ("rows", rows), ("cols", cols)]);
+        let (m, _) = roles.m();
+        Ok(match m {
+            1 => vec![with(1, 4)],
+            2 => vec![with(2, 4)],
+            // Taller tiles were slower: their loads are no longer joined into vectors.
+            _ => vec![with(4, 4)],
+        })
+    }
+}
+
+impl Launch for EinsumDot {
+    fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
+        let roles = Roles::of(work).map_err(unfit(self.name()))?;
+        let (rows, cols) = (schedule.get("rows") as usize, schedule.get("cols") as usize);
+        let (lanes, bits) = (schedule.get("lanes") as usize, address(schedule));
+        let (e, words, ins, outs, (cubes, units)) = roles.plan(rows, cols, cols, schedule);
+        Ok(Prepared::new(words, ins, outs, cubes, units, runner!(|b| einsum_dot, bits, lanes, cols, b.meta, b.operands, b.results, e.clone())))
+    }
+}
+
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
+fn einsum_dot<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] e: Arc<Einsum>) {
+    let item = ABSOLUTE_POS as u32;
+    if inside(meta, item, e.clone()) {
+        let t = tile(meta, operands, item, e.clone());
+        for m in t.from..t.to {
+            products::<N, C>(meta, operands, results, &t.cursor, m * comptime![e.rows as u32], t.n as usize * e.cols, e.clone());
+        }
+    }
+}
+
+/// `rows` x `cols` sums of products from row `m` and column `n` on.
+#[cube]
+fn products<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, m: u32, n: usize, #[comptime] e: Arc<Einsum>) {
+    let last = comptime![e.plan.rank - 1];
+    let width = meta[last] as usize;
+    let vectors = width / N::value();
+    // Rows and columns past the end repeat the last; they are not written.
+    let mut rows = Sequence::<usize>::new();
+    #[unroll]
+    for r in 0..e.rows {
+        let row = min(m + comptime![r as u32], meta[e.m] - 1);
+        rows.push(row as usize * stride(meta, e.a, e.m, e.plan.clone()));
+    }
+    let mut columns = Sequence::<usize>::new();
+    #[unroll]
+    for j in 0..e.cols {
+        let column = min(n + j, meta[comptime![e.plan.kept - 1]] as usize - 1);
+        columns.push(column * stride(meta, e.b, comptime![e.plan.kept - 1], e.plan.clone()));
+    }
+    let mut acc = Array::<Vector<f32, N>>::new(comptime![e.rows * e.cols]);
+    #[unroll]
+    for i in 0..comptime![e.rows * e.cols] {
+        acc[i] = Vector::new(0.0f32);
+    }
+    let mut rest = Array::<Vector<f32, C>>::new(e.rows);
+    #[unroll]
+    for r in 0..e.rows {
+        rest[r] = Vector::new(0.0f32);
+    }
+    for k in 0..depth(meta, e.plan.clone()) {
+        let outer = seek(meta, c, k, e.plan.kept, last, e.plan.clone());
+        let (a, b) = (*outer.reads.index(e.a), *outer.reads.index(e.b));
+        for j in 0..vectors {
+            step::<N>(operands, a + j * N::value(), b + j * N::value(), &rows, &columns, &mut acc, e.clone());
+        }
+        if comptime![e.k_tail] {
+            for i in vectors * N::value()..width {
+                trail::<C>(operands, a + i, b + i, &rows, &columns, &mut rest, e.clone());
+            }
+        }
+    }
+    // Sums leave the registers, so that what follows is compiled once and not once a row.
+    let mut held = Array::<Vector<f32, N>>::new(comptime![e.rows * e.cols]);
+    #[unroll]
+    for i in 0..comptime![e.rows * e.cols] {
+        held[i] = acc[i];
+    }
+    let size = meta[comptime![e.plan.kept - 1]] as usize;
+    for r in 0..min(e.rows as u32, meta[e.m] - m) {
+        let mut sums = rest[r as usize];
+        #[unroll]
+        for j in 0..e.cols {
+            sums.insert(j, sums.extract(j) + across::<N>(held[r as usize * e.cols + j], false));
+        }
+        if comptime![!e.n_tail] {
+            finish::<C>(meta, operands, results, c, m + r, n, sums, e.clone());
+        } else if n + e.cols <= size {
+            finish::<C>(meta, operands, results, c, m + r, n, sums, e.clone());
+        } else {
+            #[unroll]
+            for j in 0..e.cols {
+                if n + j < size {
+                    finish::<Const<1>>(meta, operands, results, c, m + r, n + j, Vector::new(sums.extract(j)), e.clone());
+                }
+            }
+        }
+    }
+}
+
+/// One vector along k of every row and column.
+#[cube]
+fn step<N: Size>(operands: &Buffers, a: usize, b: usize, rows: &Sequence<usize>, columns: &Sequence<usize>, acc: &mut Array<Vector<f32, N>>, #[comptime] e: Arc<Einsum>) {
+    let a_slot = comptime![e.plan.reads[e.a].view.slot];
+    let b_slot = comptime![e.plan.reads[e.b].view.slot];
+    let mut x = Sequence::<Vector<f32, N>>::new();
+    #[unroll]
+    for r in 0..e.rows {
+        x.push(read_float::<N>(operands, a + *rows.index(r), 1usize, a_slot, Lane::One));
+    }
+    #[unroll]
+    for j in 0..e.cols {
+        let y = read_float::<N>(operands, b + *columns.index(j), 1usize, b_slot, Lane::One);
+        #[unroll]
+        for r in 0..e.rows {
+            acc[comptime![r * e.cols + j]] = fma(*x.index(r), y, acc[comptime![r * e.cols + j]]);
+        }
+    }
+}
+
+/// One element along k of every row and column.
+#[cube]
+fn trail<C: Size>(operands: &Buffers, a: usize, b: usize, rows: &Sequence<usize>, columns: &Sequence<usize>, rest: &mut Array<Vector<f32, C>>, #[comptime] e: Arc<Einsum>) {
+    let a_slot = comptime![e.plan.reads[e.a].view.slot];
+    let b_slot = comptime![e.plan.reads[e.b].view.slot];
+    let mut y = Vector::<f32, C>::new(0.0f32);
+    #[unroll]
+    for j in 0..e.cols {
+        y.insert(j, read_float::<Const<1>>(operands, b + *columns.index(j), 1usize, b_slot, Lane::Zero).extract(0usize));
+    }
+    #[unroll]
+    for r in 0..e.rows {
+        let x = read_float::<Const<1>>(operands, a + *rows.index(r), 1usize, a_slot, Lane::Zero).extract(0usize);
+        rest[r] = fma(Vector::new(x), y, rest[r]);
+    }
+}

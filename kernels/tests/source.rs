@@ -1,0 +1,84 @@
+//! Kernels become CUDA C++ and WGSL with no device present.
+
+mod common;
+
+use omchat_codegen::{Body, Fold, Kind, Nest, Read, Step, Target, Work, Write};
+use omchat_ir::{Dtype, Scalar, Type};
+use omchat_kernels::{Dialect, LIST};
+
+fn product(dtype: Dtype) -> Work {
+    let read = |operand, strides: [usize; 3]| Read { operand, dtype, offset: 0, strides: strides.to_vec(), at: None };
+    Work::Nest(Nest {
+        kept: vec![8, 16],
+        folded: vec![32],
+        fold: Some(Fold::Sum),
+        reads: vec![read(0, [32, 0, 1]), read(1, [0, 32, 1])],
+        body: Body { steps: vec![Step::Read { read: 0, kind: Kind::Float }, Step::Read { read: 1, kind: Kind::Float }, Step::Apply { f: Scalar::Mul, args: vec![0, 1], of: Kind::Float }], results: vec![2] },
+        epilogue: Body { steps: vec![Step::Folded { kind: Kind::Float }, Step::Apply { f: Scalar::Erf, args: vec![0], of: Kind::Float }], results: vec![1] },
+        writes: vec![Write { result: 0, dtype, offset: 0, strides: vec![16, 1], at: None }],
+    })
+}
+
+fn gelu(dtype: Dtype) -> Work {
+    let Work::Nest(mut nest) = product(dtype) else { unreachable!() };
+    nest.fold = None;
+    nest.folded = vec![];
+    nest.reads.iter_mut().for_each(|r| r.strides.truncate(2));
+    nest.epilogue = Body::default();
+    Work::Nest(nest)
+}
+
+fn attention(dtype: Dtype) -> Work {
+    let f = |shape: &[usize]| Type::new(dtype, shape);
+    let i = |shape: &[usize]| Type::new(Dtype::I32, shape);
+    Work::Function {
+        name: "attention".into(),
+        binds: Default::default(),
+        operands: vec![f(&[1, 2, 3, 4, 64]), f(&[1, 2, 9, 64]), f(&[1, 2, 9, 64]), i(&[1, 4]), i(&[1, 4]), i(&[1, 9])],
+        results: vec![f(&[1, 2, 3, 4, 64]), Type::new(Dtype::F32, [1, 2, 3, 4])],
+    }
+}
+
+fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
+    let mut seen = std::collections::BTreeSet::new();
+    for &dtype in dtypes {
+        for work in [product(dtype), gelu(dtype), attention(dtype), Work::KthLargest { rows: 2, width: 9, k: 3 }] {
+            for k in LIST {
+                for s in k.schedules(&work, target).unwrap_or_default() {
+                    let text = k.prepare(&work, &s).unwrap().source(dialect).unwrap_or_else(|e| panic!("{} {s}: {e}", k.name()));
+                    assert!(text.contains(mark), "{} {s}: no {mark} in\n{text}", k.name());
+                    let again = k.prepare(&work, &s).unwrap().source(dialect).unwrap();
+                    assert_eq!(text, again, "{} {s}: two texts of one kernel", k.name());
+                    seen.insert(k.name());
+                    if let Ok(dir) = std::env::var("OMCHAT_SOURCES") {
+                        std::fs::write(format!("{dir}/{}.{dtype}.{}", k.name(), if mark == "@compute" { "wgsl" } else { "cu" }), text).unwrap();
+                    }
+                }
+            }
+        }
+    }
+    for name in ["map.plain", "fold.plain", "einsum.dot", "kth_largest.plain", "attention.plain"] {
+        assert!(seen.contains(name), "{name} gave no text: {seen:?}");
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_text() {
+    texts(Dialect::CudaCpp { sm: 90 }, &Target::cuda(90), &[Dtype::F32, Dtype::Bf16, Dtype::F16], "__global__");
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn wgsl_text() {
+    texts(Dialect::Wgsl, &Target::wgpu(), &[Dtype::F32], "@compute");
+}
+
+#[cfg(not(any(feature = "cuda", feature = "wgpu")))]
+#[test]
+fn without_compilers_there_is_a_reason() {
+    let k = omchat_kernels::by_name("map.plain").unwrap();
+    let s = k.schedules(&gelu(Dtype::F32), &Target::cuda(90)).unwrap();
+    let error = k.prepare(&gelu(Dtype::F32), &s[0]).unwrap().source(Dialect::CudaCpp { sm: 90 }).unwrap_err();
+    assert!(error.contains("feature `cuda`"), "{error}");
+}
