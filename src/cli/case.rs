@@ -25,6 +25,11 @@ impl Data {
         Data { dtype: Dtype::I32, shape, bytes: data.iter().flat_map(|x| x.to_le_bytes()).collect() }
     }
 
+    /// Adds floats behind those that are there; the shape is the caller's care.
+    pub fn extend(&mut self, data: &[f32]) {
+        self.bytes.extend(data.iter().flat_map(|x| x.to_le_bytes()));
+    }
+
     /// The interpreter's tensor in its dtype; floats as f64 if they are exact, truth values as i32.
     pub fn of(t: &Tensor, exact: bool) -> Data {
         let shape = t.ty.shape.clone();

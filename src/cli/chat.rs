@@ -1,7 +1,16 @@
 //! `omchat chat`.
 
-use super::Error;
+use super::progress::Bars;
+use super::{Error, device, say};
+use omchat::{Answer, Chat, ChatOptions, Engine, Model, Sampling, Visual};
+use omchat_model::chat::SYSTEM;
+use omchat_model::format::Format;
+use omchat_model::picture::Picture;
+use omchat_model::tiler::TileMode;
+use omchat_model::video::tile_video;
+use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What a chat takes.
 #[derive(clap::Args)]
@@ -60,6 +69,103 @@ pub struct Args {
 
 /// Chats.
 pub fn run(args: &Args) -> Result<(), Error> {
-    let _ = args;
-    Err(Error::failed("chat is not written yet"))
+    let model = Model::open(&args.model)?;
+    let untrained = model.dir.join("manifest.json");
+    let visuals = look(&model, args)?;
+    if !visuals.is_empty() && says_untrained(&untrained) {
+        eprintln!("note: the projector of this model is random until it is trained: answers about pictures are noise");
+    }
+    let device = device::open(args.device.as_deref())?;
+    let mut bars = Bars::default();
+    let engine = Engine::load(model, device, &device::options(args.dtype.as_deref())?, &mut |p| bars.show(p))?;
+    bars.end();
+    let mut chat = Chat::new(engine, options(args)?)?;
+    match &args.prompt {
+        Some(prompt) => ask(&mut chat, prompt, visuals),
+        None => converse(&mut chat, visuals),
+    }
+}
+
+fn options(args: &Args) -> Result<ChatOptions, Error> {
+    let usual = Sampling::default();
+    let sampling = Sampling {
+        temperature: args.temperature.unwrap_or(usual.temperature),
+        top_k: args.top_k.unwrap_or(usual.top_k),
+        top_p: args.top_p.unwrap_or(usual.top_p),
+        min_p: args.min_p.unwrap_or(usual.min_p),
+        repetition_penalty: args.repetition_penalty.unwrap_or(usual.repetition_penalty),
+        seed: args.seed.unwrap_or(usual.seed),
+    };
+    let format = args.format.as_deref().map(Format::named).transpose()?;
+    let system = args.system.clone().unwrap_or_else(|| SYSTEM.into());
+    Ok(ChatOptions { context: args.context, max_new_tokens: args.max_new_tokens, sampling, system, format })
+}
+
+/// The pictures and the video as tiles.
+pub fn look(model: &Model, args: &Args) -> Result<Vec<Visual>, Error> {
+    if args.image.is_empty() && args.video.is_none() {
+        return Ok(vec![]);
+    }
+    let tiler = model.tiler()?;
+    let mut out = vec![];
+    for path in &args.image {
+        out.push(Visual::Picture(tiler.cut(&Picture::open(path)?, TileMode::AnyRes)?));
+    }
+    if let Some(path) = &args.video {
+        let mut bars = Bars::default();
+        out.push(tile_video(path, args.frames, &tiler, TileMode::Single, &mut |done, total| bars.step("decoding", done, total))?);
+        bars.end();
+    }
+    Ok(out)
+}
+
+fn says_untrained(manifest: &std::path::Path) -> bool {
+    let text = std::fs::read_to_string(manifest).unwrap_or_default();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    json.get("untrained").is_some_and(|u| !u.is_null() && u.as_array().is_none_or(|a| !a.is_empty()))
+}
+
+/// One question, its answer as it comes, and what it cost.
+pub fn ask(chat: &mut Chat, prompt: &str, visuals: Vec<Visual>) -> Result<(), Error> {
+    let mut bars = Bars::default();
+    let mut closed = None;
+    let answer = chat.ask(prompt, visuals, &mut |p| bars.show(p), &mut |text| {
+        if closed.is_none() {
+            closed = say(text).err();
+        }
+    })?;
+    bars.end();
+    if let Some(e) = closed {
+        return Err(e);
+    }
+    say("\n")?;
+    report(chat, &answer);
+    Ok(())
+}
+
+fn report(chat: &Chat, a: &Answer) {
+    let rate = |n: usize, t: Duration| if t.is_zero() { 0.0 } else { n as f64 / t.as_secs_f64() };
+    let steps = a.ids.len().saturating_sub(1);
+    let e = chat.engine();
+    eprintln!(
+        "{} tokens read ({} tiles), {} answered | first token after {:.2} s, then {:.1} tokens/s | {} of {} slots | {} programs, {} kernels | {} {}",
+        a.prompt, a.tiles, a.ids.len(), a.first.as_secs_f64(), rate(steps, a.rest), chat.session().len(), chat.session().context(), e.programs(), e.kernels(), e.device().name(), e.dtype(),
+    );
+}
+
+fn converse(chat: &mut Chat, mut visuals: Vec<Visual>) -> Result<(), Error> {
+    let input = std::io::stdin();
+    let shown = input.is_terminal();
+    let mut line = String::new();
+    loop {
+        if shown {
+            say("> ")?;
+            std::io::stdout().flush()?;
+        }
+        line.clear();
+        if input.lock().read_line(&mut line)? == 0 || line.trim().is_empty() {
+            return Ok(());
+        }
+        ask(chat, line.trim(), std::mem::take(&mut visuals))?;
+    }
 }

@@ -1,6 +1,11 @@
 //! `omchat demo`.
 
-use super::Error;
+use super::progress::Bars;
+use super::{Error, chat, device};
+use omchat::{Chat, ChatOptions, Engine, EngineOptions, Model, home};
+use omchat_model::tiler::TileMode;
+use omchat_model::video::tile_video;
+use std::path::{Path, PathBuf};
 
 /// What the demo takes.
 #[derive(clap::Args)]
@@ -10,8 +15,47 @@ pub struct Args {
     pub device: Option<String>,
 }
 
+macro_rules! carried {
+    ($($name:literal),+ $(,)?) => { &[$(($name, include_bytes!(concat!("../../models/tiny/", $name)))),+] };
+}
+
+/// The model and the video that the command carries.
+const TINY: &[(&str, &[u8])] = carried!["config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "ball.gif"];
+const QUESTION: &str = "What happens in this video?";
+const FRAMES: usize = 8;
+
 /// Shows the demo.
 pub fn run(args: &Args) -> Result<(), Error> {
-    let _ = args;
-    Err(Error::failed("the demo is not written yet"))
+    let dir = unpack()?;
+    let model = Model::open(&dir.to_string_lossy())?;
+    let tiler = model.tiler()?;
+    let video = tile_video(&dir.join("ball.gif"), FRAMES, &tiler, TileMode::Single, &mut |_, _| {})?;
+    eprintln!("the tiny model that the command carries; its weights are random, so the words are noise and the computation is whole");
+    let device = device::open(args.device.as_deref())?;
+    let mut bars = Bars::default();
+    let engine = Engine::load(model, device, &EngineOptions::default(), &mut |p| bars.show(p))?;
+    bars.end();
+    let mut talk = Chat::new(engine, ChatOptions { max_new_tokens: 24, context: 2048, ..ChatOptions::default() })?;
+    eprintln!("> {QUESTION}   ({FRAMES} frames of ball.gif)");
+    chat::ask(&mut talk, QUESTION, vec![video])
+}
+
+/// Writes the carried files where models are kept, each whole or not at all.
+fn unpack() -> Result<PathBuf, Error> {
+    let dir = home().join(format!("tiny-{}", env!("CARGO_PKG_VERSION")));
+    std::fs::create_dir_all(&dir).map_err(|e| Error::failed(format!("cannot make {}: {e}; set OMCHAT_HOME to a folder that can be written", dir.display())))?;
+    for (name, bytes) in TINY {
+        let path = dir.join(name);
+        if std::fs::read(&path).is_ok_and(|b| b == *bytes) {
+            continue;
+        }
+        write_whole(&path, bytes).map_err(|e| Error::failed(format!("cannot write {}: {e}", path.display())))?;
+    }
+    Ok(dir)
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let part = path.with_extension(format!("part-{}", std::process::id()));
+    std::fs::write(&part, bytes)?;
+    std::fs::rename(&part, path)
 }

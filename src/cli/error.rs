@@ -74,3 +74,13 @@ impl From<omchat_runtime::Error> for Error {
         }
     }
 }
+
+impl From<omchat::Error> for Error {
+    fn from(e: omchat::Error) -> Error {
+        match e {
+            omchat::Error::Runtime(e) => e.into(),
+            omchat::Error::Module(_) | omchat::Error::Numeric { .. } => Error::failed(e),
+            _ => Error::input(e),
+        }
+    }
+}

@@ -3,12 +3,16 @@
 mod case;
 mod chat;
 mod demo;
+mod device;
 mod doctor;
 mod encode;
 mod error;
 mod inspect;
 mod ir;
 mod parity;
+mod progress;
+mod place;
+mod visuals;
 
 pub use error::Error;
 

@@ -1,7 +1,13 @@
 //! `omchat logits`, `generate`, `loss`: a case in, what the model makes of it out.
 
-use super::Error;
-use std::path::PathBuf;
+use super::progress::Bars;
+use super::{Error, device};
+use omchat::{Engine, Model, Rows, Sampler, Sampling, Session};
+use omchat_model::config::IGNORE;
+use omchat_model::splice::{Slot, Spliced, splice};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// What the parity commands take.
 #[derive(clap::Args)]
@@ -39,6 +45,154 @@ pub enum Door {
 
 /// Runs one of the three.
 pub fn run(door: Door, args: &Args) -> Result<(), Error> {
-    let _ = args;
-    Err(Error::failed(format!("{door:?} is not written yet")))
+    let case = Case::read(&args.input)?;
+    let model = Model::open(&args.model)?;
+    let per_tile = model.tokens_per_tile();
+    let vocab = model.config.text.vocab;
+    let tiles = case.tiles(&model)?;
+    let spliced = splice(&case.ids, tiles, per_tile, vocab)?;
+    let labels = match (door, &case.labels) {
+        (Door::Loss, None) => return Err(Error::input(format!("{} holds no `labels`; `loss` needs them", args.input.display()))),
+        (Door::Loss, Some(labels)) => Some(spliced.labels(labels)?),
+        _ => None,
+    };
+    let device = device::open(args.device.as_deref())?;
+    let mut bars = Bars::default();
+    let engine = Rc::new(Engine::load(model, device, &device::options(args.dtype.as_deref())?, &mut |p| bars.show(p))?);
+    let features = match tiles {
+        0 => vec![],
+        n => {
+            let tile = case.pixels.len() / n;
+            engine.features(n, &mut |r| case.pixels[r.start * tile..r.end * tile].to_vec(), &mut |p| bars.show(p))?
+        }
+    };
+    bars.end();
+    let extra = if door == Door::Generate { args.max_new_tokens } else { 0 };
+    let mut session = Session::new(engine.clone(), spliced.len() + extra)?;
+    let mut out = Out::default();
+    match door {
+        Door::Logits => {
+            let logits = session.read(&spliced.slots, &features, Rows::All, &mut |_| {})?;
+            out.f32("logits", vec![spliced.len(), vocab], &logits);
+            if tiles > 0 {
+                let width = engine.model().config.text.hidden;
+                out.f32("image_features", vec![features.len() / width, width], &features);
+            }
+        }
+        Door::Generate => {
+            let ids = generate(&mut session, &spliced, &features, args.max_new_tokens)?;
+            out.i32("greedy_ids", vec![ids.len()], &ids);
+        }
+        Door::Loss => {
+            let (nll, loss) = losses(&mut session, &spliced, &features, &labels.unwrap_or_default())?;
+            out.f32("nll", vec![nll.len()], &nll);
+            out.f32("loss", vec![1], &[loss]);
+        }
+    }
+    out.write(&args.output)
+}
+
+fn generate(session: &mut Session, spliced: &Spliced, features: &[f32], n: usize) -> Result<Vec<i32>, Error> {
+    let mut greedy = Sampler::new(Sampling::default());
+    let mut logits = session.read(&spliced.slots, features, Rows::Last, &mut |_| {})?;
+    let mut ids = vec![];
+    while ids.len() < n {
+        let id = greedy.pick(&logits, &[]);
+        ids.push(id as i32);
+        if ids.len() < n {
+            logits = session.read(&[Slot::Text(id)], &[], Rows::Last, &mut |_| {})?;
+        }
+    }
+    Ok(ids)
+}
+
+/// The loss of each target, and their mean; a sequence without targets has loss 0.
+fn losses(session: &mut Session, spliced: &Spliced, features: &[f32], labels: &[i32]) -> Result<(Vec<f32>, f32), Error> {
+    // Position t predicts the label of t + 1; the last predicts nothing.
+    let mut shifted = labels[1..].to_vec();
+    shifted.push(IGNORE);
+    let mut nll = session.losses(&spliced.slots, features, &shifted)?;
+    nll.pop();
+    let counted = shifted.iter().filter(|l| **l != IGNORE).count();
+    let sum: f64 = nll.iter().map(|x| f64::from(*x)).sum();
+    Ok((nll, if counted == 0 { 0.0 } else { (sum / counted as f64) as f32 }))
+}
+
+/// What a case feeds the model.
+struct Case {
+    ids: Vec<i32>,
+    pixels: Vec<f32>,
+    pixel_shape: Vec<usize>,
+    labels: Option<Vec<i32>>,
+}
+
+impl Case {
+    fn read(path: &Path) -> Result<Case, Error> {
+        let bad = |why: String| Error::input(format!("{}: {why}", path.display()));
+        let bytes = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(format!("{e} ({} bytes)", bytes.len())))?;
+        let ids = match file.tensor("input_ids") {
+            Ok(t) => ints("input_ids", &t).map_err(bad)?,
+            Err(_) => return Err(bad("there is no `input_ids`, i32 [T]".into())),
+        };
+        let labels = file.tensor("labels").ok().map(|t| ints("labels", &t)).transpose().map_err(bad)?;
+        let (pixels, pixel_shape) = match file.tensor("pixel_values") {
+            Ok(t) if t.dtype() == Dtype::F32 => (t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(), t.shape().to_vec()),
+            Ok(t) => return Err(bad(format!("`pixel_values` is {:?}; it must be f32 [N, 3, S, S]", t.dtype()))),
+            Err(_) => (vec![], vec![]),
+        };
+        if ids.is_empty() {
+            return Err(bad("`input_ids` is empty; give one id or more".into()));
+        }
+        Ok(Case { ids, pixels, pixel_shape, labels })
+    }
+
+    /// How many tiles there are.
+    fn tiles(&self, model: &Model) -> Result<usize, Error> {
+        let Some(vision) = &model.config.vision else {
+            return match self.pixels.is_empty() {
+                true => Ok(0),
+                false => Err(Error::input("the case has `pixel_values`, the model has no vision tower")),
+            };
+        };
+        let s = vision.image_size;
+        match self.pixel_shape[..] {
+            [] => Ok(0),
+            [n, 3, h, w] if h == s && w == s => Ok(n),
+            _ => Err(Error::input(format!("`pixel_values` is {:?}; this model takes [N, 3, {s}, {s}]", self.pixel_shape))),
+        }
+    }
+}
+
+fn ints(name: &str, t: &TensorView) -> Result<Vec<i32>, String> {
+    match t.dtype() {
+        Dtype::I32 => Ok(t.data().chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+        Dtype::I64 => t.data().chunks_exact(8).map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])).map(|x| i32::try_from(x).map_err(|_| format!("`{name}` holds {x}"))).collect(),
+        other => Err(format!("`{name}` is {other:?}; it must be i32")),
+    }
+}
+
+/// Tensors to be written.
+#[derive(Default)]
+struct Out {
+    held: Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>,
+}
+
+impl Out {
+    fn f32(&mut self, name: &'static str, shape: Vec<usize>, data: &[f32]) {
+        self.held.push((name, Dtype::F32, shape, data.iter().flat_map(|x| x.to_le_bytes()).collect()));
+    }
+
+    fn i32(&mut self, name: &'static str, shape: Vec<usize>, data: &[i32]) {
+        self.held.push((name, Dtype::I32, shape, data.iter().flat_map(|x| x.to_le_bytes()).collect()));
+    }
+
+    fn write(self, path: &Path) -> Result<(), Error> {
+        let mut views = vec![];
+        for (name, dtype, shape, data) in &self.held {
+            views.push((*name, TensorView::new(*dtype, shape.clone(), data).map_err(Error::failed)?));
+        }
+        let bytes = safetensors::serialize(views, None).map_err(Error::failed)?;
+        std::fs::write(path, bytes).map_err(|e| Error::failed(format!("cannot write {}: {e}", path.display())))
+    }
 }

@@ -87,15 +87,15 @@ fn sm(text: &str) -> Result<u32, String> {
 
 /// Prints the module after a pass.
 pub fn opt(args: &Opt) -> Result<(), Error> {
-    let Picked { module, entry } = args.pick.one()?;
     let (target, kernels) = (args.aim.target(), kernels());
+    let Picked { module, entry } = args.pick.one()?.called(&kernels)?;
     let context = Context { target: &target, kernels: &kernels };
     say(passes::run(Unit { module, entry }, &context, args.to.as_deref())?.module.to_string())
 }
 
 /// Prints the program.
 pub fn plan(args: &Plan) -> Result<(), Error> {
-    let picked = args.pick.one()?;
+    let picked = args.pick.one()?.called(&kernels())?;
     say(omchat_runtime::program(&picked.module, picked.entry, &args.aim.target())?.to_string())
 }
 
@@ -107,6 +107,7 @@ pub fn source(args: &Source) -> Result<(), Error> {
     };
     let mut seen: Vec<String> = vec![];
     for picked in args.pick.all()? {
+        let picked = picked.called(&kernels())?;
         let program = omchat_runtime::program(&picked.module, picked.entry, &target)?;
         for (n, chosen) in program.chosen.iter().enumerate() {
             let text = kernel_text(&program, chosen, dialect)?;

@@ -18,7 +18,7 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Prints the concrete functions of texts: letters bound, loops unrolled, types written out.
-    Print(text::Texts),
+    Print(text::Print),
     /// Checks texts against every rule of the language and shows each fault at its place.
     Verify(text::Texts),
     /// Prints texts in the one layout, or checks or rewrites them in place.

@@ -3,7 +3,9 @@
 use super::text::Text;
 use crate::cli::Error;
 use omchat_ir::text::{Template, instantiate_call};
-use omchat_ir::{Bind, Diagnostics, Dtype, Func, Module, Scope};
+use omchat_codegen::{Implements, Kernel};
+use omchat_ir::{Action, Bind, Builder, Diagnostics, Dtype, Func, Module, Scope, Value};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// A function, by text, name and letters.
@@ -27,12 +29,37 @@ pub(super) struct Picked {
     pub entry: Func,
 }
 
+impl Picked {
+    /// The same, behind a call where a kernel implements the function: kernels take calls, not entries.
+    ///
+    /// Errors: faults of the module.
+    pub fn called(mut self, kernels: &[&dyn Kernel]) -> Result<Picked, Error> {
+        let f = self.module.function(self.entry);
+        if !kernels.iter().any(|k| matches!(k.implements(), Implements::Function(name) if name == f.name)) {
+            return Ok(self);
+        }
+        let f = f.clone();
+        let mut b = Builder::new(&mut self.module, &f.name, BTreeMap::new());
+        let params: Vec<Value> = f.param_values().zip(&f.params).map(|(v, role)| b.param(*role, &f.value(v).name, f.ty(v).clone())).collect();
+        let names: Vec<String> = f.results.iter().map(|v| f.value(*v).name.clone()).collect();
+        let action = Action::Call { callee: self.entry, remat: false };
+        let results = b.node(&names, action, &params).map_err(Diagnostics::from)?;
+        self.entry = b.finish(results);
+        Ok(self)
+    }
+}
+
 impl Pick {
     /// The one function that is meant.
     ///
     /// Errors: faults of the text; no such function; a letter that is unknown or not bound.
     pub fn one(&self) -> Result<Picked, Error> {
         self.all()?.pop().ok_or_else(|| Error::input("there is no function to take"))
+    }
+
+    /// A function by text, name and letters.
+    pub fn of(file: Option<PathBuf>, function: Option<String>, bind: Vec<String>) -> Pick {
+        Pick { file, function, bind }
     }
 
     /// The function that is meant, or every function of the text that can be taken as it is.
@@ -48,8 +75,7 @@ impl Pick {
     }
 
     fn letters(&self) -> Result<Vec<(&str, Bind)>, Error> {
-        let one = |text: &'static str| text;
-        let help = one("a letter is bound to a size or a dtype, as `T=16,E=f32`");
+        let help = "a letter is bound to a size or a dtype, as `T=16,E=f32`";
         self.bind.iter().map(|b| {
             let (letter, value) = b.split_once('=').ok_or_else(|| Error::input(format!("`--bind {b}`: {help}")))?;
             let size = value.trim().parse().ok().map(Bind::Size);

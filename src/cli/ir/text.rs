@@ -1,5 +1,6 @@
 //! `ir print`, `verify` and `fmt`: what needs the text only.
 
+use super::pick::Pick;
 use crate::cli::{Error, say};
 use omchat_ir::text::{File, parse_file};
 use omchat_ir::{Diagnostics, Scope};
@@ -12,6 +13,20 @@ pub struct Texts {
     /// The texts to read; `-` stands for the standard input.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
+}
+
+/// What `ir print` takes.
+#[derive(clap::Args)]
+pub struct Print {
+    /// The texts to read; `-` stands for the standard input.
+    #[arg(required_unless_present = "function", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Prints this function, with what it calls, instead of all; without a FILE it is looked for in the library.
+    #[arg(long, value_name = "NAME")]
+    function: Option<String>,
+    /// What free letters of the function stand for, as `T=16,E=f32`.
+    #[arg(long, value_name = "LETTER=VALUE", value_delimiter = ',', requires = "function")]
+    bind: Vec<String>,
 }
 
 /// What `ir fmt` takes.
@@ -67,12 +82,20 @@ impl Text {
 }
 
 /// Prints the concrete modules.
-pub fn print(args: &Texts) -> Result<(), Error> {
+pub fn print(args: &Print) -> Result<(), Error> {
+    let picks = |file| Pick::of(file, args.function.clone(), args.bind.clone()).one();
+    if args.files.is_empty() {
+        return say(picks(None)?.module.to_string());
+    }
     for path in &args.files {
+        if args.function.is_some() {
+            say(picks(Some(path.clone()))?.module.to_string())?;
+            continue;
+        }
         let text = Text::open(path)?;
         let module = text.module()?;
         if module.functions.is_empty() {
-            return Err(Error::input(format!("{}: every function has free letters, so there is nothing concrete to print; `omchat ir opt --to legalize --function NAME --bind …` makes one", text.name)));
+            return Err(Error::input(format!("{}: every function has free letters; choose one by `--function` and bind them by `--bind`", text.name)));
         }
         say(module.to_string())?;
     }
