@@ -1,1 +1,34 @@
-//! OmChat in Rust.
+//! OmChat in Rust: answers about pictures, videos and words, every computation expressed in the IR and run by
+//! lowered kernels.
+//!
+//! [`Model`] is a checkpoint with its tokenizer: no device is touched. [`Engine`] is a model on a device.
+//! [`Session`] is a conversation's memory: it reads tokens and yields logits. [`Chat`] joins them.
+//!
+//! ```no_run
+//! use omchat::{Chat, ChatOptions, Device, Engine, EngineOptions, Model};
+//! # fn main() -> Result<(), omchat::Error> {
+//! let model = Model::open("mini")?;
+//! let (device, _) = Device::best()?;
+//! let engine = Engine::load(model, device, &EngineOptions::default(), &mut |_| {})?;
+//! let mut chat = Chat::new(engine, ChatOptions::default())?;
+//! chat.ask("The capital of France is", vec![], &mut |_| {}, &mut |text| print!("{text}"))?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod chat;
+mod engine;
+mod error;
+mod model;
+mod sampling;
+mod session;
+
+pub use chat::{Answer, Chat, ChatOptions};
+pub use engine::{Engine, EngineOptions, Progress};
+pub use error::Error;
+pub use model::{Model, home};
+pub use omchat_codegen::{Memory, Program};
+pub use omchat_model::chat::Visual;
+pub use omchat_runtime::Device;
+pub use sampling::{Sampler, Sampling};
+pub use session::{Rows, Session, Stats};

@@ -8,7 +8,7 @@ use crate::Error;
 use cubecl::prelude::Client;
 use cubecl::server::Handle;
 use omchat_codegen::{Context, Kernel, Place, Program, compile};
-use omchat_ir::{Func, Mode, Module, Role, Type, interpret};
+use omchat_ir::{Func, Mode, Module, Role, Tensor, Type, interpret};
 use omchat_kernels::{Args, Buffer, LIST, Prepared, by_name};
 
 /// Launches that CubeCL's CPU client queues before it makes the host wait.
@@ -110,7 +110,7 @@ impl Executable {
             let tensor = match (p.role, given) {
                 (Role::Input, Some(t)) => t.to_tensor(),
                 (Role::Input, None) => return Err(missing(&p, &f.name)),
-                _ => store.tensor(&p.name).ok_or_else(|| missing(&p, &f.name))?.clone(),
+                _ => regrouped(store.tensor(&p.name).ok_or_else(|| missing(&p, &f.name))?, &p.ty),
             };
             check(&p, &tensor.ty, &f.name)?;
             operands.push(tensor);
@@ -119,11 +119,17 @@ impl Executable {
         let states: Vec<Param> = self.params().into_iter().filter(|p| p.role == Role::State).collect();
         let next = results.split_off(results.len() - states.len());
         for (p, t) in states.into_iter().zip(next) {
-            store.put(&p.name, Stored::Host(t));
+            store.put(&p.name, Stored::Host(t.into()));
         }
         let _ = &self.device;
         Ok(results.iter().map(HostTensor::from_tensor).collect())
     }
+}
+
+/// A stored tensor in the shape of the parameter that reads it: the same elements in the same order.
+fn regrouped(t: &Tensor, ty: &Type) -> Tensor {
+    let same = t.ty.dtype == ty.dtype && t.ty.elements() == ty.elements();
+    Tensor { ty: if same { ty.clone() } else { t.ty.clone() }, data: t.data.clone() }
 }
 
 fn missing(p: &Param, entry: &str) -> Error {

@@ -5,17 +5,19 @@ use crate::host::HostTensor;
 use cubecl::server::Handle;
 use omchat_ir::{Dtype, Tensor, Type};
 use std::collections::HashMap;
+use std::sync::Arc;
 
-/// A weight or a state where its device can reach it.
+/// A weight or a state where its device can reach it; a clone shares the memory.
+#[derive(Clone)]
 pub enum Stored {
     /// For the interpreter.
-    Host(Tensor),
+    Host(Arc<Tensor>),
     /// On a device.
     Device(Type, Handle),
 }
 
-/// Weights and states by name.
-#[derive(Default)]
+/// Weights and states by name. A clone shares the memory of what is there and has new names to itself.
+#[derive(Clone, Default)]
 pub struct Store {
     held: HashMap<String, Stored>,
     bytes: u64,
@@ -25,7 +27,7 @@ impl Store {
     /// Uploads a tensor under a name; what was there is dropped. Halves widen to f32 where the device lacks them.
     pub fn upload(&mut self, device: &Device, name: &str, t: &HostTensor) {
         let stored = match device {
-            Device::Interp => Stored::Host(t.to_tensor()),
+            Device::Interp => Stored::Host(Arc::new(t.to_tensor())),
             Device::Cube { client, target } => {
                 let wide;
                 let t = if target.holds(t.ty.dtype) || !t.ty.dtype.is_float() {

@@ -1,0 +1,151 @@
+//! A chat: questions with pictures and videos in, answers out, the history kept.
+
+use crate::{Engine, Error, Progress, Rows, Sampler, Sampling, Session};
+use omchat_model::chat::{Conversation, SYSTEM, Visual};
+use omchat_model::format::Format;
+use omchat_model::splice::{Slot, splice};
+use omchat_model::tokenizer::Tokenizer;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// How a chat goes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatOptions {
+    /// Room for that many tokens.
+    pub context: usize,
+    /// An answer ends after that many ids.
+    pub max_new_tokens: usize,
+    /// How ids are drawn.
+    pub sampling: Sampling,
+    /// What the system turn says.
+    pub system: String,
+    /// How pictures stand among words; the released layout if `None`.
+    pub format: Option<Format>,
+}
+
+impl Default for ChatOptions {
+    fn default() -> ChatOptions {
+        ChatOptions { context: 4096, max_new_tokens: 256, sampling: Sampling::default(), system: SYSTEM.into(), format: None }
+    }
+}
+
+/// What was answered, and what it cost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The words.
+    pub text: String,
+    /// The ids, a stop id included.
+    pub ids: Vec<u32>,
+    /// Whether a stop id ended it.
+    pub stopped: bool,
+    /// Positions read for the question: words and feature rows.
+    pub prompt: usize,
+    /// Tiles encoded.
+    pub tiles: usize,
+    /// From the question to the first id.
+    pub first: Duration,
+    /// From the first id to the last.
+    pub rest: Duration,
+}
+
+/// A conversation with a model on a device.
+pub struct Chat {
+    engine: Rc<Engine>,
+    session: Session,
+    conversation: Conversation,
+    tokenizer: Tokenizer,
+    options: ChatOptions,
+    sampler: Sampler,
+    /// Ids of the conversation that the session has read.
+    read: usize,
+}
+
+impl Chat {
+    /// A conversation that holds its system turn.
+    ///
+    /// Errors: a model without a tokenizer; a context that does not fit the device; sampling out of range.
+    pub fn new(engine: Engine, options: ChatOptions) -> Result<Chat, Error> {
+        options.sampling.check().map_err(Error::Input)?;
+        let engine = Rc::new(engine);
+        let tokenizer = engine.model().tokenizer()?;
+        let format = options.format.unwrap_or_else(|| Format::released(engine.model().config.vision.as_ref()));
+        let conversation = Conversation::new(&tokenizer, format, &options.system)?;
+        let session = Session::new(engine.clone(), options.context)?;
+        Ok(Chat { sampler: Sampler::new(options.sampling.clone()), engine, session, conversation, tokenizer, options, read: 0 })
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The session.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Asks, and hands the answer on as it comes. The question and the answer join the history.
+    ///
+    /// Errors: pictures that do not fit the words; a conversation that outgrows the context; what the device answers.
+    pub fn ask(&mut self, text: &str, visuals: Vec<Visual>, progress: &mut dyn FnMut(Progress), say: &mut dyn FnMut(&str)) -> Result<Answer, Error> {
+        let start = Instant::now();
+        self.conversation.user(text, visuals)?;
+        let (slots, features, tiles) = self.unread(progress)?;
+        let logits = self.session.read(&slots, &features, Rows::Last, progress)?;
+        self.read = self.conversation.ids().len();
+        let mut answer = Answer { text: String::new(), ids: vec![], stopped: false, prompt: slots.len(), tiles, first: start.elapsed(), rest: Duration::ZERO };
+        let begun = Instant::now();
+        self.answer(logits, &mut answer, say)?;
+        answer.rest = begun.elapsed();
+        self.conversation.answer(&answer.ids);
+        Ok(answer)
+    }
+
+    /// Reads nothing more than what the session has not seen: positions, their feature rows, and tiles encoded.
+    fn unread(&self, progress: &mut dyn FnMut(Progress)) -> Result<(Vec<Slot>, Vec<f32>, usize), Error> {
+        let feed = self.conversation.since(self.read);
+        let tiles = feed.tiles.len();
+        let config = &self.engine.model().config;
+        let slots = splice(feed.ids, tiles, config.tokens_per_tile(), config.text.vocab)?.slots;
+        let need = self.session.len() + slots.len();
+        if need > self.session.context() {
+            return Err(Error::Context { need, have: self.session.context() });
+        }
+        if tiles == 0 {
+            return Ok((slots, vec![], 0));
+        }
+        let tiler = self.engine.model().tiler()?;
+        let first = feed.tiles.start;
+        let mut pixels = |r: std::ops::Range<usize>| self.conversation.pixels(&tiler, first + r.start..first + r.end);
+        let features = self.engine.features(tiles, &mut pixels, progress)?;
+        Ok((slots, features, tiles))
+    }
+
+    /// Draws ids until one stops the answer, and reads each but the last.
+    fn answer(&mut self, mut logits: Vec<f32>, answer: &mut Answer, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        let stops = self.conversation.stops();
+        let mut stream = self.tokenizer.stream();
+        let mut seen: Vec<u32> = self.conversation.ids().iter().filter_map(|id| u32::try_from(*id).ok()).collect();
+        while answer.ids.len() < self.options.max_new_tokens {
+            let id = self.sampler.pick(&logits, &seen);
+            answer.ids.push(id);
+            seen.push(id);
+            if stops.contains(&id) {
+                answer.stopped = true;
+                break;
+            }
+            let words = stream.push(id)?;
+            say(&words);
+            answer.text += &words;
+            if answer.ids.len() == self.options.max_new_tokens || self.session.len() == self.session.context() {
+                break;
+            }
+            logits = self.session.read(&[Slot::Text(id)], &[], Rows::Last, &mut |_| {})?;
+            self.read += 1;
+        }
+        let words = stream.finish()?;
+        say(&words);
+        answer.text += &words;
+        Ok(())
+    }
+}

@@ -1,0 +1,206 @@
+//! A model on a device: its weights uploaded, its programs lowered when they are first wanted.
+
+use crate::{Error, Model};
+use omchat_ir::{Dtype, Func, Module, Role, Type};
+use omchat_model::graph::{DecoderSpec, VISION, DECODE, decoder_module, vision_module};
+use omchat_model::tiler::check_pixels;
+use omchat_runtime::{Device, Executable, HostTensor, Store};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// How a model is put on a device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineOptions {
+    /// Element type of weights and activations; the device's usual one if `None`.
+    pub dtype: Option<Dtype>,
+    /// Tiles encoded in one run: bounds the tower's memory whatever the number of frames.
+    pub tiles: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions { dtype: None, tiles: 4 }
+    }
+}
+
+/// How far something long has come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// What: `loading`, `encoding`, `reading`.
+    pub stage: &'static str,
+    /// How much is done.
+    pub done: usize,
+    /// Of how much.
+    pub total: usize,
+}
+
+/// A model on a device.
+pub struct Engine {
+    model: Model,
+    device: Device,
+    dtype: Dtype,
+    options: EngineOptions,
+    weights: Store,
+    decoders: RefCell<HashMap<DecoderSpec, Rc<Executable>>>,
+    vision: RefCell<HashMap<usize, Rc<Executable>>>,
+    programs: Cell<usize>,
+}
+
+impl Engine {
+    /// Uploads a model's weights.
+    ///
+    /// Errors: a tensor that cannot be read or is not finite; a device too small for the weights.
+    pub fn load(model: Model, device: Device, options: &EngineOptions, progress: &mut dyn FnMut(Progress)) -> Result<Engine, Error> {
+        let dtype = options.dtype.unwrap_or_else(|| device.default_dtype());
+        if options.tiles == 0 {
+            return Err(Error::Input("0 tiles a run; give 1 or more".into()));
+        }
+        let mut e = Engine { model, device, dtype, options: options.clone(), weights: Store::default(), decoders: RefCell::default(), vision: RefCell::default(), programs: Cell::new(0) };
+        e.upload(progress)?;
+        Ok(e)
+    }
+
+    fn upload(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<(), Error> {
+        let wanted = self.weight_types()?;
+        let bytes = if self.device.target().holds(self.dtype) { self.dtype.bytes() } else { 4 };
+        let need: u64 = wanted.iter().map(|(_, t)| (t.elements() * bytes) as u64).sum();
+        if let Some(have) = self.device.free_bytes().filter(|have| need > *have) {
+            let device = self.device.name().to_string();
+            return Err(omchat_runtime::Error::OutOfMemory { what: "the weights".into(), need, have, device }.into());
+        }
+        for (i, (name, ty)) in wanted.iter().enumerate() {
+            let data = self.model.checkpoint.tensor_f32(name)?;
+            if data.iter().any(|x| !x.is_finite()) {
+                self.model.checkpoint.check_finite(name)?;
+            }
+            self.weights.upload(&self.device, name, &HostTensor::floats(self.dtype, ty.shape.clone(), &data));
+            progress(Progress { stage: "loading", done: i + 1, total: wanted.len() });
+        }
+        Ok(())
+    }
+
+    /// Name and type of every tensor that the programs read.
+    fn weight_types(&self) -> Result<Vec<(String, Type)>, Error> {
+        let spec = DecoderSpec { tokens: 1, capacity: 1, features: false, output: omchat_model::graph::Output::Last };
+        let mut modules = vec![decoder_module(&self.model.config, spec, self.dtype)?];
+        if self.model.config.vision.is_some() {
+            modules.push(vision_module(&self.model.config, 1, self.dtype)?);
+        }
+        let mut out: Vec<(String, Type)> = vec![];
+        for m in &modules {
+            let Some(f) = omchat_model::graph::entry(m) else { continue };
+            out.extend(omchat_model::graph::weights(f).map(|(n, t)| (n.to_string(), t.clone())));
+        }
+        Ok(out)
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Element type of weights and activations.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Programs lowered so far. A longer conversation lowers no more: its chunks have the same sizes.
+    pub fn programs(&self) -> usize {
+        self.programs.get()
+    }
+
+    /// Distinct kernels of those programs; each is compiled once, at its first launch.
+    pub fn kernels(&self) -> usize {
+        self.decoders.borrow().values().chain(self.vision.borrow().values()).map(|e| e.kernels()).sum()
+    }
+
+    /// A store that shares this engine's weights and has states of its own.
+    pub(crate) fn store(&self) -> Store {
+        self.weights.clone()
+    }
+
+    /// The decoder of a spec, lowered at its first use.
+    pub(crate) fn decoder(&self, spec: DecoderSpec) -> Result<Rc<Executable>, Error> {
+        if let Some(e) = self.decoders.borrow().get(&spec) {
+            return Ok(e.clone());
+        }
+        let m = decoder_module(&self.model.config, spec, self.dtype)?;
+        let e = self.lower(&m, DECODE)?;
+        self.decoders.borrow_mut().insert(spec, e.clone());
+        Ok(e)
+    }
+
+    fn lower(&self, m: &Module, entry: &str) -> Result<Rc<Executable>, Error> {
+        let entry = m.named(entry).unwrap_or(Func(m.functions.len() as u32 - 1));
+        let e = Rc::new(Executable::load(&self.device, m, entry)?);
+        self.programs.set(self.programs.get() + 1);
+        Ok(e)
+    }
+
+    /// The projected features of tiles, a bounded number of tiles at a time.
+    ///
+    /// `pixels` yields the numbers of a range of tiles, so that no more than one run's need exist.
+    ///
+    /// Shapes: pixels [n, 3, S, S]; the result is [tiles · tokens a tile, C].
+    /// Errors: `Config` for a model without a tower; pixels that are not finite or not whole tiles.
+    pub fn features(&self, tiles: usize, pixels: &mut dyn FnMut(std::ops::Range<usize>) -> Vec<f32>, progress: &mut dyn FnMut(Progress)) -> Result<Vec<f32>, Error> {
+        let Some(vision) = &self.model.config.vision else {
+            return Err(Error::Input(format!("{} tiles for a model without a vision tower; give text only", tiles)));
+        };
+        let side = vision.image_size;
+        let mut store = self.store();
+        let mut out = vec![];
+        let mut done = 0;
+        while done < tiles {
+            let n = self.options.tiles.min(tiles - done);
+            let data = pixels(done..done + n);
+            let have = check_pixels(&data, side)?;
+            if have != n {
+                return Err(Error::Input(format!("{have} tiles of pixels where {n} were asked for")));
+            }
+            let exe = self.vision(n)?;
+            let x = HostTensor::f32([n, 3, side, side], &data);
+            let y = exe.run(&[("pixels", x)], &mut store)?;
+            out.extend(y.first().map(HostTensor::to_f32).unwrap_or_default());
+            done += n;
+            progress(Progress { stage: "encoding", done, total: tiles });
+        }
+        finite("image features", &out)?;
+        Ok(out)
+    }
+
+    fn vision(&self, tiles: usize) -> Result<Rc<Executable>, Error> {
+        if let Some(e) = self.vision.borrow().get(&tiles) {
+            return Ok(e.clone());
+        }
+        let m = vision_module(&self.model.config, tiles, self.dtype)?;
+        let e = self.lower(&m, VISION)?;
+        self.vision.borrow_mut().insert(tiles, e.clone());
+        Ok(e)
+    }
+}
+
+/// Fresh states of a program: caches of zeros, and no slot filled.
+pub(crate) fn reset(exe: &Executable, device: &Device, store: &mut Store) {
+    for p in exe.params().into_iter().filter(|p| p.role == Role::State) {
+        if store.contains(&p.name) {
+            continue;
+        }
+        let t = if p.ty.dtype == Dtype::I32 { HostTensor::i32(p.ty.shape.clone(), &vec![i32::MAX; p.ty.elements()]) } else { HostTensor::zeros(p.ty) };
+        store.upload(device, &p.name, &t);
+    }
+}
+
+/// Checks that every number is finite.
+pub(crate) fn finite(what: &'static str, x: &[f32]) -> Result<(), Error> {
+    match x.iter().position(|v| !v.is_finite()) {
+        Some(index) => Err(Error::Numeric { what, value: x[index], index }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,37 @@
+//! What can go wrong between a question and its answer.
+
+/// Why a model, an engine or a session failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Files, pictures, videos or words; whoever gave them mends it.
+    #[error(transparent)]
+    Model(#[from] omchat_model::Error),
+    /// Devices, memory or kernels.
+    #[error(transparent)]
+    Runtime(#[from] omchat_runtime::Error),
+    /// A module that could not be built; a size that makes no sense.
+    #[error(transparent)]
+    Module(#[from] omchat_ir::Diagnostics),
+    /// The tokens do not fit the context; a longer one does.
+    #[error("{need} tokens do not fit a context of {have}: give --context {need} or more")]
+    Context {
+        /// Tokens in all.
+        need: usize,
+        /// Tokens there is room for.
+        have: usize,
+    },
+    /// More is asked for than there is, or something that makes no sense; the caller mends it.
+    #[error("{0}")]
+    Input(String),
+    /// A number that should be finite is not.
+    #[error("{what} holds {value} at index {index}: the weights or the pixels are unusable")]
+    Numeric {
+        /// What was looked at.
+        what: &'static str,
+        /// The first bad value.
+        value: f32,
+        /// Where.
+        index: usize,
+    },
+}
