@@ -58,6 +58,40 @@ impl Bench {
         }
     }
 
+    /// What a launch costs when many follow each other: on the host, and in all.
+    fn launches(&self, c: usize) {
+        let read = |operand| Read { operand, dtype: Dtype::F32, offset: 0, strides: vec![1], at: None };
+        let body = Body {
+            steps: vec![Step::Read { read: 0, kind: Kind::Float }, Step::Read { read: 1, kind: Kind::Float }, Step::Apply { f: Scalar::Add, args: vec![0, 1], of: Kind::Float }],
+            results: vec![2],
+        };
+        let writes = vec![Write { result: 0, dtype: Dtype::F32, offset: 0, strides: vec![1], at: None }];
+        let work = Work::Nest(Nest { kept: vec![c], folded: vec![], fold: None, reads: vec![read(0), read(1)], body, epilogue: Body::default(), writes });
+        let (x, y, z) = (self.buffer(Dtype::F32, c, |_| 1.0), self.buffer(Dtype::F32, c, |_| 2.0), self.buffer(Dtype::F32, c, |_| 0.0));
+        let kernel = omchat_kernels::by_name("map.plain").filter(|k| k.name().contains(&self.only));
+        let Some(kernel) = kernel else { return };
+        let Some(prepared) = kernel.schedules(&work, &self.target).ok().and_then(|s| kernel.prepare(&work, &s[0]).ok()) else { return };
+        let words: Vec<u8> = prepared.meta().iter().flat_map(|w| w.to_le_bytes()).collect();
+        let meta = Buffer { handle: self.client.create_from_slice(&words), elements: prepared.meta().len() };
+        let (operands, results) = ([x, y], [z]);
+        let args = Args { operands: &operands, results: &results, meta: &meta };
+        let count = 3200;
+        let (mut host, mut all) = (f64::MAX, f64::MAX);
+        for _ in 0..5 {
+            let t = Instant::now();
+            for i in 0..count {
+                let _ = prepared.launch(&self.client, &args);
+                if i % 16 == 15 {
+                    let _ = self.client.flush();
+                }
+            }
+            host = host.min(t.elapsed().as_secs_f64());
+            let _ = self.client.read_one(meta.handle.clone());
+            all = all.min(t.elapsed().as_secs_f64());
+        }
+        println!("launches of add [{c}]: host {:.2} us, in all {:.2} us", host * 1e6 / count as f64, all * 1e6 / count as f64);
+    }
+
     /// y[m, n] = x[m, k] · w[n, k] (+ bias), or w[k, n] when `rows`.
     fn product(&self, m: usize, n: usize, k: usize, w: Dtype, rows: bool) {
         let read = |operand, dtype, strides: [usize; 3]| Read { operand, dtype, offset: 0, strides: strides.to_vec(), at: None };
@@ -143,6 +177,7 @@ fn main() {
         return;
     };
     let b = Bench { client: device.client(), target: Target::cpu(cores), only: std::env::args().nth(1).unwrap_or_default() };
+    b.launches(576);
     b.maps(256, 576);
     b.maps(1, 576);
     b.maps(256, 1536);

@@ -14,7 +14,7 @@ use omchat_ir::Scalar as Function;
 use crate::LaunchError;
 use crate::bind::{Buffers, Slots};
 use crate::body::evaluate;
-use crate::grid::cubes;
+use crate::grid::{Grid, cubes};
 use crate::loops::{Loops, Plan};
 use crate::map_plain::nest_of;
 use crate::nest::{Cursor, deliver, look, origin, seek};
@@ -106,8 +106,7 @@ impl Roles {
     }
 
     /// The plan, the words, the buffers and the grid for tiles of `rows` x `wide` (in `cols` columns or vectors).
-    #[allow(clippy::type_complexity)]
-    pub(crate) fn plan(&self, rows: usize, cols: usize, wide: usize, schedule: &Schedule) -> (Arc<Einsum>, Vec<u32>, Slots, Slots, ([u32; 3], u32)) {
+    pub(crate) fn plan(&self, rows: usize, cols: usize, wide: usize, schedule: &Schedule) -> (Arc<Einsum>, Vec<u32>, Slots, Slots, Grid) {
         let lanes = schedule.get("lanes") as usize;
         let (plan, mut words, ins, outs) = self.loops.plan(self.loops.inner(), 1, None);
         let (m, axis) = self.m();
@@ -121,7 +120,7 @@ impl Roles {
         let items = (outer * runs * n_tiles) as u32;
         let tiles = words.len();
         words.extend([items, runs as u32, run as u32, n_tiles as u32]);
-        let (k_tail, n_tail) = (self.k() % lanes != 0, self.n() % wide != 0);
+        let (k_tail, n_tail) = (!self.k().is_multiple_of(lanes), !self.n().is_multiple_of(wide));
         let e = Einsum { plan, a: self.a, b: self.b, m: axis, rows, cols, k_tail, n_tail, tiles };
         (Arc::new(e), words, ins, outs, cubes(items, schedule))
     }
@@ -220,17 +219,6 @@ pub(crate) fn finish<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Bu
     x.folded_float = sums;
     let v = evaluate::<N>(&x, comptime![e.plan.epilogue.clone()]);
     deliver::<N>(meta, results, &here, column, &v, inner, comptime![e.plan.epilogue.clone()], e.plan.clone());
-}
-
-/// Rows of the outer folded axes.
-#[cube]
-pub(crate) fn depth(meta: &[u32], #[comptime] plan: Arc<Plan>) -> u32 {
-    let mut rows = 1u32.runtime();
-    #[unroll]
-    for a in plan.kept..comptime![plan.rank - 1] {
-        rows *= meta[a];
-    }
-    rows
 }
 
 /// A stride of read `read` along `axis`.

@@ -12,10 +12,10 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::bind::Buffers;
-use crate::einsum::{Einsum, Roles, depth, finish, inside, stride, tile, unfit};
+use crate::einsum::{Einsum, Roles, finish, inside, stride, tile, unfit};
 use crate::grid::address;
 use crate::map_plain::{fits, nest_of};
-use crate::nest::{Cursor, seek};
+use crate::nest::{Cursor, depth, seek};
 use crate::prepared::{Prepared, runner};
 use crate::vector::{Lane, read_float};
 use crate::{Launch, LaunchError};
@@ -54,7 +54,7 @@ fn on_cpu(m: usize, n: usize, target: &Target) -> Schedule {
     let rows = [8, 4, 2, 1].into_iter().find(|&r| r <= m).unwrap_or(1);
     let widths = if rows >= 4 { [2, 3, 1] } else { [4, 3, 1] };
     let shapes = [target.lanes, 8, 4].into_iter().filter(|&l| l <= target.lanes).flat_map(|l| widths.map(|c| (l, c)));
-    let whole = |&(l, c): &(usize, usize)| n % (l * c) == 0;
+    let whole = |&(l, c): &(usize, usize)| n.is_multiple_of(l * c);
     let (lanes, cols) = shapes.clone().find(whole).or_else(|| shapes.clone().find(|(l, c)| l * c <= n)).unwrap_or((4, 1));
     let rows = if cols == 3 && rows == 8 { 6 } else { rows };
     Schedule::new(&[("bits", 64), ("units", target.cores), ("lanes", lanes as u32), ("rows", rows as u32), ("cols", cols as u32)])

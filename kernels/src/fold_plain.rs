@@ -16,7 +16,7 @@ use crate::body::evaluate;
 use crate::grid::{address, cubes, units};
 use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan};
 use crate::map_plain::{fits, nest_of};
-use crate::nest::{Cursor, deliver, lanes, look, origin, seek};
+use crate::nest::{Cursor, deliver, depth, lanes, look, origin, seek};
 use crate::prepared::{Prepared, runner};
 use crate::vector::across;
 use crate::{Launch, LaunchError};
@@ -101,24 +101,13 @@ fn fold_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, 
     }
 }
 
-/// Rows of the outer folded axes.
-#[cube]
-fn rows(meta: &[u32], #[comptime] plan: Arc<Plan>) -> u32 {
-    let mut rows = 1u32.runtime();
-    #[unroll]
-    for a in plan.kept..comptime![plan.rank - 1] {
-        rows *= meta[a];
-    }
-    rows
-}
-
 /// Lanes are neighbouring results; each folds by itself.
 #[cube]
 fn beside<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, #[comptime] plan: Arc<Plan>) {
     let mut held = nothing::<N>(plan.clone());
     let last = comptime![plan.rank - 1];
     let width = meta[last];
-    for row in 0..rows(meta, plan.clone()) {
+    for row in 0..depth(meta, plan.clone()) {
         let outer = seek(meta, c, row, comptime![plan.kept], last, plan.clone());
         for f in 0..width {
             let here = seek(meta, &outer, f, last, comptime![plan.rank], plan.clone());
@@ -141,7 +130,7 @@ fn along<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &C
     let vectors = width / comptime_lanes::<N>();
     // The kept axis that items run along is the last not yet placed.
     let point = seek(meta, c, i as u32, comptime![plan.kept - 1], comptime![plan.kept], plan.clone());
-    for row in 0..rows(meta, plan.clone()) {
+    for row in 0..depth(meta, plan.clone()) {
         let outer = seek(meta, &point, row, comptime![plan.kept], last, plan.clone());
         for j in 0..vectors {
             let f = j * comptime_lanes::<N>();

@@ -22,8 +22,11 @@ pub(crate) fn address(schedule: &Schedule) -> AddressType {
     if schedule.get("bits") == 64 { AddressType::U64 } else { AddressType::U32 }
 }
 
+/// Cubes along x, y and z, and units a cube.
+pub(crate) type Grid = ([u32; 3], u32);
+
 /// Cubes and units for that many items, one a unit.
-pub(crate) fn cubes(items: u32, schedule: &Schedule) -> ([u32; 3], u32) {
+pub(crate) fn cubes(items: u32, schedule: &Schedule) -> Grid {
     let mut units = schedule.get("units");
     if schedule.get("bits") == 64 {
         units = units.min(items.max(1));

@@ -139,7 +139,7 @@ impl Loops {
             }
         }
         let single = lanes == 1 && chunk == 1 && along < kept;
-        let tail = lanes > 1 && self.size(along) % lanes != 0;
+        let tail = lanes > 1 && !self.size(along).is_multiple_of(lanes);
         let (body, epilogue) = (n.body.clone(), n.epilogue.clone());
         let plan = Plan { kept, rank, fold: n.fold, reads, writes, body, epilogue, indexed, along, single, tail };
         (Arc::new(plan), w.words, ins, outs)
@@ -149,18 +149,32 @@ impl Loops {
 /// Refuses what 32-bit indices cannot reach.
 pub(crate) fn addressable(nest: &Nest) -> Result<(), Refusal> {
     const MOST: usize = 1 << 31;
-    let far = |offset: usize, strides: &[usize], extra: usize| {
-        let sizes = nest.kept.iter().chain(&nest.folded);
-        sizes.zip(strides).fold(offset.saturating_add(extra), |n, (&s, &t)| n.saturating_add(s.saturating_sub(1).saturating_mul(t)))
-    };
-    let at = |a: &Option<At>| a.as_ref().map_or(0, |a| a.size.saturating_mul(a.stride));
-    let reads = nest.reads.iter().map(|r| far(r.offset, &r.strides, at(&r.at)));
-    let writes = nest.writes.iter().map(|w| far(w.offset, &w.strides, w.at.as_ref().map_or(0, |a| a.last.saturating_mul(a.stride))));
+    let reads = nest.reads.iter().map(|r| span(nest, r.offset, &r.strides, rows(&r.at)));
+    let start = |w: &omchat_codegen::Write| w.at.as_ref().map_or(0, |a| a.last.saturating_mul(a.stride));
+    let writes = nest.writes.iter().map(|w| span(nest, w.offset, &w.strides, start(w)));
     let most = reads.chain(writes).chain([nest.points(), nest.depth()]).max().unwrap_or(0);
     if most >= MOST {
         return Err(Refusal(format!("indices are 32-bit: at most {MOST} elements, not {most}")));
     }
     Ok(())
+}
+
+/// The most bytes that one view of the nest spans.
+pub(crate) fn widest(nest: &Nest) -> usize {
+    let reads = nest.reads.iter().map(|r| span(nest, r.offset, &r.strides, rows(&r.at)).saturating_mul(r.dtype.bytes()));
+    let writes = nest.writes.iter().map(|w| span(nest, w.offset, &w.strides, 0).saturating_mul(w.dtype.bytes()));
+    reads.chain(writes).max().unwrap_or(0)
+}
+
+/// One more than the last element that a view reaches.
+fn span(nest: &Nest, offset: usize, strides: &[usize], extra: usize) -> usize {
+    let sizes = nest.kept.iter().chain(&nest.folded);
+    sizes.zip(strides).fold(offset.saturating_add(extra).saturating_add(1), |n, (&s, &t)| n.saturating_add(s.saturating_sub(1).saturating_mul(t)))
+}
+
+/// How far ids move a view.
+fn rows(at: &Option<At>) -> usize {
+    at.as_ref().map_or(0, |a| a.size.saturating_sub(1).saturating_mul(a.stride))
 }
 
 /// Buffers that a nest binds, the metadata included.

@@ -14,7 +14,7 @@ use omchat_codegen::{Implements, Kernel, Nest, Refusal, Schedule, Target, Work};
 use crate::bind::Buffers;
 use crate::body::evaluate;
 use crate::grid::{address, cubes, units};
-use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, bindings};
+use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, bindings, widest};
 use crate::nest::{Cursor, deliver, look, origin, seek};
 use crate::prepared::{Prepared, runner};
 use crate::{Launch, LaunchError};
@@ -69,6 +69,10 @@ pub(crate) fn nest_of(work: &Work) -> Result<&Nest, Refusal> {
 /// Refuses what no kernel can address or bind there.
 pub(crate) fn fits(nest: &Nest, target: &Target) -> Result<(), Refusal> {
     addressable(nest)?;
+    let bytes = widest(nest);
+    if bytes > target.max_binding_bytes {
+        return Err(Refusal(format!("needs a binding of {bytes} bytes, {} has {}", target.name, target.max_binding_bytes)));
+    }
     let need = bindings(nest);
     if need > target.max_bindings {
         return Err(Refusal(format!("needs {need} bindings, {} has {}", target.name, target.max_bindings)));

@@ -107,6 +107,17 @@ fn moved(meta: &[u32], from: usize, digits: &Sequence<u32>, #[comptime] first: u
     at
 }
 
+/// Rows of the outer folded axes.
+#[cube]
+pub(crate) fn depth(meta: &[u32], #[comptime] plan: Arc<Plan>) -> u32 {
+    let mut rows = 1u32.runtime();
+    #[unroll]
+    for a in plan.kept..comptime![plan.rank - 1] {
+        rows *= meta[a];
+    }
+    rows
+}
+
 /// What the body sees at position `i` along the axis `plan.along`; only what its steps read is loaded.
 #[cube]
 pub(crate) fn look<N: Size>(

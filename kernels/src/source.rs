@@ -71,7 +71,7 @@ fn cuda(_: &dyn CubeKernel, _: u32) -> Result<String, String> {
 #[cfg(feature = "wgpu")]
 fn wgsl(kernel: &dyn CubeKernel) -> Result<String, String> {
     use cubecl::Compiler;
-    let text = cubecl::wgpu::WgslCompiler::default().compile(kernel.define(), &Default::default());
+    let text = cubecl::wgpu::WgslCompiler.compile(kernel.define(), &Default::default());
     text.map(|t| t.to_string()).map_err(|e| format!("{e:?}"))
 }
 

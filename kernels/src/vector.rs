@@ -116,6 +116,7 @@ pub(crate) fn round_f16<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
 }
 
 /// Lanes of a float buffer, widened to f32.
+#[allow(unused_assignments)]
 #[cube]
 pub(crate) fn read_float<N: Size>(
     b: &Buffers,
@@ -148,6 +149,7 @@ pub(crate) fn read_int<N: Size>(
 }
 
 /// Lanes of any buffer as `T`, which is f32 for floats and i32 for integers.
+#[allow(unused_assignments)]
 #[cube]
 pub(crate) fn read<T: Numeric, N: Size>(
     b: &Buffers,
