@@ -3,7 +3,7 @@
 //! An axis is a lower-case word. A group `(h d)` is one axis of the tensor made of several, the last
 //! running fastest.
 
-use crate::fault::{Code, Fault};
+use crate::fault::{Code, Fault, count};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -52,7 +52,7 @@ impl Axes {
         if self.inputs.len() == n {
             return Ok(());
         }
-        Err(Fault::new(Code::Axes, format!("axes \"{self}\" name {} operands, there are {n}", self.inputs.len())))
+        Err(Fault::new(Code::Axes, format!("axes \"{self}\" are for {}, there are {n}", count(self.inputs.len(), "operand"))))
     }
 }
 
@@ -61,7 +61,7 @@ impl Axes {
 /// Errors: `Axes` for another rank, `Dim` for two sizes of one word.
 pub fn bind(sizes: &mut Sizes, words: &[&str], shape: &[usize]) -> Result<(), Fault> {
     if words.len() != shape.len() {
-        return Err(Fault::new(Code::Axes, format!("axes \"{}\" name {} axes, the operand has {}", words.join(" "), words.len(), shape.len())));
+        return Err(Fault::new(Code::Axes, format!("\"{}\" names {}, the operand has {}", words.join(" "), if words.len() == 1 { "1 axis".into() } else { format!("{} axes", words.len()) }, shape.len())));
     }
     for (w, &n) in words.iter().zip(shape) {
         match sizes.insert((*w).to_string(), n) {

@@ -1,7 +1,7 @@
 //! Builds functions in Rust, for the parts of a model that a text cannot spell (one weight a layer).
 
 use crate::Bind;
-use crate::fault::{Code, Diagnostics, Fault};
+use crate::fault::{Code, Diagnostics, Fault, count};
 use crate::module::{Action, Func, Function, Module, Named, Node, Role, Value};
 use crate::ops::Op;
 use crate::text::Scope;
@@ -65,7 +65,7 @@ impl<'a> Builder<'a> {
         let types: Vec<Type> = operands.iter().map(|v| self.ty(*v).clone()).collect();
         let types = self.module.infer(&action, &types)?;
         if !names.is_empty() && names.len() != types.len() {
-            return Err(Fault::new(Code::Arity, format!("{} results are named, there are {}", names.len(), types.len())));
+            return Err(Fault::new(Code::Arity, format!("{} named, the node yields {}", count(names.len(), "result"), types.len())));
         }
         let results: Vec<Value> = types.into_iter().enumerate().map(|(i, t)| self.value(names.get(i).map_or("t", String::as_str), t)).collect();
         self.function.nodes.push(Node { action, operands: operands.to_vec(), results: results.clone() });

@@ -25,6 +25,11 @@ pub enum Code {
     Rank,
 }
 
+/// `1 operand`, `2 operands`.
+pub(crate) fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 impl Code {
     /// Every code.
     pub const ALL: [Code; 9] = [Code::Syntax, Code::Name, Code::Arity, Code::Dtype, Code::Axes, Code::Dim, Code::Attribute, Code::Return, Code::Rank];

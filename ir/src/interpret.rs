@@ -3,7 +3,7 @@
 //! Ranks run in lockstep in one process: at each node every rank has its operands before any rank has
 //! its result, so a ring of sixteen is tested on two cores.
 
-use crate::fault::{Code, Diagnostics, Fault, Place};
+use crate::fault::{Code, Diagnostics, Fault, Place, count};
 use crate::module::{Action, Func, Function, Module};
 use crate::ops::Op;
 use crate::tensor::Tensor;
@@ -32,7 +32,7 @@ pub fn interpret(module: &Module, entry: Func, ranks: Vec<Vec<Tensor>>, mode: Mo
     let want = f.param_types();
     for (r, operands) in ranks.iter().enumerate() {
         if operands.len() != want.len() {
-            return Err(Fault::new(Code::Arity, format!("{} takes {} operands, rank {r} has {}", f.signature(), want.len(), operands.len())).into());
+            return Err(Fault::new(Code::Arity, format!("{} takes {}, rank {r} has {}", f.signature(), count(want.len(), "operand"), operands.len())).into());
         }
         for (v, (t, w)) in f.param_values().zip(operands.iter().zip(&want)) {
             if t.ty != *w || t.data.len() != w.elements() {

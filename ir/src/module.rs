@@ -1,7 +1,7 @@
 //! Modules: functions of straight-line SSA. A module is concrete: every size is a number.
 
 use crate::Bind;
-use crate::fault::{Code, Fault};
+use crate::fault::{Code, Fault, count};
 use crate::ops::Op;
 use crate::types::Type;
 use std::collections::BTreeMap;
@@ -153,7 +153,7 @@ impl Module {
                 };
                 let want = f.param_types();
                 if want.len() != operands.len() {
-                    return Err(Fault::new(Code::Arity, format!("{} takes {} operands, {} were given", f.signature(), want.len(), operands.len())));
+                    return Err(Fault::new(Code::Arity, format!("{} takes {}, not {}", f.signature(), count(want.len(), "operand"), operands.len())));
                 }
                 for (i, (w, h)) in want.iter().zip(operands).enumerate() {
                     if w != h {

@@ -2,7 +2,7 @@
 //!
 //! What comes from a text was checked while it was built; a module built or rewritten in Rust is checked here.
 
-use crate::fault::{Code, Diagnostics, Fault, Place};
+use crate::fault::{Code, Diagnostics, Fault, Place, count};
 use crate::module::{Action, Function, Module, Node, Role, Value};
 use crate::types::Type;
 
@@ -114,7 +114,7 @@ fn name_faults(f: &Function) -> Vec<Fault> {
 /// Results of a node that are not what its action yields.
 fn result_faults(f: &Function, node: &Node, types: &[Type]) -> Vec<Fault> {
     if types.len() != node.results.len() {
-        return vec![Fault::new(Code::Arity, format!("the node yields {} results, {} are named", types.len(), node.results.len()))];
+        return vec![Fault::new(Code::Arity, format!("{} named, the node yields {}", count(node.results.len(), "result"), types.len()))];
     }
     let held = |v: &Value| f.values.get(v.0 as usize);
     node.results.iter().zip(types).filter_map(|(v, t)| held(v).filter(|n| n.ty != *t).map(|n| {

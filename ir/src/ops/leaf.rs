@@ -35,7 +35,7 @@ impl OpDef for Constant {
         let held = self.dtype.round(self.value);
         let whole = matches!(self.dtype, Dtype::I32 | Dtype::Bool);
         if !held.is_finite() || (whole && held != self.value) {
-            return Err(Fault::new(Code::Attribute, format!("{:?} is not a number of {}", self.value, self.dtype)).help("a constant must be finite in its dtype, and whole as an i32; a bool is 0 or 1"));
+            return Err(Fault::new(Code::Attribute, format!("{} is not a number of {}", crate::text::number(self.value), self.dtype)).help("a constant must be finite in its dtype, and whole as an i32; a bool is 0 or 1"));
         }
         Ok(Type::new(self.dtype, []))
     }

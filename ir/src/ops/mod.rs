@@ -170,7 +170,7 @@ fn arity(mnemonic: &str, x: &[Type], n: usize) -> Result<(), Fault> {
     if x.len() == n {
         return Ok(());
     }
-    Err(Fault::new(Code::Arity, format!("`{mnemonic}` takes {n} operands, {} were given", x.len())))
+    Err(Fault::new(Code::Arity, format!("`{mnemonic}` takes {}, not {}", crate::fault::count(n, "operand"), x.len())))
 }
 
 /// Checks that a type is of a wanted dtype.

@@ -4,7 +4,7 @@ use super::ast::{Bare, Dim, DtypeText, Expr, File, Given, Operand, Stmt, Templat
 use super::env::Env;
 use crate::Bind;
 use crate::build::Builder;
-use crate::fault::{Code, Diagnostic, Diagnostics, Fault, Place};
+use crate::fault::{Code, Diagnostic, Diagnostics, Fault, Place, count};
 use crate::module::{Action, Func, Module, Value};
 use crate::ops::{Attrs, Constant, Op};
 use crate::types::{Dtype, Type};
@@ -109,7 +109,7 @@ impl<'a> Scope<'a> {
             return Err(Fault::new(Code::Name, format!("calls nest deeper than {DEPTH}: @{} calls itself?", t.name)).help("functions may not recurse").at(t.place.clone()).into());
         }
         let mut env = Env::new(binds).map_err(|f| f.at(t.place.clone()))?;
-        let mut b = Body { scope: self, b: Builder::new(module, &t.name, binds.clone()), names: BTreeMap::new(), faults: vec![], function: &t.name, depth, results: None };
+        let mut b = Body { scope: self, b: Builder::new(module, &t.name, binds.clone()), names: BTreeMap::new(), faults: vec![], function: &t.name, depth, results: None, stopped: false };
         for (role, name, ty) in &t.params {
             match env.ty(ty) {
                 Ok(ty) => {
@@ -123,7 +123,9 @@ impl<'a> Scope<'a> {
         }
         if b.faults.is_empty() {
             b.stmts(&t.body, &mut env);
-            b.check_results(t, &env);
+            if !b.stopped {
+                b.check_results(t, &env);
+            }
         }
         if !b.faults.is_empty() {
             return Err(Diagnostics(b.faults));
@@ -154,7 +156,7 @@ fn unify(t: &Template, given: &BTreeMap<String, Bind>, operands: &[Option<Type>]
         binds.insert(n.clone(), *b);
     }
     if t.params.len() != operands.len() {
-        return Err(Fault::new(Code::Arity, format!("@{} takes {} operands, {} were given", t.name, t.params.len(), operands.len())));
+        return Err(Fault::new(Code::Arity, format!("@{} takes {}, not {}", t.name, count(t.params.len(), "operand"), operands.len())));
     }
     let letter = |n: &str| t.letters.iter().any(|(l, _)| l == n);
     for ((_, name, want), have) in t.params.iter().zip(operands) {
@@ -162,8 +164,8 @@ fn unify(t: &Template, given: &BTreeMap<String, Bind>, operands: &[Option<Type>]
         let mut put = |l: &str, b: Bind| match binds.insert(l.to_string(), b) {
             Some(old) if old != b => {
                 let code = if matches!(b, Bind::Dtype(_)) { Code::Dtype } else { Code::Dim };
-                let first = told.get(l).map_or("the letters of the call".to_string(), |n| format!("%{n}"));
-                Err(Fault::new(code, format!("`{l}` of @{} is {} in {first} and {} in %{name}", t.name, show(old), show(b))))
+                let first = told.get(l).map_or(" in the letters of the call".to_string(), |n| if n == name { String::new() } else { format!(" in %{n}") });
+                Err(Fault::new(code, format!("`{l}` of @{} is {}{first} and {} in %{name}", t.name, show(old), show(b))))
             }
             _ => {
                 told.entry(l.to_string()).or_insert(name);
@@ -209,6 +211,8 @@ struct Body<'m, 's, 't> {
     function: &'s str,
     depth: usize,
     results: Option<Vec<Value>>,
+    /// Whether the steps are used up.
+    stopped: bool,
 }
 
 /// Why a statement yields nothing.
@@ -237,14 +241,16 @@ impl Body<'_, '_, '_> {
         }
     }
 
-    /// Counts one step; after the last one nothing more is built.
+    /// Counts one step; after the last one nothing more is built, and nothing more is said.
     fn step(&mut self, place: &Place) -> bool {
-        let step = self.scope.step(1);
-        let ok = step.is_ok();
-        if let Err(f) = step {
-            self.fault(f, place);
+        if self.stopped {
+            return false;
         }
-        ok
+        if let Err(f) = self.scope.step(1) {
+            self.fault(f, place);
+            self.stopped = true;
+        }
+        !self.stopped
     }
 
     fn stmts(&mut self, stmts: &[Stmt], env: &mut Env) {
@@ -317,7 +323,7 @@ impl Body<'_, '_, '_> {
             self.names.insert(name.clone(), *v);
         }
         if !types.is_empty() && types.len() != names.len() {
-            self.fault(Fault::new(Code::Arity, format!("{} types are written for {} results", types.len(), names.len())), place);
+            self.fault(Fault::new(Code::Arity, format!("{} written for {}", count(types.len(), "type"), count(names.len(), "result"))), place);
         }
         for (v, t) in values.iter().zip(types) {
             let Some(v) = v else { continue };
@@ -422,7 +428,7 @@ impl Body<'_, '_, '_> {
             return self.fault(Fault::new(Code::Return, format!("@{} returns nothing", t.name)), &t.place);
         }
         if results.len() != t.results.len() {
-            return self.fault(Fault::new(Code::Return, format!("@{} returns {} values, it declares {}", t.name, results.len(), t.results.len())), &t.place);
+            return self.fault(Fault::new(Code::Return, format!("@{} returns {}, it declares {}", t.name, count(results.len(), "value"), t.results.len())), &t.place);
         }
         for (v, want) in results.iter().zip(&t.results) {
             match env.ty(want) {

@@ -10,7 +10,7 @@ mod print;
 pub use ast::{File, Template};
 pub use instantiate::{Scope, instantiate_call};
 pub use parse::{parse_file, parse_named};
-pub use print::{print, spell, to_ast};
+pub use print::{number, print, spell, to_ast};
 
 use crate::Module;
 use crate::fault::Diagnostics;

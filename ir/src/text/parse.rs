@@ -225,9 +225,16 @@ impl Parser {
     fn dim(&mut self) -> Parsed<Dim> {
         let mut left = self.product()?;
         for _ in 0..TERMS {
-            // `C -1` lexes as a word and a negative number.
-            let negative = matches!(self.peek(), Token::Number(n) if n.starts_with('-'));
-            let op = if self.eat("+") || negative { '+' } else if self.eat("-") { '-' } else { return Ok(left) };
+            // `C -1` lexes as a word and a negative number; it is a difference.
+            let at = self.at.min(self.tokens.len() - 1);
+            let negative = match &mut self.tokens[at].0 {
+                Token::Number(n) if n.starts_with('-') => {
+                    n.remove(0);
+                    true
+                }
+                _ => false,
+            };
+            let op = if negative || self.eat("-") { '-' } else if self.eat("+") { '+' } else { return Ok(left) };
             left = Dim::Join(op, Box::new(left), Box::new(self.product()?));
         }
         self.too_long()

@@ -167,9 +167,9 @@ fn operands(list: &[Operand]) -> String {
 }
 
 /// A number that reads back as the same double.
-fn number(x: f64) -> String {
-    let plain = format!("{x}");
-    if plain.len() > 12 { format!("{x:e}") } else { plain }
+pub fn number(x: f64) -> String {
+    let plain = x == 0.0 || (1e-4..1e15).contains(&x.abs());
+    if plain { format!("{x}") } else { format!("{x:e}") }
 }
 
 fn ty_string(t: &TypeText) -> String {
