@@ -25,7 +25,8 @@ pub enum Lowered {
 /// Errors: an op that needs more than one rank.
 pub fn lower(f: &Function) -> Result<Lowered, Error> {
     let l = Lower::new(f);
-    if let [node] = f.nodes.as_slice()
+    // Nodes before the last are free ones that it reads through.
+    if let Some(node) = f.nodes.last()
         && let Action::Op(op) = &node.action
     {
         match op {
@@ -39,7 +40,7 @@ pub fn lower(f: &Function) -> Result<Lowered, Error> {
                 return Ok(Lowered::Work { pieces: vec![work], onto: None });
             }
             Op::CollectivePermute(_) | Op::AllReduce(_) => return Ok(Lowered::Alias),
-            Op::Concat(c) => return l.concat(node, c),
+            Op::Concat(c) if !l.written_in_place(node) => return Ok(l.concat(node, c)),
             _ => {}
         }
     }
@@ -180,6 +181,8 @@ impl<'a> Lower<'a> {
                     return cast(arg, from, *dtype, m);
                 }
                 Op::Copy(_) => return self.value(node.operands[0], index, m),
+                Op::Slice(s) => return self.value(node.operands[0], &sliced(s, index), m),
+                Op::Rearrange(r) => return self.value(node.operands[0], &rearranged(r, self.f.ty(node.operands[0]), index, m.axes), m),
                 Op::Gather(g) => return self.gather(node, g, index, m),
                 _ => {}
             }
@@ -190,14 +193,11 @@ impl<'a> Lower<'a> {
 
     /// The parameter behind a value, and the element read at an index.
     fn view(&self, v: Value, index: &Index, axes: usize) -> (usize, usize, Vec<usize>) {
-        if let Some((op, node)) = self.op(v) {
-            let x = node.operands[0];
+        if let Some((op, node)) = self.op(v)
+            && let Some(&x) = node.operands.first()
+        {
             match op {
-                Op::Slice(s) => {
-                    let mut index = index.clone();
-                    index[s.axis].offset += s.start;
-                    return self.view(x, &index, axes);
-                }
+                Op::Slice(s) => return self.view(x, &sliced(s, index), axes),
                 Op::Rearrange(r) => return self.view(x, &rearranged(r, self.f.ty(x), index, axes), axes),
                 _ => {}
             }
@@ -227,16 +227,33 @@ impl<'a> Lower<'a> {
         read(m, Read { operand, dtype: self.f.ty(table).dtype, offset, strides: steps, at: Some(At { operand: at, offset: at_offset, strides: at_steps, size, stride }) })
     }
 
+    /// Whether a concatenation's operands are computed here, so that the nest writes each where it belongs.
+    fn written_in_place(&self, node: &Node) -> bool {
+        let computed = |v: &Value| !matches!(self.op(*v), None | Some((Op::Constant(_) | Op::Iota(_) | Op::Slice(_) | Op::Rearrange(_), _)));
+        node.operands.iter().all(computed)
+    }
+
     /// A rearrange alone: a reshape, or a copy over its elementary axes.
     fn rearrange(&self, node: &Node, r: &omchat_ir::ops::Rearrange) -> Result<Lowered, Error> {
         let x = self.f.ty(node.operands[0]);
         let moves = r.moves(x).map_err(invalid)?;
-        if moves.strides == strides(&moves.sizes) && x.elements() == moves.sizes.iter().product::<usize>() {
+        let whole = x.elements() == moves.sizes.iter().product::<usize>();
+        if whole && moves.strides == strides(&moves.sizes) && self.op(node.operands[0]).is_none() {
             return Ok(Lowered::Alias);
         }
-        let reads = vec![Read { operand: 0, dtype: x.dtype, offset: 0, strides: moves.strides, at: None }];
-        let own = strides(&moves.sizes);
-        Ok(copy_nest(moves.sizes, reads, Write { result: 0, dtype: x.dtype, offset: 0, strides: own, at: None }, None))
+        let axes = moves.sizes.len();
+        let index = rearranged(r, x, &(0..axes).map(|i| unit(i, axes)).collect(), axes);
+        let write = Write { result: 0, dtype: x.dtype, offset: 0, strides: strides(&moves.sizes), at: None };
+        let work = self.copy_of(node.operands[0], &index, moves.sizes, write);
+        Ok(Lowered::Work { pieces: vec![work], onto: None })
+    }
+
+    /// A nest that writes one value, read at an index.
+    fn copy_of(&self, v: Value, index: &Index, kept: Vec<usize>, write: Write) -> Work {
+        let mut m = Making { axes: kept.len(), reads: vec![], body: Body::default() };
+        let step = self.value(v, index, &mut m);
+        m.body.results = vec![step];
+        Work::Nest(Nest { kept, folded: vec![], fold: None, reads: m.reads, body: m.body, epilogue: Body::default(), writes: vec![write] }.collapsed())
     }
 
     fn update_slice(&self, node: &Node, u: &UpdateSlice) -> Lowered {
@@ -248,20 +265,18 @@ impl<'a> Lower<'a> {
         copy_nest(part.shape.clone(), reads, write, Some(node.operands[0].0 as usize))
     }
 
-    fn concat(&self, node: &Node, c: &Concat) -> Result<Lowered, Error> {
+    fn concat(&self, node: &Node, c: &Concat) -> Lowered {
         let ty = self.f.ty(node.results[0]);
         let mut start = 0;
         let mut pieces = vec![];
         for o in &node.operands {
-            let x = self.f.ty(*o);
-            let reads = vec![Read { operand: o.0 as usize, dtype: x.dtype, offset: 0, strides: x.strides(), at: None }];
+            let shape = self.f.ty(*o).shape.clone();
+            let index = (0..shape.len()).map(|i| unit(i, shape.len())).collect();
             let write = Write { result: 0, dtype: ty.dtype, offset: start * ty.strides()[c.axis], strides: ty.strides(), at: None };
-            if let Lowered::Work { pieces: p, .. } = copy_nest(x.shape.clone(), reads, write, None) {
-                pieces.extend(p);
-            }
-            start += x.shape[c.axis];
+            start += shape[c.axis];
+            pieces.push(self.copy_of(*o, &index, shape, write));
         }
-        Ok(Lowered::Work { pieces, onto: None })
+        Lowered::Work { pieces, onto: None }
     }
 
     /// Every table element gathers the rows whose id is its own: no atomics, one order of summing.
@@ -328,6 +343,13 @@ fn operand_index(axes: Option<&omchat_ir::Axes>, i: usize, ty: &Type, index: &In
         None => index.clone(),
         Some(a) => a.inputs[i].iter().map(|g| index[a.output.iter().position(|o| o == g).unwrap_or(0)].clone()).collect(),
     }
+}
+
+/// The operand's index behind a slice.
+fn sliced(s: &omchat_ir::ops::Slice, index: &Index) -> Index {
+    let mut index = index.clone();
+    index[s.axis].offset += s.start;
+    index
 }
 
 /// The operand's index behind a rearrange that merges nothing.

@@ -18,7 +18,7 @@ fn random(ty: &Type, seed: &mut u64) -> Tensor {
     Tensor::new(ty.clone(), data).unwrap().rounded()
 }
 
-const LIBRARY: &str = "
+const LIBRARY: &str = r#"
 func @norms(%x: bf16[5, 6], %w: bf16[6]) -> (bf16[5, 6], bf16[5, 6]) {
     %n = call @rms_norm(%x, %w, 1e-6)
     %l = call @layer_norm(%n, %w, %w, 1e-5)
@@ -48,12 +48,25 @@ func @cache(%part: f32[2, 3], %start: i32, %other: f32[8, 3], state %c: f32[8, 3
     return %y, %n
 }
 func @views(%x: f32[4, 6], %y: f32[6, 4]) -> (f32[6, 4], f32[24], f32[4, 3]) {
-    %t = rearrange %x \"a b -> b a\"
+    %t = rearrange %x "a b -> b a"
     %s = add %t, %y
-    %f = rearrange %s \"a b -> (a b)\"
+    %f = rearrange %s "a b -> (a b)"
     %h = slice %x axis=1 start=1 end=4
     return %s, %f, %h
-}";
+}
+func @leaves(%x: f32[4, 6]) -> (f32[2, 4, 6], f32[3, 6], i32[3, 4], f32[12], f32[4, 12]) {
+    %c = constant.f32 2
+    %s = rearrange %c "-> n r c" n=2 r=4 c=6
+    %y = mul %s, %x "n r c, r c -> n r c"
+    %i = iota 4
+    %p = slice %i axis=0 start=1 end=4
+    %g = gather %x, %p "r c, t -> t c"
+    %m = rearrange %i "t -> n t" n=3
+    %q = slice %x axis=1 start=2 end=5
+    %r = rearrange %q "a b -> (b a)"
+    %j = concat %q, %x, %q axis=1
+    return %y, %g, %m, %r, %j
+}"#;
 
 fn check(module: &Module, entry: omchat_ir::Func, label: &str, target: &Target, seed: &mut u64) {
     let f = module.function(entry);
@@ -87,7 +100,7 @@ fn passes_keep_the_meaning() {
             check(&m, m.named("f").unwrap(), &text, &target, &mut seed);
         }
         let m = parse(LIBRARY).unwrap_or_else(|e| panic!("{}", e.render("library", LIBRARY)));
-        for name in ["norms", "block", "attend", "losses", "cache", "views"] {
+        for name in ["norms", "block", "attend", "losses", "cache", "views", "leaves"] {
             check(&m, m.named(name).unwrap(), name, &target, &mut seed);
         }
     }

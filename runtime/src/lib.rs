@@ -4,12 +4,14 @@
 mod device;
 mod error;
 mod executable;
+mod facts;
 mod faults;
 mod host;
 mod store;
 
 pub use device::{Device, NAMES};
 pub use error::Error;
+pub use facts::CUBECL;
 pub use executable::{Executable, Param, program};
 pub use host::HostTensor;
 pub use store::{Store, Stored};

@@ -105,11 +105,24 @@ func @views(%x: f32[4, 6], %y: f32[6, 4]) -> (f32[6, 4], f32[24], f32[4, 3]) {
     %f = rearrange %s \"a b -> (a b)\"
     %h = slice %x axis=1 start=1 end=4
     return %s, %f, %h
+}
+func @leaves(%x: f32[4, 6]) -> (f32[2, 4, 6], f32[3, 6], i32[3, 4], f32[12], f32[4, 12]) {
+    %c = constant.f32 2
+    %s = rearrange %c \"-> n r c\" n=2 r=4 c=6
+    %y = mul %s, %x \"n r c, r c -> n r c\"
+    %i = iota 4
+    %p = slice %i axis=0 start=1 end=4
+    %g = gather %x, %p \"r c, t -> t c\"
+    %m = rearrange %i \"t -> n t\" n=3
+    %q = slice %x axis=1 start=2 end=5
+    %r = rearrange %q \"a b -> (b a)\"
+    %j = concat %q, %x, %q axis=1
+    return %y, %g, %m, %r, %j
 }";
     let m = parse(text).unwrap_or_else(|e| panic!("{}", e.render("library", text)));
     let mut seed = 5;
     for device in devices() {
-        for name in ["norms", "block", "attend", "losses", "cache", "views"] {
+        for name in ["norms", "block", "attend", "losses", "cache", "views", "leaves"] {
             check(&device, &m, m.named(name).unwrap(), name, &mut seed);
         }
     }

@@ -45,6 +45,14 @@ impl Emit<'_> {
             omchat_ir::Op::KthLargest(_) | omchat_ir::Op::UpdateSlice(_) | omchat_ir::Op::ScatterAdd(_) | omchat_ir::Op::CollectivePermute(_) | omchat_ir::Op::AllReduce(_)));
         let operands: Vec<Value> = nodes.iter().filter(|n| needs_memory(n)).flat_map(|n| self.f.nodes[*n].operands.clone()).collect();
         operands.into_iter().for_each(|v| self.store(v));
+        // A gather addresses memory: a table or ids that are made of nothing in memory are stored too.
+        let gathers = nodes.iter().filter(|n| matches!(self.f.nodes[**n].action, Action::Op(omchat_ir::Op::Gather(_))));
+        let made: Vec<Value> = gathers.flat_map(|n| self.f.nodes[*n].operands.clone()).filter(|v| {
+            let mut bases = vec![];
+            self.facts.bases(self.f, *v, &mut bases);
+            bases.is_empty()
+        }).collect();
+        made.into_iter().for_each(|v| self.store(v));
     }
 
     /// Puts a free value into memory, by a group of its own.
