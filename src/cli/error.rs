@@ -42,6 +42,15 @@ impl Error {
     }
 }
 
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Input(m) | Error::Failed(m) | Error::Rendered(m) => f.write_str(m),
+            Error::Closed => f.write_str("the reader of the output went away"),
+        }
+    }
+}
+
 impl From<io::Error> for Error {
     fn from(e: io::Error) -> Error {
         if e.kind() == io::ErrorKind::BrokenPipe { Error::Closed } else { Error::failed(e) }

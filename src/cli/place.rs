@@ -2,7 +2,7 @@
 
 use super::Error;
 use omchat_model::OmChatConfig;
-use omchat_model::presets::preset;
+use omchat_model::presets::{PRESETS, preset};
 use std::path::{Path, PathBuf};
 
 /// A model's folder, if its files are here, and its configuration.
@@ -32,7 +32,8 @@ pub fn with_files(model: &str) -> Result<(PathBuf, OmChatConfig), Error> {
 fn folder(model: &str) -> Option<PathBuf> {
     let path = Path::new(model);
     let kept = omchat::home().join(model);
-    if path.is_dir() {
+    // A folder of a preset's name that is no model does not hide the preset.
+    if path.join("config.json").is_file() || (path.is_dir() && !PRESETS.contains(&model)) {
         return Some(path.to_owned());
     }
     (path.components().count() == 1 && kept.join("config.json").is_file()).then_some(kept)

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 /// What to look at.
 #[derive(clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// A picture to look at; repeat it for several.
     #[arg(long, value_name = "FILE")]
