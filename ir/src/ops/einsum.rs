@@ -64,6 +64,9 @@ impl OpDef for Einsum {
         for t in x {
             want("einsum", "an operand", t, t.dtype.is_float(), "a float")?;
         }
+        if x[0].dtype != x[1].dtype {
+            return Err(Fault::new(Code::Dtype, format!("`einsum` takes operands of one dtype, not {}, {}", x[0].dtype, x[1].dtype)).help("`cast` one of them"));
+        }
         if !self.dtype.is_float() {
             return Err(Fault::new(Code::Dtype, format!("`einsum.{}` has no float result", self.dtype)));
         }
