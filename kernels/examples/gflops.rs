@@ -68,14 +68,14 @@ impl Bench {
         let writes = vec![Write { result: 0, dtype: Dtype::F32, offset: 0, strides: vec![1], at: None }];
         let work = Work::Nest(Nest { kept: vec![c], folded: vec![], fold: None, reads: vec![read(0), read(1)], body, epilogue: Body::default(), writes });
         let (x, y, z) = (self.buffer(Dtype::F32, c, |_| 1.0), self.buffer(Dtype::F32, c, |_| 2.0), self.buffer(Dtype::F32, c, |_| 0.0));
-        let kernel = omchat_kernels::by_name("map.plain").filter(|k| k.name().contains(&self.only));
+        let kernel = omchat_kernels::by_name("map.plain").filter(|_| self.only.is_empty() || self.only == "launches");
         let Some(kernel) = kernel else { return };
         let Some(prepared) = kernel.schedules(&work, &self.target).ok().and_then(|s| kernel.prepare(&work, &s[0]).ok()) else { return };
         let words: Vec<u8> = prepared.meta().iter().flat_map(|w| w.to_le_bytes()).collect();
         let meta = Buffer { handle: self.client.create_from_slice(&words), elements: prepared.meta().len() };
         let (operands, results) = ([x, y], [z]);
         let args = Args { operands: &operands, results: &results, meta: &meta };
-        let count = 3200;
+        let count = 6400;
         let (mut host, mut all) = (f64::MAX, f64::MAX);
         for _ in 0..5 {
             let t = Instant::now();

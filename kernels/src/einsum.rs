@@ -5,8 +5,6 @@
 //! last `n` axis; an item is one tile of `n` against a run of tiles of `m`, so that rows of `b` stay in the
 //! nearest cache while rows of `a` pass by.
 
-use std::sync::Arc;
-
 use cubecl::prelude::*;
 use omchat_codegen::{Body, Fold, Kind, Nest, Refusal, Schedule, Step, Work};
 use omchat_ir::Scalar as Function;
@@ -15,6 +13,7 @@ use crate::LaunchError;
 use crate::bind::{Buffers, Slots};
 use crate::body::evaluate;
 use crate::grid::{Grid, cubes};
+use crate::key::Key;
 use crate::loops::{Loops, Plan};
 use crate::map_plain::nest_of;
 use crate::nest::{Cursor, deliver, look, origin, seek};
@@ -37,7 +36,7 @@ pub(crate) struct Roles {
 /// The comptime half of an einsum.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Einsum {
-    pub(crate) plan: Arc<Plan>,
+    pub(crate) plan: Key<Plan>,
     pub(crate) a: usize,
     pub(crate) b: usize,
     /// The axis along which rows are cut.
@@ -106,7 +105,7 @@ impl Roles {
     }
 
     /// The plan, the words, the buffers and the grid for tiles of `rows` x `wide` (in `cols` columns or vectors).
-    pub(crate) fn plan(&self, rows: usize, cols: usize, wide: usize, schedule: &Schedule) -> (Arc<Einsum>, Vec<u32>, Slots, Slots, Grid) {
+    pub(crate) fn plan(&self, rows: usize, cols: usize, wide: usize, schedule: &Schedule) -> (Key<Einsum>, Vec<u32>, Slots, Slots, Grid) {
         let lanes = schedule.get("lanes") as usize;
         let (plan, mut words, ins, outs) = self.loops.plan(self.loops.inner(), 1, None);
         let (m, axis) = self.m();
@@ -122,7 +121,7 @@ impl Roles {
         words.extend([items, runs as u32, run as u32, n_tiles as u32]);
         let (k_tail, n_tail) = (!self.k().is_multiple_of(lanes), !self.n().is_multiple_of(wide));
         let e = Einsum { plan, a: self.a, b: self.b, m: axis, rows, cols, k_tail, n_tail, tiles };
-        (Arc::new(e), words, ins, outs, cubes(items, schedule))
+        (Key::new(e), words, ins, outs, cubes(items, schedule))
     }
 }
 
@@ -184,13 +183,13 @@ pub(crate) struct Tile {
 
 /// Whether the item exists.
 #[cube]
-pub(crate) fn inside(meta: &[u32], item: u32, #[comptime] e: Arc<Einsum>) -> bool {
+pub(crate) fn inside(meta: &[u32], item: u32, #[comptime] e: Key<Einsum>) -> bool {
     item < meta[e.tiles]
 }
 
 /// The tile of an item.
 #[cube]
-pub(crate) fn tile(meta: &[u32], operands: &Buffers, item: u32, #[comptime] e: Arc<Einsum>) -> Tile {
+pub(crate) fn tile(meta: &[u32], operands: &Buffers, item: u32, #[comptime] e: Key<Einsum>) -> Tile {
     let runs = meta[comptime![e.tiles + 1]];
     let run = meta[comptime![e.tiles + 2]];
     let n_tiles = meta[comptime![e.tiles + 3]];
@@ -212,7 +211,7 @@ pub(crate) fn tile(meta: &[u32], operands: &Buffers, item: u32, #[comptime] e: A
 
 /// Runs the epilogue on `N` sums of row `row` from column `column` on, and writes.
 #[cube]
-pub(crate) fn finish<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, row: u32, column: usize, sums: Vector<f32, N>, #[comptime] e: Arc<Einsum>) {
+pub(crate) fn finish<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, row: u32, column: usize, sums: Vector<f32, N>, #[comptime] e: Key<Einsum>) {
     let inner = comptime![e.plan.kept - 1];
     let here = seek(meta, c, row, e.m, comptime![e.m + 1], e.plan.clone());
     let mut x = look::<N>(meta, operands, &here, column, inner, comptime![e.plan.epilogue.clone()], e.plan.clone());
@@ -223,6 +222,6 @@ pub(crate) fn finish<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Bu
 
 /// A stride of read `read` along `axis`.
 #[cube]
-pub(crate) fn stride(meta: &[u32], #[comptime] read: usize, #[comptime] axis: usize, #[comptime] plan: Arc<Plan>) -> usize {
+pub(crate) fn stride(meta: &[u32], #[comptime] read: usize, #[comptime] axis: usize, #[comptime] plan: Key<Plan>) -> usize {
     meta[comptime![plan.reads[read].view.words + 1 + axis]] as usize
 }

@@ -6,14 +6,13 @@
 //! Cost        2·m·n·k FLOP; `rows + cols` loads for `rows · cols` products
 //! Source      register blocking: Goto & van de Geijn 2008, Anatomy of high-performance matrix multiplication
 
-use std::sync::Arc;
-
 use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::bind::Buffers;
 use crate::einsum::{Einsum, Roles, finish, inside, stride, tile, unfit};
 use crate::grid::address;
+use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::{Cursor, depth, seek};
 use crate::prepared::{Prepared, runner};
@@ -70,7 +69,7 @@ impl Launch for EinsumDot {
 }
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
-fn einsum_dot<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] e: Arc<Einsum>) {
+fn einsum_dot<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] e: Key<Einsum>) {
     let item = ABSOLUTE_POS as u32;
     if inside(meta, item, e.clone()) {
         let t = tile(meta, operands, item, e.clone());
@@ -82,7 +81,7 @@ fn einsum_dot<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut 
 
 /// `rows` x `cols` sums of products from row `m` and column `n` on.
 #[cube]
-fn products<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, m: u32, n: usize, #[comptime] e: Arc<Einsum>) {
+fn products<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, m: u32, n: usize, #[comptime] e: Key<Einsum>) {
     let last = comptime![e.plan.rank - 1];
     let width = meta[last] as usize;
     let vectors = width / N::value();
@@ -151,7 +150,7 @@ fn products<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut Bu
 
 /// One vector along k of every row and column.
 #[cube]
-fn step<N: Size>(operands: &Buffers, a: usize, b: usize, rows: &Sequence<usize>, columns: &Sequence<usize>, acc: &mut Array<Vector<f32, N>>, #[comptime] e: Arc<Einsum>) {
+fn step<N: Size>(operands: &Buffers, a: usize, b: usize, rows: &Sequence<usize>, columns: &Sequence<usize>, acc: &mut Array<Vector<f32, N>>, #[comptime] e: Key<Einsum>) {
     let a_slot = comptime![e.plan.reads[e.a].view.slot];
     let b_slot = comptime![e.plan.reads[e.b].view.slot];
     let mut x = Sequence::<Vector<f32, N>>::new();
@@ -171,7 +170,7 @@ fn step<N: Size>(operands: &Buffers, a: usize, b: usize, rows: &Sequence<usize>,
 
 /// One element along k of every row and column.
 #[cube]
-fn trail<C: Size>(operands: &Buffers, a: usize, b: usize, rows: &Sequence<usize>, columns: &Sequence<usize>, rest: &mut Array<Vector<f32, C>>, #[comptime] e: Arc<Einsum>) {
+fn trail<C: Size>(operands: &Buffers, a: usize, b: usize, rows: &Sequence<usize>, columns: &Sequence<usize>, rest: &mut Array<Vector<f32, C>>, #[comptime] e: Key<Einsum>) {
     let a_slot = comptime![e.plan.reads[e.a].view.slot];
     let b_slot = comptime![e.plan.reads[e.b].view.slot];
     let mut y = Vector::<f32, C>::new(0.0f32);

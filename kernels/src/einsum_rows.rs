@@ -6,14 +6,13 @@
 //! Cost        2·m·n·k FLOP; `rows` scalar and `cols` vector loads for `rows · cols` products
 //! Source      outer-product form: Goto & van de Geijn 2008
 
-use std::sync::Arc;
-
 use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::bind::Buffers;
 use crate::einsum::{Einsum, Roles, finish, inside, stride, tile, unfit};
 use crate::grid::address;
+use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::{Cursor, depth, seek};
 use crate::prepared::{Prepared, runner};
@@ -71,7 +70,7 @@ impl Launch for EinsumRows {
 }
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
-fn einsum_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] e: Arc<Einsum>) {
+fn einsum_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] e: Key<Einsum>) {
     let item = ABSOLUTE_POS as u32;
     if inside(meta, item, e.clone()) {
         let t = tile(meta, operands, item, e.clone());
@@ -95,7 +94,7 @@ fn einsum_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers,
 
 /// `rows` x `cols` vectors of sums from row `m` and column `n` on.
 #[cube]
-fn products<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, m: u32, n: usize, #[comptime] cols: usize, #[comptime] e: Arc<Einsum>) {
+fn products<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, m: u32, n: usize, #[comptime] cols: usize, #[comptime] e: Key<Einsum>) {
     let last = comptime![e.plan.rank - 1];
     let lanes = N::value();
     let width = meta[last] as usize;

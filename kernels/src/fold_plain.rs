@@ -6,14 +6,13 @@
 //! Cost        each operand is read once a point: right for reductions, slow for large einsums
 //! Source      own
 
-use std::sync::Arc;
-
 use cubecl::prelude::*;
 use omchat_codegen::{Fold, Implements, Kernel, Kind, Refusal, Schedule, Target, Work};
 
 use crate::bind::Buffers;
 use crate::body::evaluate;
 use crate::grid::{address, cubes, units};
+use crate::key::Key;
 use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan};
 use crate::map_plain::{fits, nest_of};
 use crate::nest::{Cursor, deliver, depth, lanes, look, origin, seek};
@@ -73,7 +72,7 @@ struct Held<N: Size> {
 }
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
-fn fold_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] plan: Arc<Plan>) {
+fn fold_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] plan: Key<Plan>) {
     let item = ABSOLUTE_POS as u32;
     let rank = comptime![plan.rank];
     if item < meta[comptime![rank + ITEMS]] {
@@ -103,7 +102,7 @@ fn fold_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, 
 
 /// Lanes are neighbouring results; each folds by itself.
 #[cube]
-fn beside<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, #[comptime] plan: Arc<Plan>) {
+fn beside<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, #[comptime] plan: Key<Plan>) {
     let mut held = nothing::<N>(plan.clone());
     let last = comptime![plan.rank - 1];
     let width = meta[last];
@@ -122,7 +121,7 @@ fn beside<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &
 
 /// Lanes are neighbours along the innermost folded axis; they meet at the end.
 #[cube]
-fn along<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, #[comptime] plan: Arc<Plan>) {
+fn along<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, #[comptime] plan: Key<Plan>) {
     let mut held = nothing::<N>(plan.clone());
     let mut rest = nothing::<Const<1>>(plan.clone());
     let last = comptime![plan.rank - 1];
@@ -160,7 +159,7 @@ fn comptime_lanes<N: Size>() -> u32 {
 }
 
 #[cube]
-fn nothing<N: Size>(#[comptime] plan: Arc<Plan>) -> Held<N> {
+fn nothing<N: Size>(#[comptime] plan: Key<Plan>) -> Held<N> {
     let mut float = Vector::<f32, N>::new(0.0f32);
     let mut int = Vector::<i32, N>::new(0i32);
     if comptime![plan.fold == Some(Fold::Max)] {
@@ -175,7 +174,7 @@ fn nothing<N: Size>(#[comptime] plan: Arc<Plan>) -> Held<N> {
 
 /// Folds one more value in.
 #[cube]
-fn take<N: Size>(held: &mut Held<N>, float: Vector<f32, N>, int: Vector<i32, N>, place: Vector<i32, N>, #[comptime] plan: Arc<Plan>) {
+fn take<N: Size>(held: &mut Held<N>, float: Vector<f32, N>, int: Vector<i32, N>, place: Vector<i32, N>, #[comptime] plan: Key<Plan>) {
     let is_float = comptime![body_kind(&plan) == Kind::Float];
     if comptime![plan.fold == Some(Fold::Sum)] {
         if is_float {
@@ -206,7 +205,7 @@ fn take<N: Size>(held: &mut Held<N>, float: Vector<f32, N>, int: Vector<i32, N>,
 
 /// Folds the lanes into one.
 #[cube]
-fn meet<N: Size>(held: &Held<N>, into: &mut Held<Const<1>>, #[comptime] plan: Arc<Plan>) {
+fn meet<N: Size>(held: &Held<N>, into: &mut Held<Const<1>>, #[comptime] plan: Key<Plan>) {
     let is_float = comptime![body_kind(&plan) == Kind::Float];
     if comptime![is_float && plan.fold != Some(Fold::ArgMax)] {
         let all = across::<N>(held.float, comptime![plan.fold == Some(Fold::Max)]);
@@ -221,7 +220,7 @@ fn meet<N: Size>(held: &Held<N>, into: &mut Held<Const<1>>, #[comptime] plan: Ar
 
 /// Runs the epilogue on what was folded, and writes.
 #[cube]
-fn finish<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, held: &Held<N>, #[comptime] plan: Arc<Plan>) {
+fn finish<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, held: &Held<N>, #[comptime] plan: Key<Plan>) {
     let inner = comptime![plan.kept - 1];
     let mut x = look::<N>(meta, operands, c, i, inner, comptime![plan.epilogue.clone()], plan.clone());
     x.folded_float = held.float;

@@ -26,6 +26,7 @@ mod einsum_dot;
 mod einsum_rows;
 mod fold_plain;
 mod grid;
+mod key;
 mod kth_largest_plain;
 mod loops;
 mod map_plain;

@@ -1,11 +1,10 @@
 //! Nests made short: axes of size 1 dropped, axes that walk memory together merged, the one that the results
 //! are contiguous along put innermost. What is left is split into a comptime [`Plan`] and run-time words.
 
-use std::sync::Arc;
-
 use omchat_codegen::{At, Body, Fold, Nest, Refusal, Step};
 
 use crate::bind::{Slot, Slots};
+use crate::key::Key;
 use crate::vector::Lane;
 
 /// The comptime half of a nest: everything but sizes, strides and offsets.
@@ -104,7 +103,7 @@ impl Loops {
     }
 
     /// The comptime plan, the words, and the buffers to bind.
-    pub(crate) fn plan(&self, along: usize, lanes: usize, chunk: Option<usize>) -> (Arc<Plan>, Vec<u32>, Slots, Slots) {
+    pub(crate) fn plan(&self, along: usize, lanes: usize, chunk: Option<usize>) -> (Key<Plan>, Vec<u32>, Slots, Slots) {
         let n = &self.nest;
         let (kept, rank) = (n.kept.len(), n.kept.len() + n.folded.len());
         let mut w = Words { words: n.kept.iter().chain(&n.folded).map(|&s| s as u32).collect(), inner: [self.inner(), rank - 1], rank };
@@ -142,7 +141,7 @@ impl Loops {
         let tail = lanes > 1 && !self.size(along).is_multiple_of(lanes);
         let (body, epilogue) = (n.body.clone(), n.epilogue.clone());
         let plan = Plan { kept, rank, fold: n.fold, reads, writes, body, epilogue, indexed, along, single, tail };
-        (Arc::new(plan), w.words, ins, outs)
+        (Key::new(plan), w.words, ins, outs)
     }
 }
 

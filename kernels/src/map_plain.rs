@@ -6,14 +6,13 @@
 //! Cost        each element read and written once: bandwidth-bound, or bound by `exp` and its like
 //! Source      own
 
-use std::sync::Arc;
-
 use cubecl::prelude::*;
 use omchat_codegen::{Implements, Kernel, Nest, Refusal, Schedule, Target, Work};
 
 use crate::bind::Buffers;
 use crate::body::evaluate;
 use crate::grid::{address, cubes, units};
+use crate::key::Key;
 use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, bindings, widest};
 use crate::nest::{Cursor, deliver, look, origin, seek};
 use crate::prepared::{Prepared, runner};
@@ -81,7 +80,7 @@ pub(crate) fn fits(nest: &Nest, target: &Target) -> Result<(), Refusal> {
 }
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
-fn map_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] plan: Arc<Plan>) {
+fn map_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] plan: Key<Plan>) {
     let item = ABSOLUTE_POS as u32;
     let rank = comptime![plan.rank];
     if item < meta[comptime![rank + ITEMS]] {
@@ -108,7 +107,7 @@ fn map_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #
 }
 
 #[cube]
-fn point<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, #[comptime] plan: Arc<Plan>) {
+fn point<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, #[comptime] plan: Key<Plan>) {
     let along = comptime![plan.kept - 1];
     let x = look::<N>(meta, operands, c, i, along, comptime![plan.body.clone()], plan.clone());
     let v = evaluate::<N>(&x, comptime![plan.body.clone()]);

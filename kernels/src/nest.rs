@@ -1,12 +1,11 @@
 //! Walking a nest on the device: where each view stands at an item, and what it reads and writes there.
 
-use std::sync::Arc;
-
 use cubecl::prelude::*;
 use omchat_codegen::{Body, Kind, Step};
 
 use crate::bind::{Buffers, Slot};
 use crate::body::{Inputs, Values};
+use crate::key::Key;
 use crate::loops::{Plan, View};
 use crate::vector::{Lane, read, write_float, write_int};
 
@@ -22,7 +21,7 @@ pub(crate) struct Cursor {
 
 /// The cursor at the start: offsets, and starts of updates.
 #[cube]
-pub(crate) fn origin(meta: &[u32], operands: &Buffers, #[comptime] plan: Arc<Plan>) -> Cursor {
+pub(crate) fn origin(meta: &[u32], operands: &Buffers, #[comptime] plan: Key<Plan>) -> Cursor {
     let mut c = Cursor { reads: Sequence::new(), ids: Sequence::new(), writes: Sequence::new(), index: Sequence::new() };
     #[unroll]
     for r in 0..comptime![plan.reads.len()] {
@@ -54,7 +53,7 @@ pub(crate) fn origin(meta: &[u32], operands: &Buffers, #[comptime] plan: Arc<Pla
 
 /// The cursor moved to row `row` of the axes `first..last`.
 #[cube]
-pub(crate) fn seek(meta: &[u32], from: &Cursor, row: u32, #[comptime] first: usize, #[comptime] last: usize, #[comptime] plan: Arc<Plan>) -> Cursor {
+pub(crate) fn seek(meta: &[u32], from: &Cursor, row: u32, #[comptime] first: usize, #[comptime] last: usize, #[comptime] plan: Key<Plan>) -> Cursor {
     // Digits of the row, innermost axis first.
     let mut digits = Sequence::<u32>::new();
     let mut rest = row;
@@ -109,7 +108,7 @@ fn moved(meta: &[u32], from: usize, digits: &Sequence<u32>, #[comptime] first: u
 
 /// Rows of the outer folded axes.
 #[cube]
-pub(crate) fn depth(meta: &[u32], #[comptime] plan: Arc<Plan>) -> u32 {
+pub(crate) fn depth(meta: &[u32], #[comptime] plan: Key<Plan>) -> u32 {
     let mut rows = 1u32.runtime();
     #[unroll]
     for a in plan.kept..comptime![plan.rank - 1] {
@@ -127,7 +126,7 @@ pub(crate) fn look<N: Size>(
     i: usize,
     #[comptime] along: usize,
     #[comptime] body: Body,
-    #[comptime] plan: Arc<Plan>,
+    #[comptime] plan: Key<Plan>,
 ) -> Inputs<N> {
     let mut x = Inputs::<N> {
         float: Sequence::new(),
@@ -194,7 +193,7 @@ fn element<T: Numeric, N: Size>(
     i: usize,
     #[comptime] r: usize,
     #[comptime] along: usize,
-    #[comptime] plan: Arc<Plan>,
+    #[comptime] plan: Key<Plan>,
 ) -> Vector<T, N> {
     let view = comptime![plan.reads[r].view.clone()];
     let lane = comptime![view.lanes[along]];
@@ -248,7 +247,7 @@ pub(crate) fn deliver<N: Size>(
     v: &Values<N>,
     #[comptime] along: usize,
     #[comptime] body: Body,
-    #[comptime] plan: Arc<Plan>,
+    #[comptime] plan: Key<Plan>,
 ) {
     #[unroll]
     for w in 0..comptime![plan.writes.len()] {

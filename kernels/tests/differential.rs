@@ -411,3 +411,107 @@ fn einsums() {
         }
     }
 }
+
+fn add(kept: Vec<usize>, strides: [Vec<usize>; 3]) -> Nest {
+    let [x, y, z] = strides;
+    let read = |operand, strides| Read { operand, dtype: Dtype::F32, offset: 0, strides, at: None };
+    Nest {
+        kept,
+        folded: vec![],
+        fold: None,
+        reads: vec![read(0, x), read(1, y)],
+        body: Body { steps: vec![Step::Read { read: 0, kind: Kind::Float }, Step::Read { read: 1, kind: Kind::Float }, Step::Apply { f: Scalar::Add, args: vec![0, 1], of: Kind::Float }], results: vec![2] },
+        epilogue: Body::default(),
+        writes: vec![Write { result: 0, dtype: Dtype::F32, offset: 0, strides: z, at: None }],
+    }
+}
+
+#[test]
+fn large_maps_are_cut_and_turn_to_a_second_row_of_cubes() {
+    let d = &mut Draw(9);
+    for p in devices() {
+        for (kept, strides) in [(vec![3_000_001], [vec![1], vec![0], vec![1]]), (vec![3, 40_001], [vec![40_001, 1], vec![0, 1], vec![1, 3]])] {
+            let n = kept.iter().product();
+            let (x, y) = (data(d, Dtype::F32, n), data(d, Dtype::F32, *kept.last().unwrap()));
+            let c = Case { nest: add(kept, strides), operands: vec![x, y], results: vec![Host { dtype: Dtype::F32, data: vec![f64::NAN; n] }], narrow: false };
+            let mut want = c.results.clone();
+            let weight = reference::nest(&c.nest, &c.operands, &mut want);
+            let work = Work::Nest(c.nest.clone());
+            let k = omchat_kernels::by_name("map.plain").unwrap();
+            let s = &k.schedules(&work, &p.target).unwrap()[0];
+            check(p.target.name.as_str(), &c, &want, &weight, &p.run(k, &work, s, &c.operands, &c.results));
+        }
+    }
+}
+
+#[test]
+fn long_einsums_run_in_turns() {
+    // k so long that the rows of one factor do not stay in the cache together: several runs of tiles.
+    let d = &mut Draw(11);
+    let (m, n, k) = (70, 21, 4100);
+    for (sa, sb) in [([k, 0, 1], [0, k, 1]), ([k, 0, 1], [0, 1, n]), ([1, 0, m], [0, 1, n])] {
+        let mut nest = add(vec![m, n], [sa.to_vec(), sb.to_vec(), vec![n, 1]]);
+        nest.folded = vec![k];
+        nest.fold = Some(Fold::Sum);
+        nest.body.steps[2] = Step::Apply { f: Scalar::Mul, args: vec![0, 1], of: Kind::Float };
+        nest.epilogue = Body { steps: vec![Step::Folded { kind: Kind::Float }], results: vec![0] };
+        let c = Case { nest, operands: vec![data(d, Dtype::F32, m * k), data(d, Dtype::F32, n * k)], results: vec![Host { dtype: Dtype::F32, data: vec![f64::NAN; m * n] }], narrow: false };
+        let mut want = c.results.clone();
+        let weight = reference::nest(&c.nest, &c.operands, &mut want);
+        let work = Work::Nest(c.nest.clone());
+        for p in devices() {
+            for kernel in LIST {
+                for s in kernel.schedules(&work, &p.target).unwrap_or_default() {
+                    check(kernel.name(), &c, &want, &weight, &p.run(*kernel, &work, &s, &c.operands, &c.results));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_map_may_write_where_it_reads() {
+    use omchat_kernels::{Args, Buffer};
+    for p in devices() {
+        let n = 5000;
+        let work = Work::Nest(add(vec![n], [vec![1], vec![0], vec![1]]));
+        let k = omchat_kernels::by_name("map.plain").unwrap();
+        let prepared = k.prepare(&work, &k.schedules(&work, &p.target).unwrap()[0]).unwrap();
+        let up = |b: Vec<u8>, elements| Buffer { handle: p.client.create_from_slice(&b), elements };
+        let x = up((0..n).flat_map(|i| (i as f32).to_le_bytes()).collect(), n);
+        let one = up(1.0f32.to_le_bytes().to_vec(), 1);
+        let meta = up(prepared.meta().iter().flat_map(|w| w.to_le_bytes()).collect(), prepared.meta().len());
+        for _ in 0..3 {
+            prepared.launch(&p.client, &Args { operands: &[x.clone(), one.clone()], results: std::slice::from_ref(&x), meta: &meta }).unwrap();
+        }
+        let bytes = p.client.read_one(x.handle.clone()).unwrap();
+        for (i, c) in bytes.chunks_exact(4).enumerate().take(n) {
+            assert_eq!(f32::from_le_bytes([c[0], c[1], c[2], c[3]]), i as f32 + 3.0, "{} [{i}]", p.target.name);
+        }
+    }
+}
+
+#[test]
+fn a_launch_that_lacks_a_buffer_says_so() {
+    use omchat_kernels::{Args, Buffer};
+    let p = &devices()[0];
+    let work = Work::Nest(add(vec![4], [vec![1], vec![1], vec![1]]));
+    let k = omchat_kernels::by_name("map.plain").unwrap();
+    let prepared = k.prepare(&work, &k.schedules(&work, &p.target).unwrap()[0]).unwrap();
+    let one = Buffer { handle: p.client.empty(16), elements: 4 };
+    let error = prepared.launch(&p.client, &Args { operands: std::slice::from_ref(&one), results: std::slice::from_ref(&one), meta: &one }).unwrap_err();
+    assert_eq!(error.to_string(), "a launch needs 2 operands, not 1");
+}
+
+#[test]
+fn refusals_name_the_limit() {
+    let work = Work::Nest(add(vec![1 << 20, 1 << 12], [vec![1 << 12, 1], vec![1 << 12, 1], vec![1 << 12, 1]]));
+    let k = omchat_kernels::by_name("map.plain").unwrap();
+    let said = |t: &omchat_codegen::Target, w: &Work| k.schedules(w, t).unwrap_err().0;
+    let wgpu = omchat_codegen::Target::wgpu();
+    assert_eq!(said(&wgpu, &work), "indices are 32-bit: at most 2147483648 elements, not 4294967296");
+    let work = Work::Nest(add(vec![1 << 26], [vec![1], vec![1], vec![1]]));
+    assert_eq!(said(&wgpu, &work), "needs a binding of 268435456 bytes, wgpu has 134217728");
+    let tight = omchat_codegen::Target { max_bindings: 4, ..wgpu };
+    assert_eq!(said(&tight, &Work::Nest(add(vec![8], [vec![1], vec![1], vec![1]]))), "needs 5 bindings, wgpu has 4");
+}
