@@ -32,6 +32,7 @@ mod loops;
 mod map_plain;
 mod nest;
 mod prepared;
+mod rms_norm_rows;
 mod source;
 mod vector;
 
@@ -52,6 +53,7 @@ pub trait Launch: Kernel {
 /// Every kernel, in order of preference; the plain ones, which never refuse, last.
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
+    &rms_norm_rows::RmsNormRows,
     &einsum_dot::EinsumDot,
     &einsum_rows::EinsumRows,
     &map_plain::MapPlain,

@@ -515,3 +515,29 @@ fn refusals_name_the_limit() {
     let tight = omchat_codegen::Target { max_bindings: 4, ..wgpu };
     assert_eq!(said(&tight, &Work::Nest(add(vec![8], [vec![1], vec![1], vec![1]]))), "needs 5 bindings, wgpu has 4");
 }
+
+#[test]
+fn rms_norms() {
+    let d = &mut Draw(21);
+    for p in devices() {
+        for (rows, width, dtype) in [(1, 1, Dtype::F32), (3, 576, Dtype::F32), (257, 33, Dtype::F32), (5, 64, Dtype::Bf16), (2, 47, Dtype::F16)] {
+            if !p.target.holds(dtype) || (dtype != Dtype::F32 && !p.target.holds(Dtype::Bf16)) {
+                continue;
+            }
+            let (x, w) = (data(d, dtype, rows * width), data(d, dtype, width));
+            let eps = 1e-5;
+            let types = vec![omchat_ir::Type::new(dtype, [rows, width]), omchat_ir::Type::new(dtype, [width]), omchat_ir::Type::new(Dtype::F32, [])];
+            let work = Work::Function { name: "rms_norm".into(), binds: Default::default(), results: vec![types[0].clone()], operands: types };
+            let k = omchat_kernels::by_name("rms_norm.rows").unwrap();
+            let s = &k.schedules(&work, &p.target).unwrap()[0];
+            let got = p.run(k, &work, s, &[x.clone(), w.clone(), Host::new(Dtype::F32, vec![eps])], &[Host { dtype, data: vec![f64::NAN; rows * width] }]);
+            for (i, &g) in got[0].iter().enumerate() {
+                let row = &x.data[i / width * width..][..width];
+                let scale = 1.0 / (row.iter().map(|x| x * x).sum::<f64>() / width as f64 + eps).sqrt();
+                let want = x.data[i] * scale * w.data[i % width];
+                let slack = if dtype == Dtype::F32 { 3e-6 } else { 1.0 / 100.0 };
+                assert!((want - g).abs() <= slack * (0.1 + want.abs()), "{}: {rows} x {width} {dtype} [{i}] is {g}, not {want}", p.target.name);
+            }
+        }
+    }
+}
