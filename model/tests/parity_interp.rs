@@ -126,8 +126,6 @@ struct Session<'c> {
     capacity: usize,
     states: Vec<Tensor>,
     used: usize,
-    position: u32,
-    blank: Option<f64>,
 }
 
 /// A cache's slot that holds nothing.
@@ -141,7 +139,7 @@ impl<'c> Session<'c> {
         // Whatever an empty slot holds must not matter.
         let fill = |ty: &Type| if ty.dtype == Dtype::I32 { EMPTY } else { 1e3 };
         let states = states.map(|(_, ty)| Tensor::full(ty.clone(), fill(ty))).collect();
-        Session { case, capacity, states, used: 0, position: 0, blank: None }
+        Session { case, capacity, states, used: 0 }
     }
 
     /// Runs these tokens in a module of `tokens`, the rest padded; yields what comes before the states.
@@ -150,11 +148,7 @@ impl<'c> Session<'c> {
         let spec = DecoderSpec { tokens, capacity: self.capacity, features: !features.is_empty(), output };
         let module = graph::decoder_module(&self.case.config, spec, Dtype::F32).unwrap();
         let at: Vec<f64> = (self.used..self.used + n).map(|i| i as f64).collect();
-        let blank: Vec<bool> = padded(ids, tokens, -1.0).iter().map(|id| Some(*id) == self.blank).collect();
-        let slots: Vec<f64> = at.iter().zip(&blank).map(|(at, blank)| if *blank { EMPTY } else { *at }).collect();
-        let before = |i: usize| blank[..i].iter().filter(|b| !**b).count() as u32;
-        let positions: Vec<u32> = (0..tokens).map(|i| self.position + before(i)).collect();
-        self.position += before(n);
+        let positions: Vec<u32> = (0..tokens).map(|i| (self.used + i) as u32).collect();
         let (cos, sin) = self.case.rope(&positions);
         let inputs = Inputs::from([
             ("ids", padded(ids, tokens, -1.0)),
@@ -163,7 +157,7 @@ impl<'c> Session<'c> {
             ("sin", sin),
             ("lo", vec![0.0; tokens]),
             ("hi", padded(&at, tokens, -1.0)),
-            ("slots", padded(&slots, tokens, EMPTY)),
+            ("slots", padded(&at, tokens, EMPTY)),
             ("start", vec![self.used as f64]),
             ("last", vec![n as f64 - 1.0]),
             ("labels", padded(labels, tokens, -100.0)),
@@ -176,7 +170,6 @@ impl<'c> Session<'c> {
 
     /// Twelve ids, each the likeliest after what was fed.
     fn greedy(&mut self, mut logits: Tensor) -> Vec<f64> {
-        self.blank = None;
         let mut ids = vec![];
         loop {
             let top = logits.data.iter().copied().fold(f64::MIN, f64::max);
@@ -230,11 +223,6 @@ fn features_logits_and_losses_are_pytorchs() {
     }
 }
 
-/// The id that transformers' `generate` was told is padding when greedy ids were recorded. It infers a mask from the
-/// prompt: wherever this id stands, no token sees it and it takes no position. Logits and losses were recorded
-/// by a plain call, without a mask. Only two prompts of `extra` hold this id.
-const PAD_OF_GENERATE: Option<f64> = Some(0.0);
-
 #[test]
 fn greedy_ids_are_pytorchs_however_the_prompt_is_fed() {
     for dir in fixtures() {
@@ -244,7 +232,6 @@ fn greedy_ids_are_pytorchs_however_the_prompt_is_fed() {
         let rows = placed(&case, &features(&case));
         for chunk in [n, 32, 7] {
             let mut session = Session::new(&case, n + 32 + 12);
-            session.blank = PAD_OF_GENERATE;
             let mut logits = None;
             for start in (0..n).step_by(chunk) {
                 let end = (start + chunk).min(n);
