@@ -92,7 +92,7 @@ fn reformat(file: &mut FileTest) -> Outcome {
     }
 }
 
-/// `test equal @f, @g R=4 ints=0..8 within=1e-9`: same operands, same results, on R ranks, ten times.
+/// `; test equal @f, @g R=4 ints=0..8 within=1e-9`: same operands, same results, on R ranks, ten times.
 fn equal(file: &mut FileTest, command: &Command) -> Outcome {
     let m = match module(file) {
         Ok(m) => m,

@@ -1,7 +1,7 @@
 //! The walker of `tests/filetests/**/*.oir`: one test a file, `BLESS=1` rewrites what is expected.
 //!
-//! A file starts with header lines, `test COMMAND …`; the rest is IR text. What a command expects stands in
-//! comments: on the offending line, on `; run:` lines, or in sections `; print:` at the end of the file.
+//! A file is IR text. Its header lines, `; test COMMAND …`, and what a command expects are comments: on the
+//! offending line, on `; run:` lines, or in sections `; print:` at the end of the file.
 //! A test binary gives one function that runs a command or says that it is another binary's.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -28,7 +28,7 @@ pub struct FileTest {
     pub lines: Vec<String>,
 }
 
-/// A header line, `test NAME WORDS…`.
+/// A header line, `; test NAME WORDS…`.
 pub struct Command {
     /// Its first word.
     pub name: String,
@@ -84,16 +84,15 @@ impl FileTest {
 
     /// The header's commands.
     pub fn commands(&self) -> Vec<Command> {
-        self.lines.iter().filter_map(|l| l.strip_prefix("test ")).map(|l| {
+        self.lines.iter().filter_map(|l| l.strip_prefix("; test ")).map(|l| {
             let mut words = l.split_whitespace().map(String::from);
             Command { name: words.next().unwrap_or_default(), words: words.collect() }
         }).collect()
     }
 
-    /// The IR text, header lines blank so that line numbers hold.
+    /// The IR text.
     pub fn source(&self) -> String {
-        let lines: Vec<&str> = self.lines.iter().map(|l| if l.starts_with("test ") { "" } else { l }).collect();
-        lines.join("\n")
+        self.lines.join("\n")
     }
 
     /// The lines of a section `; NAME:` at the end of the file.
@@ -151,7 +150,7 @@ fn one(path: &Path, run: fn(&mut FileTest, &Command) -> Outcome) -> Result<(), F
     let mut file = FileTest::read(path);
     let before = file.lines.clone();
     let commands = file.commands();
-    let mut faults = if commands.is_empty() { vec!["the file has no line `test …`".to_string()] } else { vec![] };
+    let mut faults = if commands.is_empty() { vec!["the file has no line `; test …`".to_string()] } else { vec![] };
     for c in &commands {
         match run(&mut file, c) {
             Outcome::Passed | Outcome::Elsewhere => {}
