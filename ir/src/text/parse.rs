@@ -92,7 +92,7 @@ impl Parser {
         yes
     }
 
-    fn expect(&mut self, mark: &str) -> Parsed<()> {
+    fn must(&mut self, mark: &str) -> Parsed<()> {
         if self.eat(mark) { Ok(()) } else { self.fail(&format!("`{mark}`")) }
     }
 
@@ -166,10 +166,10 @@ impl Parser {
         self.at += 1;
         self.function.clone_from(&name);
         let letters = if self.eat("[") { self.list("]", Parser::letter)? } else { vec![] };
-        self.expect("(")?;
+        self.must("(")?;
         let params = self.list(")", Parser::param)?;
         let results = if self.eat("->") { self.results()? } else { vec![] };
-        self.expect("{")?;
+        self.must("{")?;
         let place = Place { function: name.clone(), ..self.span(place) };
         let body = self.block()?;
         Ok(Template { doc, name, letters, params, results, body, place })
@@ -202,7 +202,7 @@ impl Parser {
         };
         self.at += usize::from(role != Role::Input);
         let name = self.value()?;
-        self.expect(":")?;
+        self.must(":")?;
         Ok((role, name, self.ty()?))
     }
 
@@ -269,7 +269,7 @@ impl Parser {
             Token::Mark("(") => {
                 self.at += 1;
                 let d = self.nested(Parser::dim)?;
-                self.expect(")")?;
+                self.must(")")?;
                 Ok(d)
             }
             Token::Mark("-") => {
@@ -323,7 +323,7 @@ impl Parser {
         while self.eat(",") {
             names.push(self.value()?);
         }
-        self.expect("=")?;
+        self.must("=")?;
         let expr = if self.is_word("call") { self.call()? } else { self.op()? };
         let place = self.span(place);
         let mut types = vec![];
@@ -344,9 +344,9 @@ impl Parser {
         }
         self.at += 1;
         let from = self.dim()?;
-        self.expect("..")?;
+        self.must("..")?;
         let to = self.dim()?;
-        self.expect("{")?;
+        self.must("{")?;
         let place = self.span(place);
         let body = self.block()?;
         if let Some(Stmt::Return { place, .. }) = body.last() {
@@ -390,7 +390,7 @@ impl Parser {
         let Token::Function(name) = self.peek().clone() else { return self.fail("a name `@name`") };
         self.at += 1;
         let letters = if self.eat("[") { self.list("]", Parser::given)? } else { vec![] };
-        self.expect("(")?;
+        self.must("(")?;
         let operands = self.list(")", Parser::operand)?;
         let remat = self.is_word("remat");
         self.at += usize::from(remat);
@@ -399,7 +399,7 @@ impl Parser {
 
     fn given(&mut self) -> Parsed<(String, Given)> {
         let name = self.word("a letter")?;
-        self.expect("=")?;
+        self.must("=")?;
         if let Token::Word(w) = self.peek()
             && let Some(d) = Dtype::from_name(w)
         {
