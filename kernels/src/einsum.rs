@@ -48,6 +48,8 @@ pub(crate) struct Einsum {
     pub(crate) k_tail: bool,
     /// Whether the tiles leave a rest along n.
     pub(crate) n_tail: bool,
+    /// Whether cores take runs of items.
+    pub(crate) cpu: bool,
     /// Where the words of the tiles begin.
     pub(crate) tiles: usize,
 }
@@ -120,7 +122,7 @@ impl Roles {
         let tiles = words.len();
         words.extend([items, runs as u32, run as u32, n_tiles as u32]);
         let (k_tail, n_tail) = (!self.k().is_multiple_of(lanes), !self.n().is_multiple_of(wide));
-        let e = Einsum { plan, a: self.a, b: self.b, m: axis, rows, cols, k_tail, n_tail, tiles };
+        let e = Einsum { plan, a: self.a, b: self.b, m: axis, rows, cols, k_tail, n_tail, cpu: schedule.get("bits") == 64, tiles };
         (Key::new(e), words, ins, outs, cubes(items, schedule))
     }
 }

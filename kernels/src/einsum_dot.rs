@@ -14,7 +14,7 @@ use crate::einsum::{Einsum, Roles, finish, inside, stride, tile, unfit};
 use crate::grid::address;
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
-use crate::nest::{Cursor, depth, seek};
+use crate::nest::{Cursor, depth, item, seek};
 use crate::prepared::{Prepared, runner};
 use crate::vector::{Lane, across, read_float};
 use crate::{Launch, LaunchError};
@@ -70,7 +70,7 @@ impl Launch for EinsumDot {
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn einsum_dot<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] e: Key<Einsum>) {
-    let item = ABSOLUTE_POS as u32;
+    let item = item(e.cpu);
     if inside(meta, item, e.clone()) {
         let t = tile(meta, operands, item, e.clone());
         for m in t.from..t.to {

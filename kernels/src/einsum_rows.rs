@@ -14,7 +14,7 @@ use crate::einsum::{Einsum, Roles, finish, inside, stride, tile, unfit};
 use crate::grid::address;
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
-use crate::nest::{Cursor, depth, seek};
+use crate::nest::{Cursor, depth, item, seek};
 use crate::prepared::{Prepared, runner};
 use crate::vector::{Lane, read_float};
 use crate::{Launch, LaunchError};
@@ -71,7 +71,7 @@ impl Launch for EinsumRows {
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn einsum_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] e: Key<Einsum>) {
-    let item = ABSOLUTE_POS as u32;
+    let item = item(e.cpu);
     if inside(meta, item, e.clone()) {
         let t = tile(meta, operands, item, e.clone());
         let lanes = N::value();

@@ -15,7 +15,7 @@ use crate::grid::{address, cubes, units};
 use crate::key::Key;
 use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan};
 use crate::map_plain::{fits, nest_of};
-use crate::nest::{Cursor, deliver, depth, lanes, look, origin, seek};
+use crate::nest::{Cursor, deliver, depth, item, lanes, look, origin, seek};
 use crate::prepared::{Prepared, runner};
 use crate::vector::across;
 use crate::{Launch, LaunchError};
@@ -73,7 +73,7 @@ struct Held<N: Size> {
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn fold_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] plan: Key<Plan>) {
-    let item = ABSOLUTE_POS as u32;
+    let item = item(comptime![!plan.single]);
     let rank = comptime![plan.rank];
     if item < meta[comptime![rank + ITEMS]] {
         let inner = comptime![plan.kept - 1];

@@ -14,7 +14,7 @@ use crate::body::evaluate;
 use crate::grid::{address, cubes, units};
 use crate::key::Key;
 use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, bindings, widest};
-use crate::nest::{Cursor, deliver, look, origin, seek};
+use crate::nest::{Cursor, deliver, item, look, origin, seek};
 use crate::prepared::{Prepared, runner};
 use crate::{Launch, LaunchError};
 
@@ -81,7 +81,7 @@ pub(crate) fn fits(nest: &Nest, target: &Target) -> Result<(), Refusal> {
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn map_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] plan: Key<Plan>) {
-    let item = ABSOLUTE_POS as u32;
+    let item = item(comptime![!plan.single]);
     let rank = comptime![plan.rank];
     if item < meta[comptime![rank + ITEMS]] {
         let inner = comptime![plan.kept - 1];

@@ -106,6 +106,13 @@ fn moved(meta: &[u32], from: usize, digits: &Sequence<u32>, #[comptime] first: u
     at
 }
 
+/// The item of this unit. A CPU's core takes a run of items, so that two cores do not write to one cache line;
+/// a GPU's units take neighbours, so that they read together.
+#[cube]
+pub(crate) fn item(#[comptime] run: bool) -> u32 {
+    if run { UNIT_POS * CUBE_COUNT as u32 + CUBE_POS as u32 } else { ABSOLUTE_POS as u32 }
+}
+
 /// Rows of the outer folded axes.
 #[cube]
 pub(crate) fn depth(meta: &[u32], #[comptime] plan: Key<Plan>) -> u32 {

@@ -59,7 +59,7 @@ fn cuda(kernel: &dyn CubeKernel, sm: u32) -> Result<String, String> {
     use cubecl::cuda::compiler::{CudaBackend, CudaCompilationOptions, CudaCompiler};
     let arch = cubecl::ir::nvidia::SmArch::new(sm, sm >= 90);
     let options = CudaCompilationOptions { arch: Some(arch), ..Default::default() };
-    let text = CudaCompiler::new(CudaBackend::Cpp).compile(kernel.define(), &options);
+    let text = CudaCompiler::new(CudaBackend::Cpp).compile(define(kernel)?, &options);
     text.map(|t| t.to_string()).map_err(|e| format!("{e:?}"))
 }
 
@@ -71,13 +71,19 @@ fn cuda(_: &dyn CubeKernel, _: u32) -> Result<String, String> {
 #[cfg(feature = "wgpu")]
 fn wgsl(kernel: &dyn CubeKernel) -> Result<String, String> {
     use cubecl::Compiler;
-    let text = cubecl::wgpu::WgslCompiler.compile(kernel.define(), &Default::default());
+    let text = cubecl::wgpu::WgslCompiler.compile(define(kernel)?, &Default::default());
     text.map(|t| t.to_string()).map_err(|e| format!("{e:?}"))
 }
 
 #[cfg(not(feature = "wgpu"))]
 fn wgsl(_: &dyn CubeKernel) -> Result<String, String> {
     Err("this build has no WGSL compiler: build with the feature `wgpu`".into())
+}
+
+/// The kernel's definition; a fault in its expansion is an error, not a panic.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn define(kernel: &dyn CubeKernel) -> Result<KernelDefinition, String> {
+    cubecl::define_kernel(kernel).map_err(|e| format!("{e:?}"))
 }
 
 /// Plausible properties of the devices that each dialect is for; only their features reach a kernel's text.
