@@ -10,6 +10,17 @@ use crate::types::Dtype;
 pub struct File {
     /// In order.
     pub functions: Vec<Template>,
+    /// Comments that document no function, by line.
+    pub comments: Vec<Comment>,
+}
+
+/// A comment, from its `;` to the end of the line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comment {
+    /// Line, from 1.
+    pub line: usize,
+    /// The whole of it.
+    pub text: String,
 }
 
 /// A function, maybe with letters.
@@ -29,6 +40,8 @@ pub struct Template {
     pub body: Vec<Stmt>,
     /// Where it stands.
     pub place: Place,
+    /// The line of its `}`.
+    pub end: usize,
 }
 
 /// A type with letters.
@@ -88,6 +101,8 @@ pub enum Stmt {
         body: Vec<Stmt>,
         /// Where it stands.
         place: Place,
+        /// The line of its `}`.
+        end: usize,
     },
     /// `return %a, %b`
     Return {

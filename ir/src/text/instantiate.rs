@@ -261,7 +261,7 @@ impl Body<'_, '_, '_> {
             }
             match s {
                 Stmt::Let { names, expr, types, place } => self.let_stmt(names, expr, types, place, env),
-                Stmt::For { variable, from, to, body, place } => self.for_stmt(variable, (from, to), body, place, env),
+                Stmt::For { variable, from, to, body, place, .. } => self.for_stmt(variable, (from, to), body, place, env),
                 Stmt::Return { values, place } => {
                     let values: Vec<_> = values.iter().map(|o| self.operand(o, None)).collect();
                     if self.results.is_some() {

@@ -1,5 +1,6 @@
 //! Tokens of the text.
 
+use super::ast::Comment;
 use crate::fault::{Code, Diagnostic, Fault, Place};
 
 /// A token's kind and text.
@@ -25,11 +26,14 @@ pub enum Token {
 
 const MARKS: [&str; 15] = ["->", "..", "(", ")", "[", "]", "{", "}", ",", ":", "=", "+", "-", "*", "/"];
 
-/// The tokens of a text with their places. A `;` comment is dropped, a `;;` comment is kept.
+/// Tokens with their places, and comments.
+pub type Lexed = (Vec<(Token, Place)>, Vec<Comment>);
+
+/// The tokens of a text with their places, and its `;` comments; a `;;` comment is a token.
 ///
 /// Errors: the first character that starts no token, or an open string.
-pub fn lex(file: &'static str, text: &str) -> Result<Vec<(Token, Place)>, Diagnostic> {
-    let mut out = vec![];
+pub fn lex(file: &'static str, text: &str) -> Result<Lexed, Diagnostic> {
+    let (mut out, mut comments) = (vec![], vec![]);
     for (n, line) in text.lines().enumerate() {
         let mut rest = line;
         let (mut at, mut chars) = (0, 0);
@@ -47,6 +51,7 @@ pub fn lex(file: &'static str, text: &str) -> Result<Vec<(Token, Place)>, Diagno
                 break;
             }
             if trimmed.starts_with(';') {
+                comments.push(Comment { line: n + 1, text: trimmed.trim_end().to_string() });
                 break;
             }
             let (token, used) = next(trimmed).map_err(|f| f.at(place.clone()))?;
@@ -59,7 +64,7 @@ pub fn lex(file: &'static str, text: &str) -> Result<Vec<(Token, Place)>, Diagno
     let line = text.lines().count().max(1);
     let column = text.lines().last().unwrap_or_default().trim_end().chars().count() + 1;
     out.push((Token::End, Place { line, column, width: 1, file, ..Place::default() }));
-    Ok(out)
+    Ok((out, comments))
 }
 
 fn next(s: &str) -> Result<(Token, usize), Fault> {

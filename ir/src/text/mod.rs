@@ -7,7 +7,7 @@ mod lex;
 mod parse;
 mod print;
 
-pub use ast::{File, Template};
+pub use ast::{Comment, File, Template};
 pub use instantiate::{Scope, instantiate_call};
 pub use parse::{parse_file, parse_named};
 pub use print::{number, print, spell, to_ast};
@@ -25,7 +25,7 @@ pub fn parse(text: &str) -> Result<Module, Diagnostics> {
     Scope::new(&[crate::library::file()?, &file]).module(&file)
 }
 
-/// The text in the one layout that `print` writes; templates, loops and `;;` docs stay.
+/// The text in the one layout that `print` writes; templates, loops and comments stay.
 ///
 /// Errors: faults of the grammar.
 pub fn format(text: &str) -> Result<String, Diagnostics> {

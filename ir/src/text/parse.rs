@@ -1,6 +1,6 @@
 //! Tokens to what a text says, by recursive descent.
 
-use super::ast::{Bare, Dim, DtypeText, Expr, File, Given, Operand, Stmt, Template, TypeText};
+use super::ast::{Bare, Comment, Dim, DtypeText, Expr, File, Given, Operand, Stmt, Template, TypeText};
 use super::lex::{Token, lex};
 use crate::Bind;
 use crate::fault::{Code, Diagnostic, Diagnostics, Fault, Place};
@@ -25,12 +25,15 @@ pub fn parse_file(text: &str) -> Result<File, Diagnostics> {
 ///
 /// Errors: as for [`parse_file`].
 pub fn parse_named(name: &'static str, text: &str) -> Result<File, Diagnostics> {
-    let tokens = lex(name, text)?;
-    let mut p = Parser { tokens, at: 0, function: String::new(), depth: 0 };
+    let (tokens, comments) = lex(name, text)?;
+    let mut p = Parser { tokens, comments, at: 0, function: String::new(), depth: 0 };
     let (mut file, mut faults) = (File::default(), vec![]);
     loop {
+        let start = p.at;
         let doc = p.doc();
         if p.peek() == &Token::End {
+            p.at = start;
+            p.loose_doc();
             break;
         }
         match p.template(doc) {
@@ -46,11 +49,14 @@ pub fn parse_named(name: &'static str, text: &str) -> Result<File, Diagnostics> 
         p.function.clear();
         p.depth = 0;
     }
+    file.comments = p.comments;
+    file.comments.sort_by_key(|c| c.line);
     if faults.is_empty() { Ok(file) } else { Err(Diagnostics(faults)) }
 }
 
 struct Parser {
     tokens: Vec<(Token, Place)>,
+    comments: Vec<Comment>,
     at: usize,
     function: String,
     depth: usize,
@@ -116,6 +122,21 @@ impl Parser {
         Place { width, ..from }
     }
 
+    /// `;;` lines that document no function are comments.
+    fn loose_doc(&mut self) {
+        while let Token::Doc(line) = self.peek() {
+            let text = format!(";; {line}").trim_end().to_string();
+            let line = self.place().line;
+            self.comments.push(Comment { line, text });
+            self.at += 1;
+        }
+    }
+
+    /// The line of the token before this one.
+    fn line_before(&self) -> usize {
+        self.tokens[..self.at].last().map_or(0, |(_, p)| p.line)
+    }
+
     fn skip_to_function(&mut self) {
         while self.peek() != &Token::End {
             self.at += 1;
@@ -172,7 +193,7 @@ impl Parser {
         self.must("{")?;
         let place = Place { function: name.clone(), ..self.span(place) };
         let body = self.block()?;
-        Ok(Template { doc, name, letters, params, results, body, place })
+        Ok(Template { doc, name, letters, params, results, body, place, end: self.line_before() })
     }
 
     fn letter(&mut self) -> Parsed<(String, Option<Bind>)> {
@@ -294,7 +315,7 @@ impl Parser {
     fn block(&mut self) -> Parsed<Vec<Stmt>> {
         let mut out = vec![];
         while !self.eat("}") {
-            self.doc();
+            self.loose_doc();
             if self.is("}") {
                 continue;
             }
@@ -352,7 +373,7 @@ impl Parser {
         if let Some(Stmt::Return { place, .. }) = body.last() {
             return Err(Fault::new(Code::Return, "`return` stands in a loop").help("put it after the loop").at(Place { function: self.function.clone(), ..place.clone() }));
         }
-        Ok(Stmt::For { variable, from, to, body, place })
+        Ok(Stmt::For { variable, from, to, body, place, end: self.line_before() })
     }
 
     fn operands(&mut self) -> Parsed<Vec<Operand>> {

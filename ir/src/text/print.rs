@@ -1,6 +1,6 @@
 //! The one layout of the text.
 
-use super::ast::{Bare, Dim, DtypeText, Expr, File, Given, Operand, Stmt, Template, TypeText};
+use super::ast::{Bare, Comment, Dim, DtypeText, Expr, File, Given, Operand, Stmt, Template, TypeText};
 use crate::Bind;
 use crate::fault::Place;
 use crate::module::{Action, Function, Module, Node, Role, Value};
@@ -19,12 +19,60 @@ pub fn spell(name: &str, binds: &BTreeMap<String, Bind>) -> String {
 
 /// A text in the one layout.
 pub fn print(file: &File) -> String {
-    file.functions.iter().map(function).collect::<Vec<_>>().join("\n")
+    let mut out = Out { text: String::new(), comments: &file.comments };
+    for (i, t) in file.functions.iter().enumerate() {
+        if i > 0 {
+            out.text.push('\n');
+        }
+        let last = out.comments_before(t.place.line, "");
+        // What stands apart from the function, as a header does, stays apart.
+        if last.is_some_and(|l| l + t.doc.len() + 1 < t.place.line) {
+            out.text.push('\n');
+        }
+        function(&mut out, t);
+    }
+    if !out.comments.is_empty() && !file.functions.is_empty() {
+        out.text.push('\n');
+    }
+    out.comments_before(usize::MAX, "");
+    out.text
+}
+
+/// What is written so far, and the comments still to come.
+struct Out<'a> {
+    text: String,
+    comments: &'a [Comment],
+}
+
+impl Out<'_> {
+    /// Writes the comments above a line, each on its own; the line of the last.
+    fn comments_before(&mut self, line: usize, pad: &str) -> Option<usize> {
+        let mut last = None;
+        while let Some((c, rest)) = self.comments.split_first().filter(|(c, _)| c.line < line) {
+            if last.is_some_and(|l| l + 1 < c.line) {
+                self.text.push('\n');
+            }
+            let _ = writeln!(self.text, "{pad}{}", c.text);
+            last = Some(c.line);
+            self.comments = rest;
+        }
+        last
+    }
+
+    /// Ends a line, with the comment that stood beside it.
+    fn line(&mut self, text: &str, line: usize) {
+        self.text.push_str(text.trim_end());
+        while let Some((c, rest)) = self.comments.split_first().filter(|(c, _)| c.line == line) {
+            let _ = write!(self.text, " {}", c.text);
+            self.comments = rest;
+        }
+        self.text.push('\n');
+    }
 }
 
 /// What a module says.
 pub fn to_ast(module: &Module) -> File {
-    File { functions: module.functions.iter().map(|f| template(module, f)).collect() }
+    File { functions: module.functions.iter().map(|f| template(module, f)).collect(), comments: vec![] }
 }
 
 fn template(module: &Module, f: &Function) -> Template {
@@ -33,7 +81,7 @@ fn template(module: &Module, f: &Function) -> Template {
     let mut body: Vec<Stmt> = f.nodes.iter().map(|n| statement(module, f, n)).collect();
     body.push(Stmt::Return { values: f.results.iter().map(|v| Operand::Name(name(v))).collect(), place: Place::default() });
     let letters = f.binds.iter().map(|(n, b)| (n.clone(), Some(*b))).collect();
-    Template { doc: vec![], name: f.name.clone(), letters, params, results: f.results.iter().map(|v| type_text(f.ty(*v))).collect(), body, place: Place::default() }
+    Template { doc: vec![], name: f.name.clone(), letters, params, results: f.results.iter().map(|v| type_text(f.ty(*v))).collect(), body, place: Place::default(), end: 0 }
 }
 
 fn statement(module: &Module, f: &Function, n: &Node) -> Stmt {
@@ -65,10 +113,9 @@ fn type_text(t: &Type) -> TypeText {
     TypeText { dtype: DtypeText::Known(t.dtype), dims: t.shape.iter().map(|n| Dim::Number(*n as i64)).collect(), place: Place::default() }
 }
 
-fn function(t: &Template) -> String {
-    let mut out = String::new();
+fn function(out: &mut Out, t: &Template) {
     for line in &t.doc {
-        let _ = writeln!(out, "{}", format!(";; {line}").trim_end());
+        let _ = writeln!(out.text, "{}", format!(";; {line}").trim_end());
     }
     let letters: Vec<String> = t.letters.iter().map(|(n, b)| match b {
         None => n.clone(),
@@ -85,17 +132,17 @@ fn function(t: &Template) -> String {
     };
     let one = format!("func @{}{letters}({}){results} {{", t.name, params.join(", "));
     if one.len() <= 110 {
-        let _ = writeln!(out, "{one}");
+        out.line(&one, t.place.line);
     } else {
-        let _ = writeln!(out, "func @{}{letters}(", t.name);
+        let _ = writeln!(out.text, "func @{}{letters}(", t.name);
         for p in &params {
-            let _ = writeln!(out, "    {p},");
+            let _ = writeln!(out.text, "    {p},");
         }
-        let _ = writeln!(out, "){results} {{");
+        let _ = writeln!(out.text, "){results} {{");
     }
-    block(&mut out, &t.body, 1);
-    out.push_str("}\n");
-    out
+    block(out, &t.body, 1);
+    out.comments_before(t.end, "    ");
+    out.line("}", t.end);
 }
 
 fn role(r: Role) -> &'static str {
@@ -106,23 +153,26 @@ fn role(r: Role) -> &'static str {
     }
 }
 
-fn block(out: &mut String, body: &[Stmt], depth: usize) {
+fn block(out: &mut Out, body: &[Stmt], depth: usize) {
     let pad = "    ".repeat(depth);
     for s in body {
+        let (Stmt::Let { place, .. } | Stmt::For { place, .. } | Stmt::Return { place, .. }) = s;
+        out.comments_before(place.line, &pad);
         match s {
             Stmt::Let { names, expr, types, .. } => {
                 let names: Vec<String> = names.iter().map(|n| format!("%{n}")).collect();
                 let types: Vec<String> = types.iter().map(ty_string).collect();
                 let types = if types.is_empty() { String::new() } else { format!(" : {}", types.join(", ")) };
-                let _ = writeln!(out, "{pad}{} = {}{types}", names.join(", "), expr_string(expr));
+                out.line(&format!("{pad}{} = {}{types}", names.join(", "), expr_string(expr)), place.line);
             }
-            Stmt::For { variable, from, to, body, .. } => {
-                let _ = writeln!(out, "{pad}for {variable} in {}..{} {{", dim(from, 0), dim(to, 0));
+            Stmt::For { variable, from, to, body, end, .. } => {
+                out.line(&format!("{pad}for {variable} in {}..{} {{", dim(from, 0), dim(to, 0)), place.line);
                 block(out, body, depth + 1);
-                let _ = writeln!(out, "{pad}}}");
+                out.comments_before(*end, &"    ".repeat(depth + 1));
+                out.line(&format!("{pad}}}"), *end);
             }
             Stmt::Return { values, .. } => {
-                let _ = writeln!(out, "{}", format!("{pad}return {}", operands(values)).trim_end());
+                out.line(&format!("{pad}return {}", operands(values)), place.line);
             }
         }
     }
