@@ -9,7 +9,7 @@ use omchat_model::OmChatConfig;
 use omchat_model::graph::{DecoderSpec, Output, decoder_module, vision_module};
 use serde_json::{Map, Value, json};
 
-/// Tokens of a prompt that are read in one run.
+/// Tokens of a long prompt that a session reads in one run.
 const CHUNK: usize = 256;
 
 /// Adds the forecast to the report. A program that the device cannot hold is said, not an error: nothing was to run.
@@ -27,7 +27,7 @@ pub fn show(report: &mut Report, args: &Args, config: &OmChatConfig) -> Result<(
     report.line(format!("  {:<30} {:>16} {:>16} {:>14} {:>14} {:>16}", "program", "weights", "state", "inputs", "outputs", "workspace"));
     let mut programs = Map::new();
     let mut total = [0u64; 5];
-    let mut decoder_held = false;
+    let (mut decoder_held, mut refused) = (false, 0);
     for (name, module) in modules(config, context, dtype)? {
         let entry = Func(module.functions.len().saturating_sub(1) as u32);
         match omchat_runtime::program(&module, entry, &target) {
@@ -40,6 +40,7 @@ pub fn show(report: &mut Report, args: &Args, config: &OmChatConfig) -> Result<(
                 row(report, &name, bytes);
             }
             Err(e) => {
+                refused += 1;
                 report.line(format!("  {name:<30} cannot run: {e}"));
                 programs.insert(name, json!({ "error": e.to_string() }));
             }
@@ -48,7 +49,11 @@ pub fn show(report: &mut Report, args: &Args, config: &OmChatConfig) -> Result<(
     row(report, "all together", total);
     let sum: u64 = total.iter().sum();
     let free = device.as_ref().and_then(Device::free_bytes);
-    let fits = free.map_or(String::new(), |f| format!("; {} are free here: {}", grouped(f), if sum <= f { "it fits" } else { "it does not fit" }));
+    let fits = match free {
+        _ if refused > 0 => format!(" for the others; {refused} of {} programs cannot run", programs.len()),
+        Some(f) => format!("; {} are free here: {}", grouped(f), if sum <= f { "it fits" } else { "it does not fit" }),
+        None => String::new(),
+    };
     report.line(format!("  {} bytes in all{fits}", grouped(sum)));
     report.put("memory", json!({
         "device": target.name, "dtype": dtype.name(), "context": context, "programs": programs,

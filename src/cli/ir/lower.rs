@@ -93,10 +93,13 @@ pub fn opt(args: &Opt) -> Result<(), Error> {
     say(passes::run(Unit { module, entry }, &context, args.to.as_deref())?.module.to_string())
 }
 
-/// Prints the program.
+/// Prints the program of each function.
 pub fn plan(args: &Plan) -> Result<(), Error> {
-    let picked = args.pick.one()?.called(&kernels())?;
-    say(omchat_runtime::program(&picked.module, picked.entry, &args.aim.target())?.to_string())
+    for picked in args.pick.all()? {
+        let picked = picked.called(&kernels())?;
+        say(omchat_runtime::program(&picked.module, picked.entry, &args.aim.target())?.to_string())?;
+    }
+    Ok(())
 }
 
 /// Prints the text of every distinct kernel of each program.

@@ -106,15 +106,15 @@ fn of_text(text: &Text, name: Option<&str>, letters: &[(&str, Bind)]) -> Result<
     }
 }
 
-/// The functions of a text that have no free letter, or those of that name among them.
+/// The functions of a text that have no free letter, or those of that name among them, each with what it calls.
 fn concrete(text: &Text, name: Option<&str>) -> Result<Vec<Picked>, Error> {
-    let module = text.module()?;
+    // A fault anywhere in the text is told, whichever function is meant.
+    text.module()?;
+    let scope = text.scope()?;
+    let bound = |t: &&Template| name.is_none_or(|n| n == t.name) && t.letters.iter().all(|(_, b)| b.is_some());
     let mut all = vec![];
-    for t in text.file.functions.iter().filter(|t| name.is_none_or(|n| n == t.name)) {
-        let binds: Option<_> = t.letters.iter().map(|(n, b)| b.map(|b| (n.clone(), b))).collect();
-        if let Some(entry) = binds.and_then(|binds| module.find(&t.name, &binds)) {
-            all.push(Picked { module: module.clone(), entry });
-        }
+    for t in text.file.functions.iter().filter(bound) {
+        all.push(instance(&scope, t, &[], &|faults| text.shown(&faults))?);
     }
     if all.is_empty() {
         let names: Vec<&str> = text.file.functions.iter().map(|t| t.name.as_str()).collect();

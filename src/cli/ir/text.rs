@@ -129,7 +129,7 @@ pub fn fmt(args: &Fmt) -> Result<(), Error> {
     let mut other = vec![];
     for path in &args.texts.files {
         let (name, source) = read(path)?;
-        let laid = lay_out(&name, &source)?;
+        let laid = omchat_ir::format(&source).map_err(|faults| Error::Rendered(faults.render(&name, &source)))?;
         if args.check {
             if laid != source {
                 other.push(name);
@@ -150,41 +150,10 @@ fn rewrite(path: &Path, name: &str, source: &str, laid: &str) -> Result<(), Erro
     if path == Path::new("-") {
         return Err(Error::input("the standard input cannot be written: leave out `--write`"));
     }
-    let kept = header(source).lines().count();
-    if let Some(line) = source.lines().enumerate().skip(kept).find(|(_, l)| has_comment(l)).map(|(n, _)| n + 1) {
-        return Err(Error::input(format!("{name}:{line}: a `;` comment would be lost; write it as `;;` above a function, or move it to the top of the file")));
-    }
     if laid == source {
         return Ok(());
     }
     std::fs::write(path, laid).map_err(|e| Error::input(format!("cannot write {name}: {e}")))
-}
-
-/// The text in the one layout, below the `;` comments that it begins with.
-fn lay_out(name: &str, source: &str) -> Result<String, Error> {
-    let laid = omchat_ir::format(source).map_err(|faults| Error::Rendered(faults.render(name, source)))?;
-    Ok(header(source) + &laid)
-}
-
-/// The lines at the top that are blank or `;` comments; they say what a test file tests.
-fn header(source: &str) -> String {
-    let plain = |l: &&str| l.trim().is_empty() || (l.trim_start().starts_with(';') && !l.trim_start().starts_with(";;"));
-    let lines: Vec<&str> = source.lines().take_while(plain).collect();
-    let end = lines.iter().rposition(|l| !l.trim().is_empty()).map_or(0, |n| n + 1);
-    lines[..end].iter().map(|l| format!("{}\n", l.trim_end())).collect()
-}
-
-/// Whether a `;` comment, but no `;;` comment, stands in a line, outside a string.
-fn has_comment(line: &str) -> bool {
-    let mut inside = false;
-    for (at, c) in line.char_indices() {
-        match c {
-            '"' => inside = !inside,
-            ';' if !inside => return !line[at..].starts_with(";;"),
-            _ => {}
-        }
-    }
-    false
 }
 
 fn read(path: &Path) -> Result<(String, String), Error> {
