@@ -5,7 +5,8 @@ use omchat_model::chat::{Conversation, SYSTEM, Visual};
 use omchat_model::format::Format;
 use omchat_model::splice::{Slot, splice};
 use omchat_model::tokenizer::Tokenizer;
-use std::rc::Rc;
+use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How a chat goes.
@@ -50,7 +51,7 @@ pub struct Answer {
 
 /// A conversation with a model on a device.
 pub struct Chat {
-    engine: Rc<Engine>,
+    engine: Arc<Engine>,
     session: Session,
     conversation: Conversation,
     tokenizer: Tokenizer,
@@ -66,7 +67,7 @@ impl Chat {
     /// Errors: a model without a tokenizer; a context that does not fit the device; sampling out of range.
     pub fn new(engine: Engine, options: ChatOptions) -> Result<Chat, Error> {
         options.sampling.check().map_err(Error::Input)?;
-        let engine = Rc::new(engine);
+        let engine = Arc::new(engine);
         let tokenizer = engine.model().tokenizer()?;
         let format = options.format.unwrap_or_else(|| Format::released(engine.model().config.vision.as_ref()));
         let conversation = Conversation::new(&tokenizer, format, &options.system)?;
@@ -84,10 +85,22 @@ impl Chat {
         &self.session
     }
 
-    /// Asks, and hands the answer on as it comes. The question and the answer join the history.
+    /// Asks, and hands the answer on as it comes, until `say` breaks off. The question and the answer join the history.
     ///
     /// Errors: pictures that do not fit the words; a conversation that outgrows the context; what the device answers.
-    pub fn ask(&mut self, text: &str, visuals: Vec<Visual>, progress: &mut dyn FnMut(Progress), say: &mut dyn FnMut(&str)) -> Result<Answer, Error> {
+    /// After an error the history is as if the question had not been asked.
+    pub fn ask(&mut self, text: &str, visuals: Vec<Visual>, progress: &mut dyn FnMut(Progress), say: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Answer, Error> {
+        let (place, used, read) = (self.conversation.place(), self.session.len(), self.read);
+        let answer = self.turn(text, visuals, progress, say);
+        if answer.is_err() {
+            self.conversation.back(place);
+            self.session.truncate(used)?;
+            self.read = read;
+        }
+        answer
+    }
+
+    fn turn(&mut self, text: &str, visuals: Vec<Visual>, progress: &mut dyn FnMut(Progress), say: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Answer, Error> {
         let start = Instant::now();
         self.conversation.user(text, visuals)?;
         let (slots, features, tiles) = self.unread(progress)?;
@@ -122,7 +135,7 @@ impl Chat {
     }
 
     /// Draws ids until one stops the answer, and reads each but the last.
-    fn answer(&mut self, mut logits: Vec<f32>, answer: &mut Answer, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+    fn answer(&mut self, mut logits: Vec<f32>, answer: &mut Answer, say: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<(), Error> {
         let stops = self.conversation.stops();
         let mut stream = self.tokenizer.stream();
         let mut seen: Vec<u32> = self.conversation.ids().iter().filter_map(|id| u32::try_from(*id).ok()).collect();
@@ -135,17 +148,17 @@ impl Chat {
                 break;
             }
             let words = stream.push(id)?;
-            say(&words);
             answer.text += &words;
-            if answer.ids.len() == self.options.max_new_tokens || self.session.len() == self.session.context() {
+            if say(&words).is_break() || answer.ids.len() == self.options.max_new_tokens || self.session.len() == self.session.context() {
                 break;
             }
             logits = self.session.read(&[Slot::Text(id)], &[], Rows::Last, &mut |_| {})?;
             self.read += 1;
         }
         let words = stream.finish()?;
-        say(&words);
         answer.text += &words;
+        // The answer has ended either way.
+        let _ = say(&words);
         Ok(())
     }
 }

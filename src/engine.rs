@@ -5,9 +5,9 @@ use omchat_ir::{Dtype, Func, Module, Role, Type};
 use omchat_model::graph::{DecoderSpec, VISION, DECODE, decoder_module, vision_module};
 use omchat_model::tiler::check_pixels;
 use omchat_runtime::{Device, Executable, HostTensor, Store};
-use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How a model is put on a device.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,9 +42,9 @@ pub struct Engine {
     dtype: Dtype,
     options: EngineOptions,
     weights: Store,
-    decoders: RefCell<HashMap<DecoderSpec, Rc<Executable>>>,
-    vision: RefCell<HashMap<usize, Rc<Executable>>>,
-    programs: Cell<usize>,
+    decoders: Mutex<HashMap<DecoderSpec, Arc<Executable>>>,
+    vision: Mutex<HashMap<usize, Arc<Executable>>>,
+    programs: AtomicUsize,
 }
 
 impl Engine {
@@ -56,7 +56,7 @@ impl Engine {
         if options.tiles == 0 {
             return Err(Error::Input("0 tiles a run; give 1 or more".into()));
         }
-        let mut e = Engine { model, device, dtype, options: options.clone(), weights: Store::default(), decoders: RefCell::default(), vision: RefCell::default(), programs: Cell::new(0) };
+        let mut e = Engine { model, device, dtype, options: options.clone(), weights: Store::default(), decoders: Mutex::default(), vision: Mutex::default(), programs: AtomicUsize::new(0) };
         e.upload(progress)?;
         Ok(e)
     }
@@ -112,12 +112,12 @@ impl Engine {
 
     /// Programs lowered so far. A longer conversation lowers no more: its chunks have the same sizes.
     pub fn programs(&self) -> usize {
-        self.programs.get()
+        self.programs.load(Ordering::Relaxed)
     }
 
     /// Distinct kernels of those programs; each is compiled once, at its first launch.
     pub fn kernels(&self) -> usize {
-        self.decoders.borrow().values().chain(self.vision.borrow().values()).map(|e| e.kernels()).sum()
+        held(&self.decoders).values().chain(held(&self.vision).values()).map(|e| e.kernels()).sum()
     }
 
     /// A store that shares this engine's weights and has states of its own.
@@ -126,20 +126,44 @@ impl Engine {
     }
 
     /// The decoder of a spec, lowered at its first use.
-    pub(crate) fn decoder(&self, spec: DecoderSpec) -> Result<Rc<Executable>, Error> {
-        if let Some(e) = self.decoders.borrow().get(&spec) {
+    pub(crate) fn decoder(&self, spec: DecoderSpec) -> Result<Arc<Executable>, Error> {
+        if let Some(e) = held(&self.decoders).get(&spec) {
             return Ok(e.clone());
         }
         let m = decoder_module(&self.model.config, spec, self.dtype)?;
         let e = self.lower(&m, DECODE)?;
-        self.decoders.borrow_mut().insert(spec, e.clone());
+        held(&self.decoders).insert(spec, e.clone());
         Ok(e)
     }
 
-    fn lower(&self, m: &Module, entry: &str) -> Result<Rc<Executable>, Error> {
+    /// How long each launch of one run of the decoder takes, with that many slots of the cache filled.
+    ///
+    /// Errors: as a run.
+    pub fn profile(&self, tokens: usize, capacity: usize, filled: usize) -> Result<Vec<omchat_runtime::Timing>, Error> {
+        let spec = DecoderSpec { tokens, capacity, features: false, output: omchat_model::graph::Output::Last };
+        let exe = self.decoder(spec)?;
+        let mut store = self.store();
+        reset(&exe, &self.device, &mut store);
+        let at: Vec<i32> = (0..capacity).map(|i| if i < filled { i as i32 } else { i32::MAX }).collect();
+        store.upload(&self.device, "cache.at", &HostTensor::i32([1, capacity], &at));
+        let inputs: Vec<_> = exe.params().into_iter().filter(|p| p.role == Role::Input).collect();
+        let feed: Vec<(&str, HostTensor)> = inputs.iter().map(|p| {
+            let ints = |f: &dyn Fn(usize) -> i32| HostTensor::i32(p.ty.shape.clone(), &(0..p.ty.elements()).map(f).collect::<Vec<_>>());
+            let t = match p.name.as_str() {
+                "hi" | "slots" => ints(&|i| (filled + i) as i32),
+                "start" => ints(&|_| filled as i32),
+                _ if p.ty.dtype == Dtype::I32 => ints(&|_| 0),
+                _ => HostTensor::f32(p.ty.shape.clone(), &(0..p.ty.elements()).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>()),
+            };
+            (p.name.as_str(), t)
+        }).collect();
+        Ok(exe.timed(&feed, &mut store)?)
+    }
+
+    fn lower(&self, m: &Module, entry: &str) -> Result<Arc<Executable>, Error> {
         let entry = m.named(entry).unwrap_or(Func(m.functions.len() as u32 - 1));
-        let e = Rc::new(Executable::load(&self.device, m, entry)?);
-        self.programs.set(self.programs.get() + 1);
+        let e = Arc::new(Executable::load(&self.device, m, entry)?);
+        self.programs.fetch_add(1, Ordering::Relaxed);
         Ok(e)
     }
 
@@ -175,15 +199,20 @@ impl Engine {
         Ok(out)
     }
 
-    fn vision(&self, tiles: usize) -> Result<Rc<Executable>, Error> {
-        if let Some(e) = self.vision.borrow().get(&tiles) {
+    fn vision(&self, tiles: usize) -> Result<Arc<Executable>, Error> {
+        if let Some(e) = held(&self.vision).get(&tiles) {
             return Ok(e.clone());
         }
         let m = vision_module(&self.model.config, tiles, self.dtype)?;
         let e = self.lower(&m, VISION)?;
-        self.vision.borrow_mut().insert(tiles, e.clone());
+        held(&self.vision).insert(tiles, e.clone());
         Ok(e)
     }
+}
+
+/// A map of programs. A thread that panicked while it held the lock left a whole map behind.
+fn held<K>(map: &Mutex<HashMap<K, Arc<Executable>>>) -> MutexGuard<'_, HashMap<K, Arc<Executable>>> {
+    map.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Fresh states of a program: caches of zeros, and no slot filled.

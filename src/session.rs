@@ -10,7 +10,7 @@ use omchat_model::graph::{DecoderSpec, Output};
 use omchat_model::rope::rope_table;
 use omchat_model::splice::Slot;
 use omchat_runtime::{HostTensor, Store};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Chunk sizes, largest first. The last reads one token: a decode step.
@@ -40,7 +40,7 @@ pub struct Stats {
 
 /// One sequence's cache.
 pub struct Session {
-    engine: Rc<Engine>,
+    engine: Arc<Engine>,
     store: Store,
     /// Tokens that the caller may read.
     context: usize,
@@ -54,7 +54,7 @@ impl Session {
     /// An empty session with room for `context` tokens.
     ///
     /// Errors: no room at all; a device too small for the cache.
-    pub fn new(engine: Rc<Engine>, context: usize) -> Result<Session, Error> {
+    pub fn new(engine: Arc<Engine>, context: usize) -> Result<Session, Error> {
         if context == 0 {
             return Err(Error::Input("a context of 0 tokens; give 1 or more".into()));
         }

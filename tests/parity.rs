@@ -7,7 +7,7 @@ use omchat::{Device, Engine, EngineOptions, Model, Rows, Sampler, Sampling, Sess
 use omchat_model::splice::{Slot, splice};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 struct Case {
     bytes: Vec<u8>,
@@ -55,7 +55,7 @@ fn check(device: &str) {
         let tiles = ids.iter().filter(|i| **i == -200).count();
         let spliced = splice(&ids, tiles, model.tokens_per_tile(), model.config.text.vocab).unwrap();
         let options = EngineOptions { dtype: Some(omchat_ir::Dtype::F32), tiles: 2 };
-        let engine = Rc::new(Engine::load(model, device.clone(), &options, &mut |_| {}).unwrap());
+        let engine = Arc::new(Engine::load(model, device.clone(), &options, &mut |_| {}).unwrap());
         let label = format!("{} on {}", dir.file_name().unwrap().to_string_lossy(), device.name());
         let mut features = vec![];
         if tiles > 0 {

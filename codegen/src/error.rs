@@ -45,12 +45,4 @@ pub enum Error {
         /// What would fit.
         mend: &'static str,
     },
-    /// An op that this target's programs cannot hold yet.
-    #[error("`{op}` crosses ranks; a program for one device runs {ranks} rank, not more")]
-    Ranks {
-        /// The op.
-        op: String,
-        /// Ranks of a program.
-        ranks: usize,
-    },
 }

@@ -22,7 +22,7 @@ pub enum Lowered {
 
 /// What a function asks for.
 ///
-/// Errors: an op that needs more than one rank.
+/// Errors: a movement whose axes do not fit, which `verify` would have found.
 pub fn lower(f: &Function) -> Result<Lowered, Error> {
     let l = Lower::new(f);
     // Nodes before the last are free ones that it reads through.
@@ -39,6 +39,7 @@ pub fn lower(f: &Function) -> Result<Lowered, Error> {
                 let work = Work::KthLargest { rows: x.elements() / width.max(1), width, k: k.k };
                 return Ok(Lowered::Work { pieces: vec![work], onto: None });
             }
+            // A program runs one rank: what it sends to its ring is what it receives.
             Op::CollectivePermute(_) | Op::AllReduce(_) => return Ok(Lowered::Alias),
             Op::Concat(c) if !l.written_in_place(node) => return Ok(l.concat(node, c)),
             _ => {}

@@ -9,6 +9,7 @@ use cubecl::prelude::Client;
 use cubecl::server::Handle;
 use omchat_codegen::{Context, Kernel, Place, Program, compile};
 use omchat_ir::{Func, Mode, Module, Role, Tensor, Type, interpret};
+use std::time::{Duration, Instant};
 use omchat_kernels::{Args, Buffer, LIST, Prepared, by_name};
 
 /// Launches that CubeCL's CPU client queues before it makes the host wait.
@@ -18,6 +19,17 @@ const QUEUE: usize = 32;
 pub struct Executable {
     device: Device,
     body: Body,
+}
+
+/// How long a launch took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timing {
+    /// The values that it yields.
+    pub label: String,
+    /// Its kernel.
+    pub kernel: &'static str,
+    /// From the launch to its results.
+    pub took: Duration,
 }
 
 enum Body {
@@ -102,6 +114,19 @@ impl Executable {
         }
     }
 
+    /// Runs once and waits after each launch: how long each took, by the values it yields and its kernel.
+    ///
+    /// The sum exceeds a run's time by the waiting. The interpreter has no launches and yields nothing.
+    /// Errors: as [`Executable::run`].
+    pub fn timed(&self, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<Timing>, Error> {
+        let mut timings = vec![];
+        match &self.body {
+            Body::Interpreted { .. } => drop(self.run(inputs, store)?),
+            Body::Compiled(c) => drop(c.go(inputs, store, Some(&mut timings))?),
+        }
+        Ok(timings)
+    }
+
     fn interpreted(&self, module: &Module, entry: Func, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<HostTensor>, Error> {
         let f = module.function(entry);
         let mut operands = vec![];
@@ -161,6 +186,10 @@ impl Compiled {
     }
 
     fn run(&self, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<HostTensor>, Error> {
+        self.go(inputs, store, None)
+    }
+
+    fn go(&self, inputs: &[(&str, HostTensor)], store: &mut Store, mut timings: Option<&mut Vec<Timing>>) -> Result<Vec<HostTensor>, Error> {
         let mut held: Vec<Option<Handle>> = vec![None; self.program.buffers.len()];
         for p in &self.program.params {
             let param = Param { name: p.name.clone(), ty: p.ty.clone(), role: p.role };
@@ -185,8 +214,13 @@ impl Compiled {
             let operands: Vec<Buffer> = l.operands.iter().map(buffer).collect();
             let results: Vec<Buffer> = l.results.iter().map(buffer).collect();
             let (ready, meta) = &self.prepared[l.chosen];
+            let start = Instant::now();
             ready.launch(&self.client, &Args { operands: &operands, results: &results, meta })?;
-            if (at + 1) % QUEUE == 0 {
+            if let Some(timings) = timings.as_deref_mut() {
+                let touched: Vec<Handle> = results.iter().map(|b| b.handle.clone()).collect();
+                cubecl::future::block_on(self.client.sync_buffers(touched.iter())).map_err(|e| self.failed(format!("{e:?}")))?;
+                timings.push(Timing { label: l.label.clone(), kernel: self.program.chosen[l.chosen].kernel, took: start.elapsed() });
+            } else if (at + 1) % QUEUE == 0 {
                 self.client.flush().map_err(|e| self.failed(format!("{e:?}")))?;
             }
         }

@@ -12,6 +12,6 @@ mod store;
 pub use device::{Device, NAMES};
 pub use error::Error;
 pub use facts::CUBECL;
-pub use executable::{Executable, Param, program};
+pub use executable::{Executable, Param, Timing, program};
 pub use host::HostTensor;
 pub use store::{Store, Stored};

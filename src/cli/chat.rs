@@ -9,6 +9,7 @@ use omchat_model::picture::Picture;
 use omchat_model::tiler::TileMode;
 use omchat_model::video::tile_video;
 use std::io::{BufRead, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,32 +44,39 @@ pub struct Args {
     #[arg(long, default_value_t = 256, value_name = "N")]
     pub max_new_tokens: usize,
     /// The temperature that tokens are drawn at; 0 always takes the likeliest.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Draws among that many of the likeliest tokens.
     #[arg(long)]
     pub top_k: Option<usize>,
     /// Draws among the likeliest tokens that have that probability together.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Draws among tokens with at least that share of the likeliest one's probability.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub min_p: Option<f32>,
     /// Makes tokens that occurred less likely by that factor.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub repetition_penalty: Option<f32>,
     /// Draws the same tokens again for the same number.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub seed: Option<u64>,
     /// What the system turn says.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+    /// Reads the question from a file, for questions longer than a command line takes.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub prompt_file: Option<PathBuf>,
     /// The question; without one the command holds a conversation.
     pub prompt: Option<String>,
 }
 
 /// Chats.
 pub fn run(args: &Args) -> Result<(), Error> {
+    let question = match &args.prompt_file {
+        Some(path) => Some(std::fs::read_to_string(path).map_err(|e| Error::input(format!("cannot read {}: {e}", path.display())))?),
+        None => args.prompt.clone(),
+    };
     let model = Model::open(&args.model)?;
     let untrained = model.dir.join("manifest.json");
     let visuals = look(&model, args)?;
@@ -80,8 +88,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let engine = Engine::load(model, device, &device::options(args.dtype.as_deref())?, &mut |p| bars.show(p))?;
     bars.end();
     let mut chat = Chat::new(engine, options(args)?)?;
-    match &args.prompt {
-        Some(prompt) => ask(&mut chat, prompt, visuals),
+    match question {
+        Some(prompt) => ask(&mut chat, &prompt, visuals),
         None => converse(&mut chat, visuals),
     }
 }
@@ -130,9 +138,8 @@ pub fn ask(chat: &mut Chat, prompt: &str, visuals: Vec<Visual>) -> Result<(), Er
     let mut bars = Bars::default();
     let mut closed = None;
     let answer = chat.ask(prompt, visuals, &mut |p| bars.show(p), &mut |text| {
-        if closed.is_none() {
-            closed = say(text).err();
-        }
+        closed = say(text).err();
+        if closed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     bars.end();
     if let Some(e) = closed {
@@ -163,8 +170,12 @@ fn converse(chat: &mut Chat, mut visuals: Vec<Visual>) -> Result<(), Error> {
             std::io::stdout().flush()?;
         }
         line.clear();
-        if input.lock().read_line(&mut line)? == 0 || line.trim().is_empty() {
+        let read = input.lock().read_line(&mut line).map_err(|e| Error::input(format!("cannot read a question from stdin: {e}; write lines of UTF-8")))?;
+        if read == 0 {
             return Ok(());
+        }
+        if line.trim().is_empty() {
+            continue;
         }
         ask(chat, line.trim(), std::mem::take(&mut visuals))?;
     }

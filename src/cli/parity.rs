@@ -7,7 +7,7 @@ use omchat_model::config::IGNORE;
 use omchat_model::splice::{Slot, Spliced, splice};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// What the parity commands take.
 #[derive(clap::Args)]
@@ -24,9 +24,9 @@ pub struct Args {
     /// The device to run on; the best that there is if not given.
     #[arg(long)]
     pub device: Option<String>,
-    /// The element type of weights and activations; the device's usual one if not given.
-    #[arg(long)]
-    pub dtype: Option<String>,
+    /// The element type of weights and activations.
+    #[arg(long, default_value = "f32")]
+    pub dtype: String,
     /// How many ids `generate` picks.
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub max_new_tokens: usize,
@@ -58,7 +58,7 @@ pub fn run(door: Door, args: &Args) -> Result<(), Error> {
     };
     let device = device::open(args.device.as_deref())?;
     let mut bars = Bars::default();
-    let engine = Rc::new(Engine::load(model, device, &device::options(args.dtype.as_deref())?, &mut |p| bars.show(p))?);
+    let engine = Arc::new(Engine::load(model, device, &device::options(Some(&args.dtype))?, &mut |p| bars.show(p))?);
     let features = match tiles {
         0 => vec![],
         n => {
@@ -68,7 +68,7 @@ pub fn run(door: Door, args: &Args) -> Result<(), Error> {
     };
     bars.end();
     let extra = if door == Door::Generate { args.max_new_tokens } else { 0 };
-    let mut session = Session::new(engine.clone(), spliced.len() + extra)?;
+    let mut session = Session::new(engine.clone(), spliced.len().saturating_add(extra))?;
     let mut out = Out::default();
     match door {
         Door::Logits => {
@@ -165,10 +165,13 @@ impl Case {
 }
 
 fn ints(name: &str, t: &TensorView) -> Result<Vec<i32>, String> {
+    if !matches!(t.shape(), [_] | [1, _]) {
+        return Err(format!("`{name}` is {:?}; it must be one sequence, i32 [T]", t.shape()));
+    }
     match t.dtype() {
         Dtype::I32 => Ok(t.data().chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
-        Dtype::I64 => t.data().chunks_exact(8).map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])).map(|x| i32::try_from(x).map_err(|_| format!("`{name}` holds {x}"))).collect(),
-        other => Err(format!("`{name}` is {other:?}; it must be i32")),
+        Dtype::I64 => t.data().chunks_exact(8).map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])).map(|x| i32::try_from(x).map_err(|_| format!("`{name}` holds {x}; it must fit i32"))).collect(),
+        other => Err(format!("`{name}` is {other:?}; it must be i32 [T]")),
     }
 }
 
