@@ -49,7 +49,9 @@ impl FoldKind {
 }
 
 /// Words of a one-operand op: its own, the result's, and the folded ones in the operand's order.
-fn words(axes: &Axes) -> Result<(Vec<&str>, Vec<&str>, Vec<&str>), Fault> {
+type Words<'a> = (Vec<&'a str>, Vec<&'a str>, Vec<&'a str>);
+
+fn words(axes: &Axes) -> Result<Words<'_>, Fault> {
     axes.operands(1)?;
     let own = Axes::flat(&axes.inputs[0])?;
     let out = Axes::flat(&axes.output)?;

@@ -63,7 +63,7 @@ impl Rearrange {
         match unknown.as_slice() {
             [] if known == n => Ok(()),
             [] => Err(Fault::new(Code::Dim, format!("({}) is {known}, the operand's axis is {n}", group.join(" ")))),
-            [one] if known > 0 && n % known == 0 => {
+            [one] if known > 0 && n.is_multiple_of(known) => {
                 sizes.insert((*one).clone(), n / known);
                 Ok(())
             }

@@ -1,4 +1,6 @@
 //! Tokens of the text.
+// A fault carries its place and message; one text in a thousand has one.
+#![allow(clippy::result_large_err)]
 
 use super::ast::Comment;
 use crate::fault::{Code, Diagnostic, Fault, Place};
