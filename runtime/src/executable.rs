@@ -9,13 +9,14 @@ use cubecl::prelude::Client;
 use cubecl::server::Handle;
 use omchat_codegen::{Context, Kernel, Place, Program, compile};
 use omchat_ir::{Func, Mode, Module, Role, Tensor, Type, interpret};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use omchat_kernels::{Args, Buffer, LIST, Prepared, by_name};
 
 /// Launches that CubeCL's CPU client queues before it makes the host wait.
 const QUEUE: usize = 32;
 
-/// A program ready on a device.
+/// A program ready on a device. Threads may share it; their runs take turns.
 pub struct Executable {
     device: Device,
     body: Body,
@@ -43,6 +44,8 @@ struct Compiled {
     /// One a chosen kernel, with its metadata on the device.
     prepared: Vec<(Prepared, Buffer)>,
     slabs: Vec<Handle>,
+    /// Held during a run: the arena serves one at a time, and each thread has a stream of its own.
+    turn: Mutex<()>,
 }
 
 /// A parameter as the caller must feed it.
@@ -182,7 +185,7 @@ impl Compiled {
             let meta = Buffer { handle: client.create_from_slice(bytemuck::cast_slice(ready.meta())), elements: ready.meta().len() };
             prepared.push((ready, meta));
         }
-        Ok(Compiled { client: client.clone(), program, prepared, slabs })
+        Ok(Compiled { client: client.clone(), program, prepared, slabs, turn: Mutex::new(()) })
     }
 
     fn run(&self, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<HostTensor>, Error> {
@@ -190,6 +193,7 @@ impl Compiled {
     }
 
     fn go(&self, inputs: &[(&str, HostTensor)], store: &mut Store, mut timings: Option<&mut Vec<Timing>>) -> Result<Vec<HostTensor>, Error> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut held: Vec<Option<Handle>> = vec![None; self.program.buffers.len()];
         for p in &self.program.params {
             let param = Param { name: p.name.clone(), ty: p.ty.clone(), role: p.role };
