@@ -163,3 +163,21 @@ fn a_reader_that_goes_away_is_no_failure() {
     let text = String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success() && !text.contains("panicked"), "{text}");
 }
+
+/// The files that say `test source cuda` make every kernel that runs on CUDA.
+#[test]
+fn every_cuda_kernel_is_in_a_file_that_is_compiled() {
+    if !cfg!(feature = "cuda") {
+        return;
+    }
+    let mut text = String::new();
+    for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/filetests/source")).unwrap() {
+        text += &said(&["ir", "source", "--target", "cuda", &entry.unwrap().path().display().to_string()]);
+    }
+    let units: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("// unit: ")).collect();
+    for kernel in omchat_kernels::LIST {
+        // Its local arrays are the CPU runtime's.
+        let elsewhere = kernel.name() == "attention.rows";
+        assert!(elsewhere || units.iter().any(|u| u.ends_with(&format!(".{}", kernel.name()))), "{} is in no file", kernel.name());
+    }
+}

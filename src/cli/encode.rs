@@ -9,10 +9,6 @@ use omchat_model::tokenizer::Tokenizer;
 use std::path::PathBuf;
 
 /// What `omchat encode` takes.
-///
-/// The file holds `input_ids`, i32 [T], with -200 where a tile stands; `pixel_values`, f32 [N, 3, S, S], the tiles
-/// in the order of their places; and `tile_grids`, i32 [images, 2], the columns and rows of each picture's canvas,
-/// (1, 1) for a frame. Without pictures and videos it holds `input_ids` alone.
 #[derive(clap::Args)]
 pub struct Args {
     /// A model's folder with config.json and tokenizer.json, or a preset that was fetched; no weights are read.

@@ -10,8 +10,8 @@ mod error;
 mod inspect;
 mod ir;
 mod parity;
-mod progress;
 mod place;
+mod progress;
 mod visuals;
 
 pub use error::Error;
@@ -36,6 +36,10 @@ enum Command {
     /// Shows a model's parameters, a picture's tiles and tokens, and the memory that they would take.
     Inspect(inspect::Args),
     /// Writes what a chat turn feeds the model as a safetensors case.
+    ///
+    /// The file holds `input_ids`, i32 [T], with -200 where a tile stands; `pixel_values`, f32 [N, 3, S, S], the
+    /// tiles in the order of their places; and `tile_grids`, i32 [images, 2], the columns and rows of each picture's
+    /// canvas, (1, 1) for a frame. Without pictures and videos it holds `input_ids` alone.
     Encode(encode::Args),
     /// Writes the logits and the image features of a case.
     Logits(parity::Args),

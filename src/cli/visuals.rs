@@ -1,7 +1,7 @@
 //! Pictures and videos named on the command line.
 
 use super::Error;
-use indicatif::{ProgressBar, ProgressStyle};
+use super::progress::Bars;
 use omchat_model::chat::Visual;
 use omchat_model::picture::Picture;
 use omchat_model::tiler::{TileMode, Tiler};
@@ -38,23 +38,10 @@ impl Args {
             out.push(Visual::Picture(tiler.cut(&Picture::open(path)?, TileMode::AnyRes)?));
         }
         if let Some(path) = &self.video {
-            let bar = bar("frames");
-            let mut progress = |done: usize, total: usize| {
-                bar.set_length(total as u64);
-                bar.set_position(done as u64);
-            };
+            let mut bars = Bars::default();
+            let mut progress = |done: usize, total: usize| bars.step("frames", done, total);
             out.push(video::tile_video(path, self.frames, tiler, TileMode::Single, &mut progress)?);
-            bar.finish_and_clear();
         }
         Ok(out)
-    }
-}
-
-/// A progress bar on stderr; it stays hidden where stderr is no terminal.
-pub fn bar(what: &'static str) -> ProgressBar {
-    let bar = ProgressBar::new(0).with_message(what);
-    match ProgressStyle::with_template("{msg:>10} [{bar:30}] {pos}/{len} {elapsed}") {
-        Ok(style) => bar.with_style(style.progress_chars("=> ")),
-        Err(_) => bar,
     }
 }

@@ -1,7 +1,7 @@
 //! The memory that a model takes on a device, by class, from its programs alone.
 
 use super::{Args, Report, grouped};
-use crate::cli::Error;
+use crate::cli::{Error, device};
 use omchat::{Device, EngineOptions, Memory, Program};
 use omchat_codegen::{Family, Target};
 use omchat_ir::{Dtype, Func, Module};
@@ -16,12 +16,9 @@ const CHUNK: usize = 256;
 ///
 /// Errors: no device of that name; a dtype that is no float.
 pub fn show(report: &mut Report, args: &Args, config: &OmChatConfig) -> Result<(), Error> {
-    let (target, device, note) = aim(args.device.as_deref())?;
-    let dtype = match &args.dtype {
-        Some(name) => Dtype::from_name(name).filter(|d| d.is_float()).ok_or_else(|| Error::input(format!("no dtype `{name}`; name f32, bf16 or f16")))?,
-        None if target.family == Family::Cuda => Dtype::Bf16,
-        None => Dtype::F32,
-    };
+    let (target, here, note) = aim(args.device.as_deref())?;
+    let usual = if target.family == Family::Cuda { Dtype::Bf16 } else { Dtype::F32 };
+    let dtype = device::options(args.dtype.as_deref())?.dtype.unwrap_or(usual);
     let context = args.context as usize;
     report.line(format!("memory on {}{note} in {dtype}, room for {} tokens, bytes:", target.name, grouped(context as u64)));
     report.line(format!("  {:<30} {:>16} {:>16} {:>14} {:>14} {:>16}", "program", "weights", "state", "inputs", "outputs", "workspace"));
@@ -48,7 +45,7 @@ pub fn show(report: &mut Report, args: &Args, config: &OmChatConfig) -> Result<(
     }
     row(report, "all together", total);
     let sum: u64 = total.iter().sum();
-    let free = device.as_ref().and_then(Device::free_bytes);
+    let free = here.as_ref().and_then(Device::free_bytes);
     let fits = match free {
         _ if refused > 0 => format!(" for the others; {refused} of {} programs cannot run", programs.len()),
         Some(f) => format!("; {} are free here: {}", grouped(f), if sum <= f { "it fits" } else { "it does not fit" }),
