@@ -6,12 +6,16 @@
 //!
 //! ```no_run
 //! use omchat::{Chat, ChatOptions, Device, Engine, EngineOptions, Model};
+//! use std::ops::ControlFlow;
 //! # fn main() -> Result<(), omchat::Error> {
 //! let model = Model::open("mini")?;
 //! let (device, _) = Device::best()?;
 //! let engine = Engine::load(model, device, &EngineOptions::default(), &mut |_| {})?;
 //! let mut chat = Chat::new(engine, ChatOptions::default())?;
-//! chat.ask("The capital of France is", vec![], &mut |_| {}, &mut |text| print!("{text}"))?;
+//! chat.ask("The capital of France is", vec![], &mut |_| {}, &mut |text| {
+//!     print!("{text}");
+//!     ControlFlow::Continue(())
+//! })?;
 //! # Ok(())
 //! # }
 //! ```
@@ -31,4 +35,4 @@ pub use omchat_codegen::{Memory, Program};
 pub use omchat_model::chat::Visual;
 pub use omchat_runtime::Device;
 pub use sampling::{Sampler, Sampling};
-pub use session::{Rows, Session, Stats};
+pub use session::{CHUNKS, Rows, Session, Stats};

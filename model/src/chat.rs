@@ -44,6 +44,15 @@ pub struct Conversation {
     answering: bool,
 }
 
+/// A place in a conversation, between two turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    ids: usize,
+    tiles: usize,
+    pictures: usize,
+    answering: bool,
+}
+
 /// What a session has not read yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Feed<'a> {
@@ -132,6 +141,18 @@ impl Conversation {
             stops.push(self.end as u32);
         }
         stops
+    }
+
+    /// Where the conversation is now, for [`Conversation::back`].
+    pub fn place(&self) -> Place {
+        Place { ids: self.ids.len(), tiles: self.tiles.len(), pictures: self.pictures, answering: self.answering }
+    }
+
+    /// Forgets what came after a place.
+    pub fn back(&mut self, place: Place) {
+        self.ids.truncate(place.ids);
+        self.tiles.truncate(place.tiles);
+        (self.pictures, self.answering) = (place.pictures, place.answering);
     }
 
     /// All ids so far, -200 for each tile.

@@ -9,6 +9,14 @@ use crate::error::{Error, Result};
 pub const IMAGE_TOKEN: i32 = -200;
 /// The label of a position that no loss counts.
 pub const IGNORE: i32 = -100;
+/// Most blocks of a tower or decoder. With [`MAX_WIDTH`] and [`MAX_ROWS`] no product of sizes leaves 64 bits.
+pub const MAX_LAYERS: usize = 1 << 10;
+/// Widest residual stream, and widest queries of all heads together.
+pub const MAX_WIDTH: usize = 1 << 20;
+/// Most rows of an embedding, and widest MLP.
+pub const MAX_ROWS: usize = 1 << 24;
+/// Most pixels along a side of a tile.
+pub const MAX_SIDE: usize = 1 << 14;
 
 /// Everything that fixes a model's graph and the names of its weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -197,10 +205,10 @@ impl VisionConfig {
 
     fn check(&self) -> Result<()> {
         let at = |name: &str| format!("vision_config.{name}");
-        positive(at("hidden_size"), self.hidden)?;
-        positive(at("num_hidden_layers"), self.layers)?;
-        positive(at("intermediate_size"), self.mlp)?;
-        positive(at("image_size"), self.image_size)?;
+        within(at("hidden_size"), self.hidden, MAX_WIDTH)?;
+        within(at("num_hidden_layers"), self.layers, MAX_LAYERS)?;
+        within(at("intermediate_size"), self.mlp, MAX_ROWS)?;
+        within(at("image_size"), self.image_size, MAX_SIDE)?;
         divides(at("num_attention_heads"), self.heads, "hidden_size", self.hidden)?;
         match self.kind {
             VisionKind::InternVit => divides(at("patch_size"), self.patch_size, "image_size", self.image_size)?,
@@ -245,14 +253,14 @@ impl TextConfig {
 
     fn check(&self) -> Result<()> {
         let at = |name: &str| format!("text_config.{name}");
-        positive(at("hidden_size"), self.hidden)?;
-        positive(at("num_hidden_layers"), self.layers)?;
-        positive(at("num_attention_heads"), self.heads)?;
-        positive(at("intermediate_size"), self.mlp)?;
-        positive(at("vocab_size"), self.vocab)?;
+        within(at("hidden_size"), self.hidden, MAX_WIDTH)?;
+        within(at("num_hidden_layers"), self.layers, MAX_LAYERS)?;
+        within(at("num_attention_heads"), self.heads, MAX_WIDTH)?;
+        within(at("intermediate_size"), self.mlp, MAX_ROWS)?;
+        within(at("vocab_size"), self.vocab, MAX_ROWS)?;
         divides(at("num_key_value_heads"), self.kv_heads, "num_attention_heads", self.heads)?;
         divides(at("head_dim"), 2, "head_dim", self.head_dim)?;
-        positive(at("head_dim"), self.head_dim)?;
+        within(at("head_dim"), self.head_dim, MAX_WIDTH / self.heads)?;
         small(at("rms_norm_eps"), self.eps)?;
         if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
             return Err(Error::config(at("rope_theta"), self.rope_theta, "a base above 1, as 1000000"));
@@ -299,8 +307,8 @@ impl OmChatConfig {
     }
 }
 
-fn positive(field: String, value: usize) -> Result<()> {
-    if value > 0 { Ok(()) } else { Err(Error::config(field, value, "at least 1")) }
+fn within(field: String, value: usize, most: usize) -> Result<()> {
+    if (1..=most).contains(&value) { Ok(()) } else { Err(Error::config(field, value, format!("from 1 to {most}"))) }
 }
 
 fn small(field: String, value: f64) -> Result<()> {

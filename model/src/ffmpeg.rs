@@ -144,7 +144,8 @@ fn start(path: &Path, output: &[&str]) -> Result<Run> {
 fn last_line(pipe: impl Read) -> Option<String> {
     let lines = BufReader::new(pipe).split(b'\n').map_while(std::result::Result::ok);
     let texts = lines.map(|line| String::from_utf8_lossy(&line).trim().to_owned());
-    texts.filter(|text| !text.is_empty()).last()
+    // A repeated message is followed by a count of its repetitions.
+    texts.filter(|text| !text.is_empty() && !text.starts_with("Last message repeated")).last()
 }
 
 impl Run {

@@ -12,6 +12,8 @@ pub struct Spliced {
     pub tiles: usize,
     /// Positions that one tile takes.
     pub per_tile: usize,
+    /// Ids that the model has.
+    pub vocab: usize,
 }
 
 /// What fills one position.
@@ -52,7 +54,7 @@ pub fn splice(input_ids: &[i32], tiles: usize, per_tile: usize, vocab: usize) ->
             slots.push(Slot::Text(text_id(*id, place, vocab)?));
         }
     }
-    Ok(Spliced { slots, tiles, per_tile })
+    Ok(Spliced { slots, tiles, per_tile, vocab })
 }
 
 fn text_id(id: i32, place: usize, vocab: usize) -> Result<u32> {
@@ -104,8 +106,15 @@ impl Spliced {
     /// to where their ids went. Feature rows are never counted.
     ///
     /// Shapes: `labels` [T] or [spliced]; the result is [spliced].
-    /// Errors: `Input` if the length is neither.
+    /// Errors: `Input` if the length is neither, or a label is no id and not -100.
     pub fn labels(&self, labels: &[i32]) -> Result<Vec<i32>> {
+        let known = |label: i32| label == IGNORE || usize::try_from(label).is_ok_and(|id| id < self.vocab);
+        if let Some(place) = labels.iter().position(|label| !known(*label)) {
+            return Err(Error::input(
+                format!("labels[{place}] is {} and the model has {} ids", labels[place], self.vocab),
+                format!("use ids from 0 to {} and {IGNORE} where none counts", self.vocab.saturating_sub(1)),
+            ));
+        }
         let short = self.len() + self.tiles - self.tiles * self.per_tile;
         if labels.len() == self.len() {
             return Ok(self.slots.iter().zip(labels).map(|(slot, label)| text_label(*slot, *label)).collect());
@@ -157,6 +166,9 @@ mod tests {
         assert_eq!(by_position, [5, -100, -100, -100, 6, -100, -100, -100]);
         assert_eq!(spliced.labels(&[5, -100, 6, 1]).unwrap(), by_position);
         assert!(spliced.labels(&[1, 2, 3]).is_err());
+        let text = spliced.labels(&[5, -100, 10, 1]).unwrap_err().to_string();
+        assert!(text.contains("labels[2] is 10 and the model has 10 ids"), "{text}");
+        assert!(spliced.labels(&[5, -1, 6, 1]).is_err());
     }
 
     #[test]
