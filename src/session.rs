@@ -13,8 +13,8 @@ use omchat_runtime::{HostTensor, Store};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Chunk sizes, largest first. The last reads one token: a decode step.
-const CHUNKS: [usize; 3] = [256, 32, 1];
+/// Tokens that one run reads, largest first. The last reads one token: a decode step.
+pub const CHUNKS: [usize; 3] = [256, 32, 1];
 
 /// What of each token is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
