@@ -68,7 +68,11 @@ impl Compiler<'_> {
                 need: ty.bytes(),
                 have: target.max_binding_bytes,
                 target: target.name.clone(),
-                mend: "take a shorter context, fewer tiles a chunk, or another device",
+                mend: match memory {
+                    Memory::Weight => "a weight is not split: take another device, or a narrower dtype where it holds one",
+                    Memory::State => "take a shorter context or another device",
+                    _ => "take fewer tokens or tiles a chunk, or another device",
+                },
             });
         }
         self.buffers.push(BufferPlan { ty, memory, place });

@@ -1,7 +1,7 @@
 //! `omchat chat`.
 
 use super::progress::Bars;
-use super::{Error, device, say};
+use super::{Error, device, note, say};
 use omchat::{Answer, Chat, ChatOptions, Engine, Model, Sampling, Visual};
 use omchat_model::chat::SYSTEM;
 use omchat_model::format::Format;
@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let untrained = model.dir.join("manifest.json");
     let visuals = look(&model, args)?;
     if !visuals.is_empty() && says_untrained(&untrained) {
-        eprintln!("note: the projector of this model is random until it is trained: answers about pictures are noise");
+        note("note: the projector of this model is random until it is trained: answers about pictures are noise");
     }
     let device = device::open(args.device.as_deref())?;
     let mut bars = Bars::default();
@@ -154,10 +154,10 @@ fn report(chat: &Chat, a: &Answer) {
     let rate = |n: usize, t: Duration| if t.is_zero() { 0.0 } else { n as f64 / t.as_secs_f64() };
     let steps = a.ids.len().saturating_sub(1);
     let e = chat.engine();
-    eprintln!(
+    note(format!(
         "{} tokens read ({} tiles), {} answered | first token after {:.2} s, then {:.1} tokens/s | {} of {} slots | {} programs, {} kernels | {} {}",
         a.prompt, a.tiles, a.ids.len(), a.first.as_secs_f64(), rate(steps, a.rest), chat.session().len(), chat.session().context(), e.programs(), e.kernels(), e.device().name(), e.dtype(),
-    );
+    ));
 }
 
 fn converse(chat: &mut Chat, mut visuals: Vec<Visual>) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! `omchat demo`.
 
 use super::progress::Bars;
-use super::{Error, chat, device};
+use super::{Error, chat, device, note};
 use omchat::{Chat, ChatOptions, Engine, EngineOptions, Model, home};
 use omchat_model::tiler::TileMode;
 use omchat_model::video::tile_video;
@@ -30,13 +30,13 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let model = Model::open(&dir.to_string_lossy())?;
     let tiler = model.tiler()?;
     let video = tile_video(&dir.join("ball.gif"), FRAMES, &tiler, TileMode::Single, &mut |_, _| {})?;
-    eprintln!("the tiny model that the command carries; its weights are random, so the words are noise and the computation is whole");
+    note("the tiny model that the command carries; its weights are random, so the words are noise and the computation is whole");
     let device = device::open(args.device.as_deref())?;
     let mut bars = Bars::default();
     let engine = Engine::load(model, device, &EngineOptions::default(), &mut |p| bars.show(p))?;
     bars.end();
     let mut talk = Chat::new(engine, ChatOptions { max_new_tokens: 24, context: 2048, ..ChatOptions::default() })?;
-    eprintln!("> {QUESTION}   ({FRAMES} frames of ball.gif)");
+    note(format!("> {QUESTION}   ({FRAMES} frames of ball.gif)"));
     chat::ask(&mut talk, QUESTION, vec![video])
 }
 

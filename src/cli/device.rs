@@ -1,6 +1,6 @@
 //! Which device and which element type a command runs with.
 
-use super::Error;
+use super::{Error, note};
 use omchat::{Device, EngineOptions};
 use omchat_ir::Dtype;
 
@@ -10,7 +10,7 @@ pub fn open(name: Option<&str>) -> Result<Device, Error> {
         Some(name) => Ok(Device::open(name)?),
         None => {
             let (device, why) = Device::best()?;
-            eprintln!("{why}");
+            note(why);
             Ok(device)
         }
     }

@@ -74,3 +74,8 @@ pub fn say(text: impl AsRef<str>) -> Result<(), Error> {
     out.write_all(text.as_ref().as_bytes())?;
     Ok(out.flush()?)
 }
+
+/// Writes a line to stderr; nobody is told when nobody listens.
+pub fn note(text: impl AsRef<str>) {
+    let _ = writeln!(io::stderr(), "{}", text.as_ref());
+}

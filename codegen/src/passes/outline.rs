@@ -17,8 +17,8 @@ use omchat_ir::{Action, Dtype, Function, Node, Op, Value};
 pub(super) fn run(unit: Unit, context: &Context) -> Result<Unit, Error> {
     let f = unit.module.function(unit.entry);
     let facts = Facts::new(f);
-    // One binding is the metadata.
-    let mut groups = Groups::new(f, &facts, context.target.max_bindings.saturating_sub(1).max(2));
+    // Two bindings are taken: a launch's own sizes and strides, and the lengths that CubeCL adds.
+    let mut groups = Groups::new(f, &facts, context.target.max_bindings.saturating_sub(2).max(2));
     for (n, node) in f.nodes.iter().enumerate() {
         match facts.kinds[n] {
             Kind::Free => {}

@@ -9,8 +9,6 @@ use omchat_model::OmChatConfig;
 use omchat_model::graph::{DecoderSpec, Output, decoder_module, vision_module};
 use serde_json::{Map, Value, json};
 
-/// Tokens of a long prompt that a session reads in one run.
-const CHUNK: usize = 256;
 
 /// Adds the forecast to the report. A program that the device cannot hold is said, not an error: nothing was to run.
 ///
@@ -82,7 +80,7 @@ fn modules(config: &OmChatConfig, context: usize, dtype: Dtype) -> Result<Vec<(S
         out.push((format!("vision, {tiles} tiles a run"), vision_module(config, tiles, dtype)?));
     }
     let spec = |tokens, features| DecoderSpec { tokens, capacity: context, features, output: Output::Last };
-    let chunk = CHUNK.min(context);
+    let chunk = omchat::CHUNKS[0].min(context);
     out.push((format!("prompt, {chunk} tokens a run"), decoder_module(config, spec(chunk, config.vision.is_some()), dtype)?));
     out.push(("decode, 1 token a run".into(), decoder_module(config, spec(1, false), dtype)?));
     Ok(out)

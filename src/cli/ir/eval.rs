@@ -105,7 +105,9 @@ impl Random {
     }
 
     fn tensor(&mut self, ty: &Type) -> Tensor {
-        let data = (0..ty.elements()).map(|_| self.element(ty.dtype)).collect();
+        // A lone float is an eps or a scale: positive, so that roots and logarithms of it are numbers.
+        let lone = ty.rank() == 0 && ty.dtype.is_float();
+        let data = (0..ty.elements()).map(|_| self.element(ty.dtype)).map(|x| if lone { x.abs() } else { x }).collect();
         Tensor { ty: ty.clone(), data }
     }
 
