@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Generates the CUDA kernels of the programs that say `test source cuda` and compiles them for sm_80 and sm_90a.
+# Generates the CUDA kernels of the models' programs and of the texts that say `test source cuda` and compiles them for sm_80 and sm_90a.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/common.sh
@@ -13,5 +13,11 @@ if [ "${#programs[@]}" = 0 ]; then echo "skipped: compiling the CUDA kernels wit
 cargo build -q --bin omchat
 for program in "${programs[@]}"; do
   "$CARGO_TARGET_DIR/debug/omchat" ir source --target cuda "$program" >"$out/$(echo "${program#tests/filetests/}" | tr / -).cu"
+done
+# The programs of whole models, in the element types that a CUDA device runs.
+for model in models/tiny tests/fixtures/tiny-c omchat-13b omchat-8b mini; do
+  for dtype in bf16 f32; do
+    "$CARGO_TARGET_DIR/debug/omchat" ir source --target cuda --model "$model" --dtype "$dtype" >"$out/model-$(basename "$model")-$dtype.cu"
+  done
 done
 "$cache/venv-nvrtc/bin/python" scripts/nvrtc_compile.py --arch sm_80,sm_90a "$out"/*.cu

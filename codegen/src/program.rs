@@ -138,7 +138,11 @@ impl fmt::Display for Program {
         for m in Memory::ALL {
             writeln!(f, "  {:<10} {:>14} bytes", m.name(), self.bytes(m))?;
         }
-        writeln!(f, "  {} launches of {} kernels", self.launches.len(), self.chosen.len())?;
+        let many = |n: usize, ending: &'static str| if n == 1 { "" } else { ending };
+        let (l, k) = (self.launches.len(), self.chosen.len());
+        writeln!(f, "  {l} launch{} of {k} kernel{}", many(l, "es"), many(k, "s"))?;
+        // Refusals are told once a kernel that was chosen.
+        let mut told = vec![false; self.chosen.len()];
         for l in &self.launches {
             let c = &self.chosen[l.chosen];
             let name = |b: &usize| match self.buffers[*b].place {
@@ -147,7 +151,8 @@ impl fmt::Display for Program {
             };
             let list = |x: &[usize]| x.iter().map(name).collect::<Vec<_>>().join(", ");
             writeln!(f, "  {} = {} [{}] ({}) -> {}", l.label, c.kernel, c.schedule, list(&l.operands), list(&l.results))?;
-            for (k, why) in &c.refusals {
+            let first = !std::mem::replace(&mut told[l.chosen], true);
+            for (k, why) in c.refusals.iter().filter(|_| first) {
                 writeln!(f, "      not {k}: {why}")?;
             }
         }

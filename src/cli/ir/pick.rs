@@ -2,11 +2,15 @@
 
 use super::text::Text;
 use crate::cli::Error;
+use omchat::{CHUNKS, EngineOptions};
 use omchat_ir::text::{Template, instantiate_call};
 use omchat_codegen::{Implements, Kernel};
 use omchat_ir::{Action, Bind, Builder, Diagnostics, Dtype, Func, Module, Scope, Value};
+use omchat_model::OmChatConfig;
+use omchat_model::graph::{DecoderSpec, Output, decoder_module, vision_module};
+use omchat_model::presets::preset;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A function, by text, name and letters.
 #[derive(clap::Args)]
@@ -21,6 +25,13 @@ pub struct Pick {
     /// What free letters of the function stand for, as `T=16,E=f32`.
     #[arg(long, value_name = "LETTER=VALUE", value_delimiter = ',')]
     bind: Vec<String>,
+    /// Takes a model's programs, by its folder or preset, instead of a text: `vision`, `prompt` and `decode`, which
+    /// `--function` tells apart.
+    #[arg(long, value_name = "DIR|PRESET", conflicts_with_all = ["file", "bind"])]
+    model: Option<String>,
+    /// The element type of a model's programs.
+    #[arg(long, default_value = "f32", requires = "model")]
+    dtype: String,
 }
 
 /// A module and the function of it to take.
@@ -59,13 +70,16 @@ impl Pick {
 
     /// A function by text, name and letters.
     pub fn of(file: Option<PathBuf>, function: Option<String>, bind: Vec<String>) -> Pick {
-        Pick { file, function, bind }
+        Pick { file, function, bind, model: None, dtype: Dtype::F32.to_string() }
     }
 
     /// The function that is meant, or every function of the text that can be taken as it is.
     ///
     /// Errors: as [`Pick::one`].
     pub fn all(&self) -> Result<Vec<Picked>, Error> {
+        if let Some(model) = &self.model {
+            return of_model(model, &self.dtype, self.function.as_deref());
+        }
         let letters = self.letters()?;
         match (&self.file, &self.function) {
             (Some(path), name) => of_text(&Text::open(path)?, name.as_deref(), &letters),
@@ -121,6 +135,33 @@ fn concrete(text: &Text, name: Option<&str>) -> Result<Vec<Picked>, Error> {
         return Err(Error::input(format!("{}: every function has free letters; choose one by `--function` and bind them by `--bind`: {}", text.name, names.join(", "))));
     }
     Ok(all)
+}
+
+/// Slots of the cache in a model's programs here; kernels do not depend on it.
+const SLOTS: usize = 4096;
+
+/// A model's programs as a chat runs them, the parity door's losses among them.
+fn of_model(model: &str, dtype: &str, name: Option<&str>) -> Result<Vec<Picked>, Error> {
+    let config = match preset(model) {
+        Ok(config) => config,
+        Err(_) => OmChatConfig::from_dir(Path::new(model))?,
+    };
+    let dtype = Dtype::from_name(dtype).ok_or_else(|| Error::input(format!("`{dtype}` is no dtype; give f32, bf16 or f16")))?;
+    let mut all = vec![];
+    if config.vision.is_some() {
+        all.push(("vision", vision_module(&config, EngineOptions::default().tiles, dtype)?));
+    }
+    let spec = |tokens, features, output| DecoderSpec { tokens, capacity: SLOTS, features, output };
+    let features = config.vision.is_some();
+    all.push(("prompt", decoder_module(&config, spec(CHUNKS[0], features, Output::Last), dtype)?));
+    all.push(("loss", decoder_module(&config, spec(CHUNKS[1], features, Output::Loss), dtype)?));
+    all.push(("decode", decoder_module(&config, spec(1, false, Output::Last), dtype)?));
+    let names: Vec<&str> = all.iter().map(|(n, _)| *n).collect();
+    let taken: Vec<Picked> = all.iter().filter(|(n, _)| name.is_none_or(|want| want == *n)).map(|(_, m)| Picked { entry: Func(m.functions.len() as u32 - 1), module: m.clone() }).collect();
+    if taken.is_empty() {
+        return Err(Error::input(format!("the model has no program `{}`; it has {}", name.unwrap_or_default(), names.join(", "))));
+    }
+    Ok(taken)
 }
 
 fn of_library(name: &str, letters: &[(&str, Bind)]) -> Result<Picked, Error> {
