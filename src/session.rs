@@ -150,6 +150,9 @@ impl Session {
     /// Errors: as [`Session::read`].
     pub fn losses(&mut self, slots: &[Slot], features: &[f32], labels: &[i32]) -> Result<Vec<f32>, Error> {
         self.room(slots)?;
+        if labels.len() != slots.len() {
+            return Err(Error::Input(format!("{} labels for {} positions; give one each", labels.len(), slots.len())));
+        }
         let mut out = vec![];
         while out.len() < slots.len() {
             let done = out.len();
@@ -170,7 +173,15 @@ impl Session {
         if slots.is_empty() {
             return Err(Error::Input("no tokens to read; give one or more".into()));
         }
-        Ok(())
+        let vocab = self.engine.model().config.text.vocab;
+        let unknown = slots.iter().find_map(|s| match s {
+            Slot::Text(id) if *id as usize >= vocab => Some(*id),
+            _ => None,
+        });
+        match unknown {
+            Some(id) => Err(Error::Input(format!("id {id} is beyond the model's {vocab} ids; use the tokenizer of this model"))),
+            None => Ok(()),
+        }
     }
 
     fn chunk(&self, left: usize) -> usize {
