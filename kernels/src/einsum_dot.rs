@@ -11,7 +11,7 @@ use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work
 
 use crate::bind::Buffers;
 use crate::einsum::{Einsum, Roles, finish, inside, stride, tile, unfit};
-use crate::grid::address;
+use crate::grid::{address, cores};
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::{Cursor, depth, item, seek};
@@ -33,7 +33,8 @@ impl Kernel for EinsumDot {
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let roles = Roles::of(work)?;
-        fits(nest_of(work)?, target)?;
+        let nest = nest_of(work)?;
+        fits(nest, target)?;
         for read in [roles.a, roles.b] {
             let (_, k) = roles.strides(read);
             if k != 1 && roles.k() > 1 {
@@ -44,7 +45,7 @@ impl Kernel for EinsumDot {
             return Err(Refusal(format!("k must fill a vector of {}, is {}", target.lanes, roles.k())));
         }
         let (bits, units) = match target.family {
-            Family::Cpu => (64, target.cores),
+            Family::Cpu => (64, cores(target, nest.points().saturating_mul(nest.depth()))),
             _ => (32, target.units),
         };
         let with = |rows: u32, cols: u32| Schedule::new(&[("bits", bits), ("units", units), ("lanes", target.lanes as u32), ("rows", rows), ("cols", cols)]);

@@ -41,7 +41,7 @@ impl Kernel for FoldPlain {
             return Err(Refusal("the nest does not fold".into()));
         }
         fits(nest, target)?;
-        Ok(vec![units(target)])
+        Ok(vec![units(target, nest.points().saturating_mul(nest.depth()))])
     }
 }
 

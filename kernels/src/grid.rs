@@ -6,15 +6,23 @@ use omchat_codegen::{Family, Schedule, Target};
 /// Cubes along x before a grid turns to y: within what every target allows.
 const WIDE: u32 = 32_768;
 
-/// The plain schedule of a target: its units, its lanes, its width of an index.
+/// Elements that a core of the CPU computes in about the time it takes to wake another.
+const SMALL: usize = 32 << 10;
+
+/// The plain schedule of a target for work on that many elements: its units, its lanes, its width of an index.
 ///
 /// On the CPU runtime a unit is a thread that runs every cube of the launch, so `units` is the cores; indices
 /// are 64-bit there, because LLVM joins neighbouring loads only if `at + 1` cannot wrap.
-pub(crate) fn units(target: &Target) -> Schedule {
+pub(crate) fn units(target: &Target, elements: usize) -> Schedule {
     match target.family {
-        Family::Cpu => Schedule::new(&[("units", target.cores), ("lanes", target.lanes as u32), ("bits", 64)]),
+        Family::Cpu => Schedule::new(&[("units", cores(target, elements)), ("lanes", target.lanes as u32), ("bits", 64)]),
         _ => Schedule::new(&[("units", target.units), ("lanes", 1), ("bits", 32)]),
     }
+}
+
+/// Cores that pay for work on that many elements: units of a cube wait for each other, on a busy machine for long.
+pub(crate) fn cores(target: &Target, elements: usize) -> u32 {
+    if elements < SMALL { 1 } else { target.cores }
 }
 
 /// How wide the kernel's indices are.

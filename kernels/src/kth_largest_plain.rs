@@ -36,7 +36,7 @@ impl Kernel for KthLargestPlain {
         if rows.saturating_mul(width) >= 1 << 31 {
             return Err(Refusal(format!("indices are 32-bit: at most {} elements, not {rows} x {width}", 1u32 << 31)));
         }
-        Ok(vec![units(target)])
+        Ok(vec![units(target, rows * width * 32)])
     }
 }
 

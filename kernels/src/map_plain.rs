@@ -39,7 +39,7 @@ impl Kernel for MapPlain {
             return Err(Refusal("the nest folds; this kernel only maps".into()));
         }
         fits(nest, target)?;
-        Ok(vec![units(target)])
+        Ok(vec![units(target, nest.points())])
     }
 }
 

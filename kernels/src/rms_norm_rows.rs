@@ -44,7 +44,7 @@ impl Kernel for RmsNormRows {
         if x.elements() >= 1 << 31 {
             return Err(Refusal(format!("indices are 32-bit: at most {} elements, not {}", 1u32 << 31, x.elements())));
         }
-        Ok(vec![units(target)])
+        Ok(vec![units(target, x.elements())])
     }
 }
 
