@@ -1,8 +1,11 @@
 //! An outlined function to the work it asks for: one nest, or what cannot be one.
 
+mod index;
+
 use crate::body::{Body, Kind, Step};
 use crate::nest::{At, Fold, Nest, Read, Start, Write};
 use crate::{Error, Work};
+use index::{Affine, Contraction, Index, contraction, operand_index, rearranged, sliced, unit, zero};
 use omchat_ir::ops::{ArgMax, Cast, Concat, Einsum, FoldKind, Gather, Reduce, ScatterAdd, UpdateSlice};
 use omchat_ir::{Action, Dtype, Fault, Function, Node, Op, Scalar, Type, Value, strides};
 
@@ -45,18 +48,8 @@ pub fn lower(f: &Function) -> Result<Lowered, Error> {
             _ => {}
         }
     }
-    Ok(Lowered::Work { pieces: vec![Work::Nest(l.nest()?.collapsed())], onto: None })
+    Ok(Lowered::Work { pieces: vec![Work::Nest(l.nest().collapsed())], onto: None })
 }
-
-/// An index along one axis of a value, as a sum over the nest's axes.
-#[derive(Clone, Debug)]
-struct Affine {
-    offset: usize,
-    steps: Vec<usize>,
-}
-
-/// The index of a value at the nest's current point: one sum an axis.
-type Index = Vec<Affine>;
 
 struct Lower<'a> {
     f: &'a Function,
@@ -110,13 +103,10 @@ impl<'a> Lower<'a> {
         out
     }
 
-    fn nest(&self) -> Result<Nest, Error> {
+    fn nest(&self) -> Nest {
         let sinks = self.sinks();
         let kept = sinks.first().map(|s| self.f.ty(s.0).shape.clone()).unwrap_or_default();
-        let (folded, fold, start) = match self.anchor {
-            Some(n) => self.folds(&self.f.nodes[n])?,
-            None => (vec![], None, vec![]),
-        };
+        let Contraction { folded, fold, operands: start } = self.anchor.map(|n| self.folds(&self.f.nodes[n])).unwrap_or_default();
         let axes = kept.len() + folded.len();
         let mut m = Making { axes, reads: vec![], body: Body::default() };
         let identity: Index = (0..kept.len()).map(|i| unit(i, axes)).collect();
@@ -135,26 +125,22 @@ impl<'a> Lower<'a> {
         m.body.results = results;
         let writes = sinks.into_iter().map(|(_, result, ty, offset)| Write { result, dtype: ty.dtype, offset, strides: ty.strides(), at: None }).collect();
         let (body, epilogue) = if self.anchor.is_some() { (body, m.body) } else { (m.body, Body::default()) };
-        Ok(Nest { kept, folded, fold, reads: m.reads, body, epilogue, writes })
+        Nest { kept, folded, fold, reads: m.reads, body, epilogue, writes }
     }
 
-    /// Folded sizes, the fold, and the index of each operand of an anchor.
-    fn folds(&self, node: &Node) -> Result<(Vec<usize>, Option<Fold>, Vec<Index>), Error> {
-        let Action::Op(op) = &node.action else { return Ok((vec![], None, vec![])) };
+    /// What an anchor folds.
+    fn folds(&self, node: &Node) -> Contraction {
+        let Action::Op(op) = &node.action else { return Contraction::default() };
         let types: Vec<&Type> = node.operands.iter().map(|v| self.f.ty(*v)).collect();
         match op {
-            Op::Einsum(e) => self.einsum(e, &types),
+            Op::Einsum(Einsum { axes, .. }) => contraction(&axes.inputs, &axes.output, &types, Fold::Sum),
             Op::Reduce(Reduce { fold, axes }) => {
                 let fold = if *fold == FoldKind::Sum { Fold::Sum } else { Fold::Max };
                 contraction(&axes.inputs, &axes.output, &types, fold)
             }
             Op::ArgMax(ArgMax { axes }) => contraction(&axes.inputs, &axes.output, &types, Fold::ArgMax),
-            _ => Ok((vec![], None, vec![])),
+            _ => Contraction::default(),
         }
-    }
-
-    fn einsum(&self, e: &Einsum, types: &[&Type]) -> Result<(Vec<usize>, Option<Fold>, Vec<Index>), Error> {
-        contraction(&e.axes.inputs, &e.axes.output, types, Fold::Sum)
     }
 
     /// The step that yields a value at an index.
@@ -200,6 +186,8 @@ impl<'a> Lower<'a> {
             match op {
                 Op::Slice(s) => return self.view(x, &sliced(s, index), axes),
                 Op::Rearrange(r) => return self.view(x, &rearranged(r, self.f.ty(x), index, axes), axes),
+                // Only casts that widen are read through: the nest widens what it reads anyway.
+                Op::Cast(_) => return self.view(x, index, axes),
                 _ => {}
             }
         }
@@ -225,7 +213,8 @@ impl<'a> Lower<'a> {
         along[row].offset = 1;
         let stride = self.view(table, &along, m.axes).1.saturating_sub(self.view(table, &zero(along.len(), m.axes), m.axes).1);
         let size = self.f.ty(table).shape[row];
-        read(m, Read { operand, dtype: self.f.ty(table).dtype, offset, strides: steps, at: Some(At { operand: at, offset: at_offset, strides: at_steps, size, stride }) })
+        let dtype = self.f.ty(Value(operand as u32)).dtype;
+        read(m, Read { operand, dtype, offset, strides: steps, at: Some(At { operand: at, offset: at_offset, strides: at_steps, size, stride }) })
     }
 
     /// Whether a concatenation's operands are computed here, so that the nest writes each where it belongs.
@@ -318,16 +307,6 @@ fn invalid(f: Fault) -> Error {
     Error::Invalid(f.into())
 }
 
-fn unit(axis: usize, axes: usize) -> Affine {
-    let mut steps = vec![0; axes];
-    steps[axis] = 1;
-    Affine { offset: 0, steps }
-}
-
-fn zero(rank: usize, axes: usize) -> Index {
-    (0..rank).map(|_| Affine { offset: 0, steps: vec![0; axes] }).collect()
-}
-
 fn read(m: &mut Making, r: Read) -> usize {
     let kind = Kind::of(r.dtype);
     let read = m.reads.iter().position(|x| *x == r).unwrap_or_else(|| {
@@ -335,37 +314,6 @@ fn read(m: &mut Making, r: Read) -> usize {
         m.reads.len() - 1
     });
     m.body.push(Step::Read { read, kind })
-}
-
-/// The index of operand `i` of a scalar function at the result's index.
-fn operand_index(axes: Option<&omchat_ir::Axes>, i: usize, ty: &Type, index: &Index) -> Index {
-    match axes {
-        None if ty.rank() == 0 => vec![],
-        None => index.clone(),
-        Some(a) => a.inputs[i].iter().map(|g| index[a.output.iter().position(|o| o == g).unwrap_or(0)].clone()).collect(),
-    }
-}
-
-/// The operand's index behind a slice.
-fn sliced(s: &omchat_ir::ops::Slice, index: &Index) -> Index {
-    let mut index = index.clone();
-    index[s.axis].offset += s.start;
-    index
-}
-
-/// The operand's index behind a rearrange that merges nothing.
-fn rearranged(r: &omchat_ir::ops::Rearrange, x: &Type, index: &Index, axes: usize) -> Index {
-    let words: Vec<&String> = r.axes.output.iter().flatten().collect();
-    let sizes = r.moves(x).map(|m| m.sizes).unwrap_or_default();
-    r.axes.inputs[0].iter().map(|group| {
-        let mut out = Affine { offset: 0, steps: vec![0; axes] };
-        for w in group {
-            let Some(i) = words.iter().position(|o| *o == w) else { continue };
-            out.offset = out.offset * sizes[i] + index[i].offset;
-            out.steps.iter_mut().zip(&index[i].steps).for_each(|(o, s)| *o = *o * sizes[i] + s);
-        }
-        out
-    }).collect()
 }
 
 fn iota(a: &Affine, m: &mut Making) -> usize {
@@ -401,23 +349,6 @@ fn cast(arg: usize, from: Dtype, to: Dtype, m: &mut Making) -> usize {
         _ if Kind::of(from) == Kind::of(to) => arg,
         _ => m.body.push(Step::Convert { arg, to: Kind::of(to) }),
     }
-}
-
-/// Folded sizes, the fold and the operands' indices from axes words.
-fn contraction(inputs: &[Vec<Vec<String>>], output: &[Vec<String>], types: &[&Type], fold: Fold) -> Result<(Vec<usize>, Option<Fold>, Vec<Index>), Error> {
-    let out: Vec<&String> = output.iter().flatten().collect();
-    let mut folded: Vec<(&String, usize)> = vec![];
-    for (own, t) in inputs.iter().zip(types) {
-        for (w, n) in own.iter().flatten().zip(&t.shape) {
-            if !out.contains(&w) && !folded.iter().any(|(f, _)| *f == w) {
-                folded.push((w, *n));
-            }
-        }
-    }
-    let axes = out.len() + folded.len();
-    let place = |w: &String| out.iter().position(|o| *o == w).or_else(|| folded.iter().position(|(f, _)| *f == w).map(|i| out.len() + i)).unwrap_or(0);
-    let index = inputs.iter().map(|own| own.iter().flatten().map(|w| unit(place(w), axes)).collect()).collect();
-    Ok((folded.iter().map(|f| f.1).collect(), Some(fold), index))
 }
 
 fn copy_nest(kept: Vec<usize>, reads: Vec<Read>, write: Write, onto: Option<usize>) -> Lowered {

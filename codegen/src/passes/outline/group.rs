@@ -180,9 +180,11 @@ impl<'a> Groups<'a> {
     fn may_merge(&self, a: usize, b: usize) -> bool {
         let (x, y) = (&self.groups[a], &self.groups[b]);
         let between = |p: usize, q: usize| (0..self.groups.len()).any(|k| k != p && has(&self.groups[q].before, k) && has(&self.groups[k].before, p));
+        // What a fold reads cannot join what follows it.
+        let folds_what_joins = (x.anchored && self.feeds(b, a)) || (y.anchored && self.feeds(a, b));
         !x.closed && !y.closed && x.shape == y.shape && !(x.anchored && y.anchored) && !between(a, b) && !between(b, a)
             && x.nodes.iter().chain(&y.nodes).all(|n| self.reads_in_step(*n, &[a, b]))
-            && !(x.anchored && self.feeds(b, a) || y.anchored && self.feeds(a, b))
+            && !folds_what_joins
             && self.fits(&[&x.nodes[..], &y.nodes[..]])
     }
 
