@@ -92,7 +92,8 @@ impl Compiler<'_> {
             Lowered::Work { pieces, onto } => {
                 let mut results = vec![];
                 for (i, r) in node.results.iter().enumerate() {
-                    let reused = onto.filter(|_| i == 0).filter(|o| self.in_place(f, node.operands[*o], at, last));
+                    let alone = |o: usize| !pieces.iter().any(|w| reads(w, &operands, operands[o]));
+                    let reused = onto.filter(|o| i == 0 && alone(*o) && self.in_place(f, node.operands[*o], at, last));
                     let b = match reused {
                         Some(o) => operands[o],
                         None => self.buffer(f.ty(*r).clone(), Memory::Workspace, Place::Arena { slab: 0, offset: 0 })?,
@@ -114,9 +115,10 @@ impl Compiler<'_> {
     /// Whether a value's memory may be written over at its last use: states may, weights and inputs may not.
     fn in_place(&self, f: &Function, v: Value, at: usize, last: &[usize]) -> bool {
         let b = self.of[&v];
-        let shared = self.of.iter().any(|(w, c)| *c == b && *w != v && last[w.0 as usize] >= at);
+        let wanted = |w: Value| last[w.0 as usize] >= at && w != v || f.results.contains(&w);
+        let shared = self.of.iter().any(|(w, c)| *c == b && wanted(*w));
         let fixed = matches!(self.buffers[b].memory, Memory::Weight | Memory::Input);
-        last[v.0 as usize] == at && !shared && !fixed && !f.results.contains(&v)
+        last[v.0 as usize] == at && !shared && !fixed
     }
 
     fn is_kernel(&self, g: &Function) -> bool {
@@ -188,15 +190,28 @@ impl Compiler<'_> {
     fn results(&mut self, f: &Function, params: &[Port]) -> Result<Vec<Port>, Error> {
         let states: Vec<Port> = params.iter().filter(|p| p.role == Role::State).cloned().collect();
         let first = f.results.len() - states.len();
+        let moved: Vec<(usize, usize)> = f.results[first..].iter().zip(&states).map(|(r, s)| (self.of[r], s.buffer)).filter(|(from, to)| from != to).collect();
         let mut out = vec![];
+        let mut aside: HashMap<usize, usize> = HashMap::new();
         for (i, r) in f.results.iter().enumerate() {
             let name = f.value(*r).name.clone();
             let ty = f.ty(*r).clone();
             let mut buffer = self.of[r];
             let role = if i >= first { Role::State } else { Role::Input };
             if let Some(state) = i.checked_sub(first).map(|s| &states[s]) {
+                if i == first {
+                    // States that trade places: what a copy would write over is put aside first.
+                    for (from, _) in moved.iter().filter(|(from, _)| moved.iter().any(|(_, to)| to == from)) {
+                        if !aside.contains_key(from) {
+                            let own = self.buffer(self.buffers[*from].ty.clone(), Memory::Workspace, Place::Arena { slab: 0, offset: 0 })?;
+                            self.copy(*from, own, &format!("%{name}"))?;
+                            aside.insert(*from, own);
+                        }
+                    }
+                }
                 if buffer != state.buffer {
-                    self.copy(buffer, state.buffer, &format!("%{}", state.name))?;
+                    let from = aside.get(&buffer).copied().unwrap_or(buffer);
+                    self.copy(from, state.buffer, &format!("%{}", state.name))?;
                     buffer = state.buffer;
                 }
             } else if self.buffers[buffer].place == Place::Own || out.iter().any(|p: &Port| p.buffer == buffer) {
@@ -216,6 +231,14 @@ fn describe(work: &Work) -> String {
         Work::Nest(n) => format!("a nest over {:?} folding {:?}", n.kept, n.folded),
         Work::Function { name, .. } => format!("@{name}"),
         Work::KthLargest { rows, width, k } => format!("kth_largest {k} of {rows} rows of {width}"),
+    }
+}
+
+/// Whether work reads elements of that buffer.
+fn reads(work: &Work, operands: &[usize], buffer: usize) -> bool {
+    match work {
+        Work::Nest(n) => n.reads.iter().any(|r| operands[r.operand] == buffer || r.at.as_ref().is_some_and(|a| operands[a.operand] == buffer)),
+        Work::Function { .. } | Work::KthLargest { .. } => operands.contains(&buffer),
     }
 }
 

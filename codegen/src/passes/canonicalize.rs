@@ -3,8 +3,8 @@
 use super::cse::drop_unused_values;
 use super::{Context, Unit};
 use crate::Error;
-use omchat_ir::ops::{Cast, Constant};
-use omchat_ir::{Action, Dtype, Function, Op, Scalar, Value};
+use omchat_ir::ops::{Cast, Constant, Pointwise};
+use omchat_ir::{Action, Dtype, Function, Op, Scalar, Type, Value};
 
 pub(super) fn run(mut unit: Unit, _: &Context) -> Result<Unit, Error> {
     let entry = unit.entry.0 as usize;
@@ -59,7 +59,7 @@ fn rewrite(op: &Op, x: &[Value], result: Value, f: &Function, constants: &[Optio
         // cast_same: cast to the dtype it has.
         Op::Cast(Cast { dtype }) if *dtype == f.ty(x[0]).dtype => Some(Rewrite::Same(x[0])),
         // stop_gradient: programs are past differentiation.
-        Op::Pointwise(p) if p.f == Scalar::StopGradient => Some(Rewrite::Same(x[0])),
+        Op::Pointwise(p) if p.f == Scalar::StopGradient && in_step(p, x, result, f) => Some(Rewrite::Same(x[0])),
         // fold: a scalar function of constants.
         Op::Pointwise(p) if f.ty(result).rank() == 0 && x.iter().all(|v| constant(v).is_some()) => {
             let args: Vec<f64> = x.iter().filter_map(constant).collect();
@@ -67,8 +67,8 @@ fn rewrite(op: &Op, x: &[Value], result: Value, f: &Function, constants: &[Optio
             let value = if dtype == Dtype::I32 { p.f.value_i32(&args) } else { p.f.value(&args) };
             value.is_finite().then(|| Rewrite::Fold(dtype.round(value)))
         }
-        // identity: x + 0, x - 0, x * 1, x / 1, where the shape is x's.
-        Op::Pointwise(p) if x.len() == 2 && f.ty(x[0]) == f.ty(result) => {
+        // identity: x + 0, x - 0, x * 1, x / 1, where the result lies as x does.
+        Op::Pointwise(p) if x.len() == 2 && in_step(p, x, result, f) => {
             let unit = match p.f {
                 Scalar::Add | Scalar::Sub => 0.0,
                 Scalar::Mul | Scalar::Div => 1.0,
@@ -78,4 +78,10 @@ fn rewrite(op: &Op, x: &[Value], result: Value, f: &Function, constants: &[Optio
         }
         _ => None,
     }
+}
+
+/// Whether the result has the first operand's type and reads it in its own order: axes may turn it.
+fn in_step(p: &Pointwise, x: &[Value], result: Value, f: &Function) -> bool {
+    let types: Vec<&Type> = x.iter().map(|v| f.ty(*v)).collect();
+    types[0] == f.ty(result) && p.views(&types)[0] == types[0].strides()
 }

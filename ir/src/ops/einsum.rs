@@ -103,8 +103,9 @@ impl Einsum {
         let [(ak, af), (bk, bf)] = &at[..] else { return Ok(vec![]) };
         let (a, b) = (&x[0].data, &x[1].data);
         Ok((0..to.elements()).map(|i| {
-            let (a, b) = (&a[ak[i]..], &b[bk[i]..]);
-            af.iter().zip(bf).map(|(&p, &q)| a[p] * b[q]).sum()
+            // Over nothing, the first element may lie outside an empty operand.
+            let (a, b) = (a.get(ak[i]..).unwrap_or_default(), b.get(bk[i]..).unwrap_or_default());
+            af.iter().zip(bf).fold(0.0, |sum, (&p, &q)| sum + a[p] * b[q])
         }).collect())
     }
 }

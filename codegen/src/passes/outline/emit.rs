@@ -77,7 +77,8 @@ impl Emit<'_> {
         }
         let results: Vec<Value> = nodes.iter().flat_map(|n| self.f.nodes[*n].results.iter().copied()).filter(|v| {
             let users = &self.facts.users[v.0 as usize];
-            self.facts.result[v.0 as usize] || users.iter().any(|u| !nodes.contains(u)) || self.facts.free(*v)
+            // A lone node that nothing reads is a collective, which all ranks meet in.
+            self.facts.result[v.0 as usize] || users.iter().any(|u| !nodes.contains(u)) || self.facts.free(*v) || nodes.len() == 1
         }).collect();
         let (params, out) = part.finish(&results);
         let key = format!("{:?}", (&out.params, &out.values, &out.nodes, &out.results));
