@@ -217,10 +217,11 @@ impl<'a> Lower<'a> {
         read(m, Read { operand, dtype, offset, strides: steps, at: Some(At { operand: at, offset: at_offset, strides: at_steps, size, stride }) })
     }
 
-    /// Whether a concatenation's operands are computed here, so that the nest writes each where it belongs.
+    /// Whether a concatenation's operands are computed here over one shape, so that a nest writes each where it belongs.
     fn written_in_place(&self, node: &Node) -> bool {
         let computed = |v: &Value| !matches!(self.op(*v), None | Some((Op::Constant(_) | Op::Iota(_) | Op::Slice(_) | Op::Rearrange(_), _)));
-        node.operands.iter().all(computed)
+        let shape = &self.f.ty(node.operands[0]).shape;
+        node.operands.iter().all(|v| computed(v) && self.f.ty(*v).shape == *shape)
     }
 
     /// A rearrange alone: a reshape, or a copy over its elementary axes.
