@@ -201,10 +201,10 @@ impl Compiler<'_> {
             if let Some(state) = i.checked_sub(first).map(|s| &states[s]) {
                 if i == first {
                     // States that trade places: what a copy would write over is put aside first.
-                    for (from, _) in moved.iter().filter(|(from, _)| moved.iter().any(|(_, to)| to == from)) {
-                        if !aside.contains_key(from) {
+                    for (j, (from, _)) in moved.iter().enumerate() {
+                        if moved[..j].iter().any(|(_, to)| to == from) && !aside.contains_key(from) {
                             let own = self.buffer(self.buffers[*from].ty.clone(), Memory::Workspace, Place::Arena { slab: 0, offset: 0 })?;
-                            self.copy(*from, own, &format!("%{name}"))?;
+                            self.copy(*from, own, "put aside")?;
                             aside.insert(*from, own);
                         }
                     }
