@@ -45,8 +45,10 @@ pub struct Answer {
     pub tiles: usize,
     /// From the question to the first id.
     pub first: Duration,
-    /// From the first id to the last.
-    pub rest: Duration,
+    /// Ids that were read one by one after the first of them, which waits for its kernels to be compiled.
+    pub steps: usize,
+    /// Time that those took.
+    pub stepping: Duration,
 }
 
 /// A conversation with a model on a device.
@@ -106,10 +108,8 @@ impl Chat {
         let (slots, features, tiles) = self.unread(progress)?;
         let logits = self.session.read(&slots, &features, Rows::Last, progress)?;
         self.read = self.conversation.ids().len();
-        let mut answer = Answer { text: String::new(), ids: vec![], stopped: false, prompt: slots.len(), tiles, first: start.elapsed(), rest: Duration::ZERO };
-        let begun = Instant::now();
+        let mut answer = Answer { text: String::new(), ids: vec![], stopped: false, prompt: slots.len(), tiles, first: start.elapsed(), steps: 0, stepping: Duration::ZERO };
         self.answer(logits, &mut answer, say)?;
-        answer.rest = begun.elapsed();
         self.conversation.answer(&answer.ids);
         Ok(answer)
     }
@@ -152,8 +152,13 @@ impl Chat {
             if say(&words).is_break() || answer.ids.len() == self.options.max_new_tokens || self.session.len() == self.session.context() {
                 break;
             }
+            let step = Instant::now();
             logits = self.session.read(&[Slot::Text(id)], &[], Rows::Last, &mut |_| {})?;
             self.read += 1;
+            if answer.ids.len() > 1 {
+                answer.steps += 1;
+                answer.stepping += step.elapsed();
+            }
         }
         let words = stream.finish()?;
         answer.text += &words;

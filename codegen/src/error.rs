@@ -30,7 +30,7 @@ pub enum Error {
         have: String,
     },
     /// A limit of the target is too small; fewer tokens, tiles or slots would fit.
-    #[error("{target} allows {name} of {have}, {what} needs {need}: {mend}")]
+    #[error("{what} needs {need} {name}, {target} allows {have}: {mend}")]
     Limit {
         /// Which limit.
         name: &'static str,

@@ -152,11 +152,10 @@ pub fn ask(chat: &mut Chat, prompt: &str, visuals: Vec<Visual>) -> Result<(), Er
 
 fn report(chat: &Chat, a: &Answer) {
     let rate = |n: usize, t: Duration| if t.is_zero() { 0.0 } else { n as f64 / t.as_secs_f64() };
-    let steps = a.ids.len().saturating_sub(1);
     let e = chat.engine();
     note(format!(
         "{} tokens read ({} tiles), {} answered | first token after {:.2} s, then {:.1} tokens/s | {} of {} slots | {} programs, {} kernels | {} {}",
-        a.prompt, a.tiles, a.ids.len(), a.first.as_secs_f64(), rate(steps, a.rest), chat.session().len(), chat.session().context(), e.programs(), e.kernels(), e.device().name(), e.dtype(),
+        a.prompt, a.tiles, a.ids.len(), a.first.as_secs_f64(), rate(a.steps, a.stepping), chat.session().len(), chat.session().context(), e.programs(), e.kernels(), e.device().name(), e.dtype(),
     ));
 }
 
