@@ -22,7 +22,13 @@ fn main() -> Result<(), omchat::Error> {
         if round == 2 {
             let mut by: BTreeMap<(String, &str), (Duration, usize)> = BTreeMap::new();
             for t in timings {
-                let label = t.label.split(',').next().unwrap_or_default().trim_end_matches(|c: char| c.is_ascii_digit() || c == '.').to_string();
+                let label = t
+                    .label
+                    .split(',')
+                    .next()
+                    .unwrap_or_default()
+                    .trim_end_matches(|c: char| c.is_ascii_digit() || c == '.')
+                    .to_string();
                 let e = by.entry((label, t.kernel)).or_default();
                 e.0 += t.took;
                 e.1 += 1;

@@ -26,7 +26,13 @@ pub struct ChatOptions {
 
 impl Default for ChatOptions {
     fn default() -> ChatOptions {
-        ChatOptions { context: 4096, max_new_tokens: 256, sampling: Sampling::default(), system: SYSTEM.into(), format: None }
+        ChatOptions {
+            context: 4096,
+            max_new_tokens: 256,
+            sampling: Sampling::default(),
+            system: SYSTEM.into(),
+            format: None,
+        }
     }
 }
 
@@ -74,7 +80,15 @@ impl Chat {
         let format = options.format.unwrap_or_else(|| Format::released(engine.model().config.vision.as_ref()));
         let conversation = Conversation::new(&tokenizer, format, &options.system)?;
         let session = Session::new(engine.clone(), options.context)?;
-        Ok(Chat { sampler: Sampler::new(options.sampling.clone()), engine, session, conversation, tokenizer, options, read: 0 })
+        Ok(Chat {
+            sampler: Sampler::new(options.sampling.clone()),
+            engine,
+            session,
+            conversation,
+            tokenizer,
+            options,
+            read: 0,
+        })
     }
 
     /// The engine.
@@ -91,7 +105,13 @@ impl Chat {
     ///
     /// Errors: pictures that do not fit the words; a conversation that outgrows the context; what the device answers.
     /// After an error the history is as if the question had not been asked.
-    pub fn ask(&mut self, text: &str, visuals: Vec<Visual>, progress: &mut dyn FnMut(Progress), say: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Answer, Error> {
+    pub fn ask(
+        &mut self,
+        text: &str,
+        visuals: Vec<Visual>,
+        progress: &mut dyn FnMut(Progress),
+        say: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Answer, Error> {
         let (place, used, read) = (self.conversation.place(), self.session.len(), self.read);
         let answer = self.turn(text, visuals, progress, say);
         if answer.is_err() {
@@ -102,13 +122,28 @@ impl Chat {
         answer
     }
 
-    fn turn(&mut self, text: &str, visuals: Vec<Visual>, progress: &mut dyn FnMut(Progress), say: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Answer, Error> {
+    fn turn(
+        &mut self,
+        text: &str,
+        visuals: Vec<Visual>,
+        progress: &mut dyn FnMut(Progress),
+        say: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Answer, Error> {
         let start = Instant::now();
         self.conversation.user(text, visuals)?;
         let (slots, features, tiles) = self.unread(progress)?;
         let logits = self.session.read(&slots, &features, Rows::Last, progress)?;
         self.read = self.conversation.ids().len();
-        let mut answer = Answer { text: String::new(), ids: vec![], stopped: false, prompt: slots.len(), tiles, first: start.elapsed(), steps: 0, stepping: Duration::ZERO };
+        let mut answer = Answer {
+            text: String::new(),
+            ids: vec![],
+            stopped: false,
+            prompt: slots.len(),
+            tiles,
+            first: start.elapsed(),
+            steps: 0,
+            stepping: Duration::ZERO,
+        };
         self.answer(logits, &mut answer, say)?;
         self.conversation.answer(&answer.ids);
         Ok(answer)
@@ -135,7 +170,12 @@ impl Chat {
     }
 
     /// Draws ids until one stops the answer, and reads each but the last.
-    fn answer(&mut self, mut logits: Vec<f32>, answer: &mut Answer, say: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<(), Error> {
+    fn answer(
+        &mut self,
+        mut logits: Vec<f32>,
+        answer: &mut Answer,
+        say: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
         let stops = self.conversation.stops();
         let mut stream = self.tokenizer.stream();
         let mut seen: Vec<u32> = self.conversation.ids().iter().filter_map(|id| u32::try_from(*id).ok()).collect();
@@ -149,7 +189,10 @@ impl Chat {
             }
             let words = stream.push(id)?;
             answer.text += &words;
-            if say(&words).is_break() || answer.ids.len() == self.options.max_new_tokens || self.session.len() == self.session.context() {
+            if say(&words).is_break()
+                || answer.ids.len() == self.options.max_new_tokens
+                || self.session.len() == self.session.context()
+            {
                 break;
             }
             let step = Instant::now();

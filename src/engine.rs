@@ -2,7 +2,7 @@
 
 use crate::{Error, Model};
 use omchat_ir::{Dtype, Func, Module, Role, Type};
-use omchat_model::graph::{DecoderSpec, VISION, DECODE, decoder_module, vision_module};
+use omchat_model::graph::{DECODE, DecoderSpec, VISION, decoder_module, vision_module};
 use omchat_model::tiler::check_pixels;
 use omchat_runtime::{Device, Executable, HostTensor, Store};
 use std::collections::HashMap;
@@ -51,12 +51,26 @@ impl Engine {
     /// Uploads a model's weights.
     ///
     /// Errors: a tensor that cannot be read or is not finite; a device too small for the weights.
-    pub fn load(model: Model, device: Device, options: &EngineOptions, progress: &mut dyn FnMut(Progress)) -> Result<Engine, Error> {
+    pub fn load(
+        model: Model,
+        device: Device,
+        options: &EngineOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Engine, Error> {
         let dtype = options.dtype.unwrap_or_else(|| device.default_dtype());
         if options.tiles == 0 {
             return Err(Error::Input("0 tiles a run; give 1 or more".into()));
         }
-        let mut e = Engine { model, device, dtype, options: options.clone(), weights: Store::default(), decoders: Mutex::default(), vision: Mutex::default(), programs: AtomicUsize::new(0) };
+        let mut e = Engine {
+            model,
+            device,
+            dtype,
+            options: options.clone(),
+            weights: Store::default(),
+            decoders: Mutex::default(),
+            vision: Mutex::default(),
+            programs: AtomicUsize::new(0),
+        };
         e.upload(progress)?;
         Ok(e)
     }
@@ -147,16 +161,24 @@ impl Engine {
         let at: Vec<i32> = (0..capacity).map(|i| if i < filled { i as i32 } else { i32::MAX }).collect();
         store.upload(&self.device, "cache.at", &HostTensor::i32([1, capacity], &at));
         let inputs: Vec<_> = exe.params().into_iter().filter(|p| p.role == Role::Input).collect();
-        let feed: Vec<(&str, HostTensor)> = inputs.iter().map(|p| {
-            let ints = |f: &dyn Fn(usize) -> i32| HostTensor::i32(p.ty.shape.clone(), &(0..p.ty.elements()).map(f).collect::<Vec<_>>());
-            let t = match p.name.as_str() {
-                "hi" | "slots" => ints(&|i| (filled + i) as i32),
-                "start" => ints(&|_| filled as i32),
-                _ if p.ty.dtype == Dtype::I32 => ints(&|_| 0),
-                _ => HostTensor::f32(p.ty.shape.clone(), &(0..p.ty.elements()).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>()),
-            };
-            (p.name.as_str(), t)
-        }).collect();
+        let feed: Vec<(&str, HostTensor)> = inputs
+            .iter()
+            .map(|p| {
+                let ints = |f: &dyn Fn(usize) -> i32| {
+                    HostTensor::i32(p.ty.shape.clone(), &(0..p.ty.elements()).map(f).collect::<Vec<_>>())
+                };
+                let t = match p.name.as_str() {
+                    "hi" | "slots" => ints(&|i| (filled + i) as i32),
+                    "start" => ints(&|_| filled as i32),
+                    _ if p.ty.dtype == Dtype::I32 => ints(&|_| 0),
+                    _ => HostTensor::f32(
+                        p.ty.shape.clone(),
+                        &(0..p.ty.elements()).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>(),
+                    ),
+                };
+                (p.name.as_str(), t)
+            })
+            .collect();
         Ok(exe.timed(&feed, &mut store)?)
     }
 
@@ -173,7 +195,12 @@ impl Engine {
     ///
     /// Shapes: pixels [n, 3, S, S]; the result is [tiles · tokens a tile, C].
     /// Errors: `Config` for a model without a tower; pixels that are not finite or not whole tiles.
-    pub fn features(&self, tiles: usize, pixels: &mut dyn FnMut(std::ops::Range<usize>) -> Vec<f32>, progress: &mut dyn FnMut(Progress)) -> Result<Vec<f32>, Error> {
+    pub fn features(
+        &self,
+        tiles: usize,
+        pixels: &mut dyn FnMut(std::ops::Range<usize>) -> Vec<f32>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<f32>, Error> {
         let Some(vision) = &self.model.config.vision else {
             return Err(Error::Input(format!("{} tiles for a model without a vision tower; give text only", tiles)));
         };
@@ -221,7 +248,11 @@ pub(crate) fn reset(exe: &Executable, device: &Device, store: &mut Store) {
         if store.contains(&p.name) {
             continue;
         }
-        let t = if p.ty.dtype == Dtype::I32 { HostTensor::i32(p.ty.shape.clone(), &vec![i32::MAX; p.ty.elements()]) } else { HostTensor::zeros(p.ty) };
+        let t = if p.ty.dtype == Dtype::I32 {
+            HostTensor::i32(p.ty.shape.clone(), &vec![i32::MAX; p.ty.elements()])
+        } else {
+            HostTensor::zeros(p.ty)
+        };
         store.upload(device, &p.name, &t);
     }
 }

@@ -101,7 +101,8 @@ impl Sampler {
     fn kept(&self, logits: &[f32]) -> Vec<(u32, f64)> {
         let top = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
         let heat = f64::from(self.how.temperature);
-        let mut all: Vec<(u32, f64)> = logits.iter().enumerate().map(|(i, l)| (i as u32, ((f64::from(*l) - top) / heat).exp())).collect();
+        let mut all: Vec<(u32, f64)> =
+            logits.iter().enumerate().map(|(i, l)| (i as u32, ((f64::from(*l) - top) / heat).exp())).collect();
         all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         if self.how.top_k > 0 {
             all.truncate(self.how.top_k);

@@ -77,7 +77,13 @@ impl Session {
         match self.engine.device().free_bytes() {
             Some(have) if need > have => {
                 let device = self.engine.device().name().to_string();
-                Err(omchat_runtime::Error::OutOfMemory { what: format!("a KV cache of {} slots", self.capacity), need, have, device }.into())
+                Err(omchat_runtime::Error::OutOfMemory {
+                    what: format!("a KV cache of {} slots", self.capacity),
+                    need,
+                    have,
+                    device,
+                }
+                .into())
             }
             _ => Ok(()),
         }
@@ -118,7 +124,13 @@ impl Session {
     ///
     /// Shapes: `features` [rows, C], of which `Slot::Image(r)` is row r; the result as [`Rows`] says.
     /// Errors: `Context` if they do not fit; what the device answers; logits that are not finite.
-    pub fn read(&mut self, slots: &[Slot], features: &[f32], rows: Rows, progress: &mut dyn FnMut(Progress)) -> Result<Vec<f32>, Error> {
+    pub fn read(
+        &mut self,
+        slots: &[Slot],
+        features: &[f32],
+        rows: Rows,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<f32>, Error> {
         self.room(slots)?;
         let start = Instant::now();
         let mut out = vec![];
@@ -179,7 +191,9 @@ impl Session {
             _ => None,
         });
         match unknown {
-            Some(id) => Err(Error::Input(format!("id {id} is beyond the model's {vocab} ids; use the tokenizer of this model"))),
+            Some(id) => {
+                Err(Error::Input(format!("id {id} is beyond the model's {vocab} ids; use the tokenizer of this model")))
+            }
             None => Ok(()),
         }
     }
@@ -204,7 +218,14 @@ impl Session {
     }
 
     /// Runs one chunk, padded to `size`.
-    fn run(&mut self, part: &[Slot], size: usize, features: &[f32], output: Output, labels: Option<&[i32]>) -> Result<Vec<HostTensor>, Error> {
+    fn run(
+        &mut self,
+        part: &[Slot],
+        size: usize,
+        features: &[f32],
+        output: Output,
+        labels: Option<&[i32]>,
+    ) -> Result<Vec<HostTensor>, Error> {
         let image = part.iter().any(|s| matches!(s, Slot::Image(_)));
         let size = if image { size.max(CHUNKS[1]) } else { size };
         let spec = self.spec(size, output);
@@ -213,11 +234,16 @@ impl Session {
         let t = &self.engine.model().config.text;
         let n = part.len();
         let at = |i: usize| (self.used + i) as i32;
-        let pad = |f: &dyn Fn(usize) -> i32, rest: i32| -> Vec<i32> { (0..size).map(|i| if i < n { f(i) } else { rest }).collect() };
-        let ids = pad(&|i| match part[i] {
-            Slot::Text(id) => id as i32,
-            Slot::Image(_) => -1,
-        }, -1);
+        let pad = |f: &dyn Fn(usize) -> i32, rest: i32| -> Vec<i32> {
+            (0..size).map(|i| if i < n { f(i) } else { rest }).collect()
+        };
+        let ids = pad(
+            &|i| match part[i] {
+                Slot::Text(id) => id as i32,
+                Slot::Image(_) => -1,
+            },
+            -1,
+        );
         let positions: Vec<u32> = (0..size).map(|i| (self.used + i) as u32).collect();
         let (cos, sin) = rope_table(&positions, t.head_dim, t.rope_theta);
         let pairs = t.head_dim / 2;
@@ -236,7 +262,9 @@ impl Session {
         }
         match output {
             Output::Last => feed.push(("last", HostTensor::i32([1], &[n as i32 - 1]))),
-            Output::Loss => feed.push(("labels", HostTensor::i32([size], &pad(&|i| labels.map_or(-100, |l| l[i]), -100)))),
+            Output::Loss => {
+                feed.push(("labels", HostTensor::i32([size], &pad(&|i| labels.map_or(-100, |l| l[i]), -100))))
+            }
             Output::All => {}
         }
         let out = exe.run(&feed, &mut self.store)?;
@@ -251,7 +279,9 @@ fn rows_of(part: &[Slot], size: usize, width: usize, features: &[f32]) -> Result
     for (i, slot) in part.iter().enumerate() {
         if let Slot::Image(row) = slot {
             let from = *row as usize * width;
-            let have = features.get(from..from + width).ok_or_else(|| Error::Input(format!("feature row {row} of {}", features.len() / width.max(1))))?;
+            let have = features
+                .get(from..from + width)
+                .ok_or_else(|| Error::Input(format!("feature row {row} of {}", features.len() / width.max(1))))?;
             out[i * width..(i + 1) * width].copy_from_slice(have);
         }
     }

@@ -137,7 +137,8 @@ type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
 fn tensors(path: &str) -> Tensors {
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let mut all: Tensors = file.iter().map(|(n, t)| (n.to_string(), t.dtype(), t.shape().to_vec(), t.data().to_vec())).collect();
+    let mut all: Tensors =
+        file.iter().map(|(n, t)| (n.to_string(), t.dtype(), t.shape().to_vec(), t.data().to_vec())).collect();
     all.sort_by(|a, b| a.0.cmp(&b.0));
     all
 }
@@ -197,7 +198,17 @@ fn weights_that_are_no_numbers() {
         all[at].3[8..12].copy_from_slice(&bad.to_le_bytes());
         f.write("model.safetensors", serialized(&all));
         let case = repository("tests/fixtures/tiny-b/case.safetensors");
-        let run = omchat(&["loss", "--model", &f.path(""), "--device", "interp", "--input", &case, "--output", &f.path("out")]);
+        let run = omchat(&[
+            "loss",
+            "--model",
+            &f.path(""),
+            "--device",
+            "interp",
+            "--input",
+            &case,
+            "--output",
+            &f.path("out"),
+        ]);
         run.refused(&[&all[at].0, &format!("{bad} at index 2"), "model.safetensors"]);
         assert!(!f.0.join("out").exists());
     }
@@ -238,8 +249,14 @@ fn configurations_that_make_no_sense() {
     };
     refused(&|c| text("sliding_foo", json!(3))(c), &["text_config.sliding_foo", "is 3", "unknown"]);
     refused(&|c| c["dtype"] = json!("float64"), &["dtype", "float64"]);
-    refused(&|c| (c["torch_dtype"], c["dtype"]) = (json!("float16"), json!("float32")), &["float16", "float32", "keep one"]);
-    refused(&|c| text("rope_parameters", json!({"rope_theta": 12.5, "rope_type": "default"}))(c), &["rope_theta", "12.5", "keep one"]);
+    refused(
+        &|c| (c["torch_dtype"], c["dtype"]) = (json!("float16"), json!("float32")),
+        &["float16", "float32", "keep one"],
+    );
+    refused(
+        &|c| text("rope_parameters", json!({"rope_theta": 12.5, "rope_type": "default"}))(c),
+        &["rope_theta", "12.5", "keep one"],
+    );
     refused(&|c| text("num_attention_heads", json!(7))(c), &["num_attention_heads", "7", "divides hidden_size"]);
     refused(&|c| text("num_attention_heads", json!(0))(c), &["num_attention_heads", "is 0"]);
     refused(&|c| text("hidden_size", json!(-4))(c), &["hidden_size", "-4", "a whole number"]);
@@ -248,7 +265,10 @@ fn configurations_that_make_no_sense() {
     refused(&|c| tower("num_hidden_layers", json!(1u64 << 40))(c), &["num_hidden_layers", "from 1 to 1024"]);
     refused(&|c| tower("image_size", json!(14u64 << 30))(c), &["image_size", "16384"]);
     refused(&|c| tower("image_size", json!(13))(c), &["patch_size", "divides image_size 13"]);
-    refused(&|c| c["image_grid_pinpoints"] = json!("[(1, 2), oops]"), &["image_grid_pinpoints", "oops", "pairs of sides"]);
+    refused(
+        &|c| c["image_grid_pinpoints"] = json!("[(1, 2), oops]"),
+        &["image_grid_pinpoints", "oops", "pairs of sides"],
+    );
     refused(&|c| c["vision_feature_layer"] = json!(-99), &["vision_feature_layer", "-99"]);
     for bad in ["{\"a\": ", "[]", ""] {
         let f = Folder::of("models/tiny");
@@ -317,13 +337,25 @@ impl Sample {
 }
 
 fn at_the_door(door: &str, input: &str, output: &str) -> Run {
-    omchat(&[door, "--model", &repository("tests/fixtures/tiny-b"), "--device", "interp", "--input", input, "--output", output])
+    omchat(&[
+        door,
+        "--model",
+        &repository("tests/fixtures/tiny-b"),
+        "--device",
+        "interp",
+        "--input",
+        input,
+        "--output",
+        output,
+    ])
 }
 
 #[test]
 fn pixels_that_are_no_pictures() {
     for bad in [f32::NAN, f32::NEG_INFINITY] {
-        let run = Sample::new().edit("pixel_values", |b| b[4 * 9500..4 * 9501].copy_from_slice(&bad.to_le_bytes())).run("logits");
+        let run = Sample::new()
+            .edit("pixel_values", |b| b[4 * 9500..4 * 9501].copy_from_slice(&bad.to_le_bytes()))
+            .run("logits");
         run.refused(&["pixel_values", "9500", "tile 1", &bad.to_string()]);
     }
     let n = 3 * 3 * 56 * 56;
@@ -354,7 +386,8 @@ fn ids_and_labels_out_of_the_vocabulary() {
         let run = Sample::new().edit("labels", |b| b[12..16].copy_from_slice(&bad.to_le_bytes())).run("loss");
         run.refused(&["labels[3]", &bad.to_string(), "0 to 319"]);
     }
-    let text = |ids: &[i32]| Sample::new().without("pixel_values").set("input_ids", Dtype::I32, &[ids.len()], words(ids));
+    let text =
+        |ids: &[i32]| Sample::new().without("pixel_values").set("input_ids", Dtype::I32, &[ids.len()], words(ids));
     text(&[]).run("logits").refused(&["`input_ids` is empty", "one id or more"]);
     text(&[1, 2]).run("loss").refused(&["98 labels", "2 ids"]);
     text(&[1, 2]).without("labels").run("loss").refused(&["no `labels`"]);
@@ -401,7 +434,9 @@ fn a_full_device_stays_a_device() {
 /// A PNG that has only its header.
 fn png(width: u32, height: u32) -> Vec<u8> {
     let crc = |bytes: &[u8]| {
-        !bytes.iter().fold(!0u32, |c, b| (0..8).fold(c ^ u32::from(*b), |c, _| if c & 1 == 1 { (c >> 1) ^ 0xedb8_8320 } else { c >> 1 }))
+        !bytes.iter().fold(!0u32, |c, b| {
+            (0..8).fold(c ^ u32::from(*b), |c, _| if c & 1 == 1 { (c >> 1) ^ 0xedb8_8320 } else { c >> 1 })
+        })
     };
     let chunk = |kind: &[u8], data: &[u8]| {
         let body = [kind, data].concat();
@@ -419,7 +454,11 @@ fn look(kind: &str, path: &str) -> Run {
 fn files_that_are_no_pictures() {
     let f = Folder::new();
     look("--image", &f.write("zero.png", png(0, 10))).refused(&["zero.png"]);
-    look("--image", &f.write("bomb.png", png(100_000, 100_000))).refused(&["100000x100000", "178956970", "make it smaller"]);
+    look("--image", &f.write("bomb.png", png(100_000, 100_000))).refused(&[
+        "100000x100000",
+        "178956970",
+        "make it smaller",
+    ]);
     look("--image", &f.write("text.png", "no picture")).refused(&["text.png", "cannot decode"]);
     look("--image", &f.write("empty.png", "")).refused(&["empty.png"]);
     let page = std::fs::read(repository("tests/fixtures/pictures/page.png")).unwrap();
@@ -436,13 +475,25 @@ fn files_that_are_no_pictures() {
 fn files_that_are_no_videos() {
     let f = Folder::new();
     let ball = std::fs::read(repository("models/tiny/ball.gif")).unwrap();
-    look("--video", &f.write("cut.gif", &ball[..ball.len() / 2])).refused(&["cut.gif", "take the file from its source again"]);
+    look("--video", &f.write("cut.gif", &ball[..ball.len() / 2]))
+        .refused(&["cut.gif", "take the file from its source again"]);
     look("--video", &f.write("text.gif", "no video")).refused(&["text.gif"]);
     look("--video", &f.write("empty.mp4", "")).refused(&["empty.mp4", "0 bytes"]);
     look("--video", &f.path("none.mp4")).refused(&["none.mp4"]);
     std::fs::create_dir(f.0.join("frames")).unwrap();
     look("--video", &f.path("frames")).refused(&["it holds no frame"]);
-    let frames = ["chat", "--model", &tiny(), "--device", "interp", "--video", &repository("models/tiny/ball.gif"), "--frames", "0", "hi"];
+    let frames = [
+        "chat",
+        "--model",
+        &tiny(),
+        "--device",
+        "interp",
+        "--video",
+        &repository("models/tiny/ball.gif"),
+        "--frames",
+        "0",
+        "hi",
+    ];
     omchat(&frames).refused(&["0 frames", "one at least"]);
     // Whether ffmpeg is here or not, text is no video.
     look("--video", &f.write("text.mp4", "no video")).refused(&["text.mp4", "ffmpeg"]);
@@ -453,7 +504,20 @@ fn without_ffmpeg_the_message_says_how_to_get_it() {
     let f = Folder::new();
     let video = f.write("some.mp4", "anything");
     let run = |path: &str| {
-        let mut c = command(&["chat", "--model", &tiny(), "--device", "interp", "--max-new-tokens", "1", "--frames", "2", "--video", path, "hi"]);
+        let mut c = command(&[
+            "chat",
+            "--model",
+            &tiny(),
+            "--device",
+            "interp",
+            "--max-new-tokens",
+            "1",
+            "--frames",
+            "2",
+            "--video",
+            path,
+            "hi",
+        ]);
         c.env("PATH", "/nonexistent").env_remove("OMCHAT_FFMPEG");
         finish(c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
     };
@@ -494,7 +558,17 @@ fn options_out_of_range() {
     omchat(&marks).refused(&["marks 1 places", "2 pictures"]);
     let more = ["--max-new-tokens", "18446744073709551615"];
     let case = repository("tests/fixtures/tiny-b/case.safetensors");
-    let generate = ["generate", "--model", &repository("tests/fixtures/tiny-b"), "--device", "interp", "--input", &case, "--output", "/nonexistent/x"];
+    let generate = [
+        "generate",
+        "--model",
+        &repository("tests/fixtures/tiny-b"),
+        "--device",
+        "interp",
+        "--input",
+        &case,
+        "--output",
+        "/nonexistent/x",
+    ];
     omchat(&[&generate[..], &more].concat()).refused(&["a context of 18446744073709551615"]);
 }
 
@@ -538,8 +612,22 @@ fn a_home_that_cannot_be_written() {
 
 #[test]
 fn a_reader_that_goes_away_ends_the_answer() {
-    let mut child = command(&["chat", "--model", &tiny(), "--device", "interp", "--context", "100000", "--max-new-tokens", "50000", "hi"])
-        .stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command(&[
+        "chat",
+        "--model",
+        &tiny(),
+        "--device",
+        "interp",
+        "--context",
+        "100000",
+        "--max-new-tokens",
+        "50000",
+        "hi",
+    ])
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
     let mut one = [0];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut one).unwrap();
     drop(child.stdout.take());
@@ -575,17 +663,28 @@ fn text_that_is_no_module() {
         let path = f.write("bad.oir", text);
         for command in ["verify", "plan", "source", "eval"] {
             let run = omchat(&["ir", command, &path]);
-            assert!(matches!(run.code, Some(1 | 2)) && !run.stderr.contains("panicked"), "{command}: {:?} {}", run.code, run.stderr);
+            assert!(
+                matches!(run.code, Some(1 | 2)) && !run.stderr.contains("panicked"),
+                "{command}: {:?} {}",
+                run.code,
+                run.stderr
+            );
             for word in words {
                 assert!(run.stderr.contains(word), "{command}: no `{word}` in {}", run.stderr);
             }
         }
     };
-    refused(b"func @f(%x: f32[2]) -> f32[2] {\n  %y = add %x\n  return %q\n}", &["bad.oir:2", "2 operands, not 1", "bad.oir:3", "%q"]);
+    refused(
+        b"func @f(%x: f32[2]) -> f32[2] {\n  %y = add %x\n  return %q\n}",
+        &["bad.oir:2", "2 operands, not 1", "bad.oir:3", "%q"],
+    );
     refused(b"func @f(%x: f32[2]) -> f32[2] {", &["bad.oir:1"]);
     refused(b"func @f(%x: f32[99999999999999999999]) -> f32[2] { return %x }", &["99999999999999999999"]);
     refused(b"func @f(%x: f32[4000000000, 4000000000]) -> f32[2] { return %x }", &["too large"]);
-    refused(b"func @f(%x: f32[2]) -> f32[2] { for i in 0..1000000000 { %x = add %x, %x } return %x }", &["1000000000", "65536"]);
+    refused(
+        b"func @f(%x: f32[2]) -> f32[2] { for i in 0..1000000000 { %x = add %x, %x } return %x }",
+        &["1000000000", "65536"],
+    );
     refused(b"\xff\xfe\x00func", &["UTF-8"]);
     refused("(".repeat(20_000).as_bytes(), &["error"]);
 }
@@ -600,7 +699,10 @@ fn engine() -> Engine {
 #[test]
 fn the_library_answers_with_typed_errors() {
     assert!(matches!(Model::open("nosuch"), Err(Error::Input(_))));
-    assert!(matches!(Model::open(&std::env::temp_dir().display().to_string()), Err(Error::Model(omchat_model::Error::File { .. }))));
+    assert!(matches!(
+        Model::open(&std::env::temp_dir().display().to_string()),
+        Err(Error::Model(omchat_model::Error::File { .. }))
+    ));
     assert!(matches!(Device::open("nosuch"), Err(omchat_runtime::Error::NoDevice { .. })));
     let e = Arc::new(engine());
     assert!(matches!(Session::new(e.clone(), 0), Err(Error::Input(_))));
@@ -616,7 +718,10 @@ fn the_library_answers_with_typed_errors() {
         assert!(e.features(1, &mut |_| vec![pixel; count], &mut |_| {}).is_err());
     }
     let hot = Sampling { temperature: f32::NAN, ..Sampling::default() };
-    assert!(matches!(Chat::new(engine(), ChatOptions { sampling: hot, ..ChatOptions::default() }), Err(Error::Input(_))));
+    assert!(matches!(
+        Chat::new(engine(), ChatOptions { sampling: hot, ..ChatOptions::default() }),
+        Err(Error::Input(_))
+    ));
 }
 
 /// An id that no embedding has must not read another's row.

@@ -39,12 +39,23 @@ const NORM: &str = "E=f32,R=5,C=48";
 
 #[test]
 fn verify_shows_every_fault_at_its_place() {
-    let bad = text("bad.oir", "func @f(%x: f32[3]) -> f32[3] {\n    %y = add %x, %z\n    %w = mul %x, %q\n    return %y\n}\n");
+    let bad = text(
+        "bad.oir",
+        "func @f(%x: f32[3]) -> f32[3] {\n    %y = add %x, %z\n    %w = mul %x, %q\n    return %y\n}\n",
+    );
     let (code, text) = refused(&["ir", "verify", &bad]);
     assert_eq!(code, Some(1));
-    assert!(text.contains("bad.oir:2:5") && text.contains("bad.oir:3:5") && text.contains("^^^") && text.contains("help:"), "{text}");
+    assert!(
+        text.contains("bad.oir:2:5") && text.contains("bad.oir:3:5") && text.contains("^^^") && text.contains("help:"),
+        "{text}"
+    );
     assert!(said(&["ir", "verify", "ir/library/norm.oir"]).starts_with("ok: "));
-    let mut child = Command::new(env!("CARGO_BIN_EXE_omchat")).args(["ir", "verify", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_omchat"))
+        .args(["ir", "verify", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(b"func @f(%x: f32[3]) -> f32[3] { return %x }").unwrap();
     let run = child.wait_with_output().unwrap();
     assert!(run.status.success() && String::from_utf8_lossy(&run.stdout).contains("<stdin>: 1 functions"));
@@ -71,9 +82,25 @@ fn fmt_is_idempotent_and_loses_no_comment() {
 fn eval_prints_and_saves_what_the_interpreter_says() {
     let double = text("double.oir", "func @double(%x: f32[3]) -> f32[3] { %y = add %x, %x return %y }");
     let drawn = said(&["ir", "eval", &double, "--seed", "7"]);
-    assert!(drawn.starts_with("%y: f32[3]\n") && drawn == said(&["ir", "eval", &double, "--seed", "7"]) && drawn != said(&["ir", "eval", &double]));
+    assert!(
+        drawn.starts_with("%y: f32[3]\n")
+            && drawn == said(&["ir", "eval", &double, "--seed", "7"])
+            && drawn != said(&["ir", "eval", &double])
+    );
     let saved = text("saved.safetensors", "");
-    said(&["ir", "eval", "--function", "ring_attention", "--bind", "R=3,E=f32,B=1,H=1,G=2,T=4,S=4,D=8", "--ranks", "3", "--exact", "--output", &saved]);
+    said(&[
+        "ir",
+        "eval",
+        "--function",
+        "ring_attention",
+        "--bind",
+        "R=3,E=f32,B=1,H=1,G=2,T=4,S=4,D=8",
+        "--ranks",
+        "3",
+        "--exact",
+        "--output",
+        &saved,
+    ]);
     let bytes = std::fs::read(&saved).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(file.tensor("y.2").unwrap().shape(), [1, 1, 2, 4, 8]);
@@ -85,10 +112,14 @@ fn plan_and_source_need_no_device() {
     for (function, bind) in [("attention", ATTENTION), ("rms_norm", NORM)] {
         for target in ["cpu", "wgpu", "cuda"] {
             let plan = said(&["ir", "plan", "--function", function, "--bind", bind, "--target", target]);
-            assert!(plan.starts_with(&format!("program @{function} for {target}")) && plan.contains("workspace"), "{plan}");
+            assert!(
+                plan.starts_with(&format!("program @{function} for {target}")) && plan.contains("workspace"),
+                "{plan}"
+            );
         }
         if cfg!(feature = "cuda") {
-            let cuda = said(&["ir", "source", "--function", function, "--bind", bind, "--target", "cuda", "--sm", "90"]);
+            let cuda =
+                said(&["ir", "source", "--function", function, "--bind", bind, "--target", "cuda", "--sm", "90"]);
             assert!(cuda.starts_with(&format!("// unit: {function}.0.")) && cuda.contains("__global__"), "{cuda}");
         }
         if cfg!(feature = "wgpu") {
@@ -135,7 +166,18 @@ fn presets_are_as_large_as_published() {
         let shown = said(&["inspect", "--model", preset, "--device", "cuda"]);
         assert!(shown.contains(parameters) && shown.contains("workspace"), "{shown}");
     }
-    let page = said(&["inspect", "--model", "omchat-13b", "--device", "cuda", "--context", "131072", "--image", "tests/fixtures/pictures/page.png", "--json"]);
+    let page = said(&[
+        "inspect",
+        "--model",
+        "omchat-13b",
+        "--device",
+        "cuda",
+        "--context",
+        "131072",
+        "--image",
+        "tests/fixtures/pictures/page.png",
+        "--json",
+    ]);
     let report: serde_json::Value = serde_json::from_str(&page).unwrap();
     assert_eq!(report["model"]["parameters"]["total"], 13_176_433_536u64);
     assert_eq!(report["tokens"], 3 * 1024);
@@ -149,7 +191,11 @@ fn doctor_tells_of_every_device() {
     let names: Vec<&str> = report["devices"].as_array().unwrap().iter().map(|d| d["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["cuda", "wgpu", "cpu", "interp"]);
     for d in report["devices"].as_array().unwrap() {
-        let told = if d["present"] == true { d["works"]["seconds"].is_f64() } else { d["reason"].is_string() && d["mend"].is_string() };
+        let told = if d["present"] == true {
+            d["works"]["seconds"].is_f64()
+        } else {
+            d["reason"].is_string() && d["mend"].is_string()
+        };
         assert!(told, "{d}");
     }
     assert!(said(&["doctor"]).contains("chosen"));
@@ -157,7 +203,12 @@ fn doctor_tells_of_every_device() {
 
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_omchat")).args(["ir", "source", "--function", "attention", "--bind", ATTENTION]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_omchat"))
+        .args(["ir", "source", "--function", "attention", "--bind", ATTENTION])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     drop(child.stdout.take());
     let run = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&run.stderr);
@@ -178,6 +229,10 @@ fn every_cuda_kernel_is_in_a_file_that_is_compiled() {
     for kernel in omchat_kernels::LIST {
         // Its local arrays are the CPU runtime's.
         let elsewhere = kernel.name() == "attention.rows";
-        assert!(elsewhere || units.iter().any(|u| u.ends_with(&format!(".{}", kernel.name()))), "{} is in no file", kernel.name());
+        assert!(
+            elsewhere || units.iter().any(|u| u.ends_with(&format!(".{}", kernel.name()))),
+            "{} is in no file",
+            kernel.name()
+        );
     }
 }

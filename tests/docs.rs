@@ -24,9 +24,18 @@ fn keep(page: &str, want: &str) {
     if std::env::var_os("BLESS").is_some() {
         return std::fs::write(&path, want).unwrap();
     }
-    let line = have.lines().zip(want.lines()).position(|(h, w)| unnumbered(h) != unnumbered(w)).unwrap_or_else(|| have.lines().count().min(want.lines().count()));
+    let line = have
+        .lines()
+        .zip(want.lines())
+        .position(|(h, w)| unnumbered(h) != unnumbered(w))
+        .unwrap_or_else(|| have.lines().count().min(want.lines().count()));
     let at = |text: &str| text.lines().nth(line).unwrap_or("(its end)").to_string();
-    panic!("{page}:{} is\n  {}\nand should be\n  {}\n`BLESS=1 cargo test --test docs` rewrites it", line + 1, at(&have), at(want));
+    panic!(
+        "{page}:{} is\n  {}\nand should be\n  {}\n`BLESS=1 cargo test --test docs` rewrites it",
+        line + 1,
+        at(&have),
+        at(want)
+    );
 }
 
 /// The text with each `v123` as `v`, where it stands as a word.
@@ -47,7 +56,9 @@ fn unnumbered(text: &str) -> String {
 /// What a shell writes to stdout for a command line that calls `omchat`.
 fn run(command: &str) -> String {
     let bin = Path::new(env!("CARGO_BIN_EXE_omchat")).parent().unwrap().to_owned();
-    let path = std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap()))).unwrap();
+    let path =
+        std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())))
+            .unwrap();
     let out = Command::new("sh").arg("-c").arg(command).current_dir(root()).env("PATH", path).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success() && !stdout.is_empty(), "`{command}` failed:\n{stdout}{stderr}");
@@ -80,8 +91,13 @@ fn rerun(page: &str) -> String {
 fn the_readme_shows_what_its_commands_write() {
     // Its example is the library's own, which is compiled; lines that the documentation hides are left out.
     let library = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
-    let lines = library.lines().skip_while(|l| !l.starts_with("//! ```")).skip(1).take_while(|l| !l.starts_with("//! ```"));
-    let example: String = lines.map(|l| l.trim_start_matches("//!")).filter(|l| !l.starts_with(" #")).map(|l| format!("{}\n", l.strip_prefix(' ').unwrap_or(l))).collect();
+    let lines =
+        library.lines().skip_while(|l| !l.starts_with("//! ```")).skip(1).take_while(|l| !l.starts_with("//! ```"));
+    let example: String = lines
+        .map(|l| l.trim_start_matches("//!"))
+        .filter(|l| !l.starts_with(" #"))
+        .map(|l| format!("{}\n", l.strip_prefix(' ').unwrap_or(l)))
+        .collect();
     let page = rerun("README.md");
     let (before, rest) = page.split_once("```rust\n").unwrap();
     let (_, after) = rest.split_once("```").unwrap();
@@ -96,24 +112,37 @@ fn the_architecture_shows_what_its_commands_write() {
 /// Every file below a folder of the repository.
 fn files(folder: &str) -> Vec<String> {
     let entries = std::fs::read_dir(root().join(folder)).unwrap().map(|e| e.unwrap());
-    entries.flat_map(|e| {
-        let path = format!("{folder}/{}", e.file_name().to_string_lossy());
-        if e.path().is_dir() { files(&path) } else { vec![path] }
-    }).collect()
+    entries
+        .flat_map(|e| {
+            let path = format!("{folder}/{}", e.file_name().to_string_lossy());
+            if e.path().is_dir() { files(&path) } else { vec![path] }
+        })
+        .collect()
 }
 
 #[test]
 fn the_map_names_the_files_that_there_are() {
-    let all: Vec<String> = ["ir", "codegen", "kernels", "model", "runtime", "src", "tests", "scripts", "docs"].iter().flat_map(|f| files(f)).collect();
-    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap() + &std::fs::read_to_string(root().join("README.md")).unwrap();
-    let words: Vec<&str> = page.lines().filter(|l| !l.starts_with("```")).flat_map(|l| l.split('`').skip(1).step_by(2)).collect();
+    let all: Vec<String> = ["ir", "codegen", "kernels", "model", "runtime", "src", "tests", "scripts", "docs"]
+        .iter()
+        .flat_map(|f| files(f))
+        .collect();
+    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap()
+        + &std::fs::read_to_string(root().join("README.md")).unwrap();
+    let words: Vec<&str> =
+        page.lines().filter(|l| !l.starts_with("```")).flat_map(|l| l.split('`').skip(1).step_by(2)).collect();
     for name in words.iter().filter(|w| w.ends_with(".rs") || w.ends_with(".oir")) {
-        let known = name.contains(['*', ' ']) || name.chars().any(|c| c.is_ascii_uppercase()) || all.iter().any(|f| f == name || f.ends_with(&format!("/{name}")));
+        let known = name.contains(['*', ' '])
+            || name.chars().any(|c| c.is_ascii_uppercase())
+            || all.iter().any(|f| f == name || f.ends_with(&format!("/{name}")));
         assert!(known, "the pages name {name}, which is not there");
     }
-    let mapped = |f: &str| ["ir/src", "codegen/src", "kernels/src", "model/src", "runtime/src"].iter().any(|d| f.starts_with(d)) && f.ends_with(".rs");
+    let mapped = |f: &str| {
+        ["ir/src", "codegen/src", "kernels/src", "model/src", "runtime/src"].iter().any(|d| f.starts_with(d))
+            && f.ends_with(".rs")
+    };
     let named = |f: &str| words.iter().any(|w| w.rsplit('/').next() == f.rsplit('/').next());
-    let lacks: Vec<&String> = all.iter().filter(|f| mapped(f) && !f.ends_with("/lib.rs") && !f.ends_with("/mod.rs") && !named(f)).collect();
+    let lacks: Vec<&String> =
+        all.iter().filter(|f| mapped(f) && !f.ends_with("/lib.rs") && !f.ends_with("/mod.rs") && !named(f)).collect();
     assert!(lacks.is_empty(), "the code map of ARCHITECTURE.md lacks {lacks:?}");
 }
 
@@ -123,8 +152,12 @@ const FIELDS: [&str; 5] = ["Implements", "Schedule", "Needs", "Cost", "Source"];
 fn described(kernel: &str) -> (String, Vec<String>) {
     let file = format!("kernels/src/{}.rs", kernel.replace('.', "_"));
     let text = std::fs::read_to_string(root().join(&file)).unwrap_or_else(|e| panic!("{kernel} is not in {file}: {e}"));
-    let doc: Vec<&str> = text.lines().take_while(|l| l.starts_with("//!")).map(|l| l.trim_start_matches("//!").trim()).collect();
-    let start = doc.iter().position(|l| l.starts_with("Implements ")).unwrap_or_else(|| panic!("{file} does not say what it implements"));
+    let doc: Vec<&str> =
+        text.lines().take_while(|l| l.starts_with("//!")).map(|l| l.trim_start_matches("//!").trim()).collect();
+    let start = doc
+        .iter()
+        .position(|l| l.starts_with("Implements "))
+        .unwrap_or_else(|| panic!("{file} does not say what it implements"));
     let mut fields: Vec<String> = vec![];
     for line in &doc[start..] {
         match FIELDS.get(fields.len()).and_then(|f| line.strip_prefix(f)) {
@@ -156,7 +189,11 @@ fn kernels_implement_functions_that_exist() {
     let library = omchat_ir::library::file().unwrap();
     for k in LIST {
         if let Implements::Function(name) = k.implements() {
-            assert!(library.functions.iter().any(|t| t.name == name), "{} implements @{name}, which the library lacks", k.name());
+            assert!(
+                library.functions.iter().any(|t| t.name == name),
+                "{} implements @{name}, which the library lacks",
+                k.name()
+            );
         }
     }
 }
@@ -167,6 +204,10 @@ fn only_collectives_cross_ranks() {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
         let local = text.matches("fn eval(").count() == text.matches("each(ranks, ").count();
-        assert!(local || path.ends_with("collective.rs") || path.ends_with("mod.rs"), "{} evaluates otherwise than rank by rank", path.display());
+        assert!(
+            local || path.ends_with("collective.rs") || path.ends_with("mod.rs"),
+            "{} evaluates otherwise than rank by rank",
+            path.display()
+        );
     }
 }

@@ -19,7 +19,15 @@ fn scratch(test: &str) -> PathBuf {
 
 fn encode(model: &str, arguments: &[&str], output: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_omchat"));
-    command.arg("encode").arg("--model").arg(fixture(model)).args(arguments).arg("--output").arg(output).output().unwrap()
+    command
+        .arg("encode")
+        .arg("--model")
+        .arg(fixture(model))
+        .args(arguments)
+        .arg("--output")
+        .arg(output)
+        .output()
+        .unwrap()
 }
 
 fn path(name: &str) -> String {
@@ -43,9 +51,16 @@ fn cases_are_the_recorded_ones() {
         let out = scratch(name).join("case.safetensors");
         let run = encode("tiny-b", &arguments, &out);
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-        let (have, want) = (std::fs::read(&out).unwrap(), std::fs::read(fixture(&format!("tiny-b/encode/{name}.safetensors"))).unwrap());
+        let (have, want) = (
+            std::fs::read(&out).unwrap(),
+            std::fs::read(fixture(&format!("tiny-b/encode/{name}.safetensors"))).unwrap(),
+        );
         let (have, want) = (SafeTensors::deserialize(&have).unwrap(), SafeTensors::deserialize(&want).unwrap());
-        assert_eq!(numbers(&have, "input_ids", i32::from_le_bytes), numbers(&want, "input_ids", i32::from_le_bytes), "{name}");
+        assert_eq!(
+            numbers(&have, "input_ids", i32::from_le_bytes),
+            numbers(&want, "input_ids", i32::from_le_bytes),
+            "{name}"
+        );
         assert_eq!(numbers(&have, "tile_grids", i32::from_le_bytes), grids, "{name}");
         assert_eq!(have.tensor("tile_grids").unwrap().shape(), [grids.len() / 2, 2]);
         let shape = have.tensor("pixel_values").unwrap().shape().to_vec();
@@ -81,7 +96,11 @@ fn a_folder_of_frames_is_a_video() {
         std::fs::copy(fixture("pictures/page.png"), frames.join(format!("f{n}.png"))).unwrap();
     }
     let out = dir.join("case.safetensors");
-    let run = encode("tiny-b", &["--video", &frames.display().to_string(), "--frames", "3", "--format", "F4", "What happens?"], &out);
+    let run = encode(
+        "tiny-b",
+        &["--video", &frames.display().to_string(), "--frames", "3", "--format", "F4", "What happens?"],
+        &out,
+    );
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     let bytes = std::fs::read(&out).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();

@@ -87,12 +87,17 @@ fn run(file: &mut FileTest, command: &Command) -> Outcome {
         Ok(m) => m,
         Err(o) => return o,
     };
-    let ints = command.option("ints").and_then(|v| v.split_once("..")).map_or(Some((0, 9)), |(a, b)| a.parse().ok().zip(b.parse().ok()));
+    let ints = command
+        .option("ints")
+        .and_then(|v| v.split_once(".."))
+        .map_or(Some((0, 9)), |(a, b)| a.parse().ok().zip(b.parse().ok()));
     let Some(ints) = ints else { return Outcome::Failed("`ints=` wants two whole numbers, `0..9`".into()) };
     let (mut faults, mut absent) = (vec![], vec![]);
     for name in ["cpu", "wgpu", "cuda"] {
         match Device::open(name) {
-            Ok(device) => faults.extend((0..3).find_map(|seed| on(&device, &module, entry, ints, seed).err().map(|e| format!("on {name}, seed {seed}: {e}")))),
+            Ok(device) => faults.extend((0..3).find_map(|seed| {
+                on(&device, &module, entry, ints, seed).err().map(|e| format!("on {name}, seed {seed}: {e}"))
+            })),
             Err(e) => absent.push(format!("{name}: {e}")),
         }
     }
@@ -108,7 +113,8 @@ fn on(device: &Device, module: &Module, entry: Func, ints: (i32, i32), seed: u64
     let f = module.function(entry);
     let mut state = seed;
     let inputs: Vec<Tensor> = f.param_types().iter().map(|t| random(t, ints, &mut state)).collect();
-    let read = |mode| interpret(module, entry, vec![inputs.clone()], mode).map(|mut r| r.remove(0)).map_err(|e| e.to_string());
+    let read =
+        |mode| interpret(module, entry, vec![inputs.clone()], mode).map(|mut r| r.remove(0)).map_err(|e| e.to_string());
     let (exact, typed) = (read(Mode::Exact)?, read(Mode::Typed)?);
     let exe = Executable::load(device, module, entry).map_err(|e| e.to_string())?;
     let mut store = Store::default();
@@ -126,9 +132,20 @@ fn on(device: &Device, module: &Module, entry: Func, ints: (i32, i32), seed: u64
     }
     for (i, ((h, e), t)) in have.iter().map(HostTensor::to_tensor).zip(&exact).zip(&typed).enumerate() {
         let top = e.data.iter().fold(1e-6f64, |a, b| if b.abs() < 1e29 { a.max(b.abs()) } else { a });
-        let off = |x: &Tensor| x.data.iter().zip(&e.data).map(|(x, y)| (x - y).abs()).fold(0.0, |a, d| if d.is_nan() { f64::INFINITY } else { f64::max(a, d) });
+        let off = |x: &Tensor| {
+            x.data
+                .iter()
+                .zip(&e.data)
+                .map(|(x, y)| (x - y).abs())
+                .fold(0.0, |a, d| if d.is_nan() { f64::INFINITY } else { f64::max(a, d) })
+        };
         if h.ty.shape != e.ty.shape || off(&h) > 2.0 * off(t) + 2e-6 * top {
-            return Err(format!("result {i} is {} off of {top}, the typed reading {}\n{}", off(&h), off(t), exe.program().map(ToString::to_string).unwrap_or_default()));
+            return Err(format!(
+                "result {i} is {} off of {top}, the typed reading {}\n{}",
+                off(&h),
+                off(t),
+                exe.program().map(ToString::to_string).unwrap_or_default()
+            ));
         }
     }
     Ok(())
@@ -137,7 +154,10 @@ fn on(device: &Device, module: &Module, entry: Func, ints: (i32, i32), seed: u64
 /// What a state holds after a run: a program of its own reads it.
 fn state_of(device: &Device, store: &mut Store, state: &Named) -> Result<HostTensor, String> {
     let Named { name, ty } = state;
-    let m = parse(&format!("func @read(state %{name}: {ty}) -> ({ty}, {ty}) {{ %copy = copy %{name} return %copy, %{name} }}")).map_err(|e| e.to_string())?;
+    let m = parse(&format!(
+        "func @read(state %{name}: {ty}) -> ({ty}, {ty}) {{ %copy = copy %{name} return %copy, %{name} }}"
+    ))
+    .map_err(|e| e.to_string())?;
     let exe = Executable::load(device, &m, Func(0)).map_err(|e| e.to_string())?;
     exe.run(&[], store).map(|mut r| r.remove(0)).map_err(|e| e.to_string())
 }
@@ -147,10 +167,12 @@ fn random(ty: &Type, ints: (i32, i32), state: &mut u64) -> Tensor {
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (*state >> 33) as f64 / f64::from(1u32 << 31)
     };
-    let data = (0..ty.elements()).map(|_| match ty.dtype {
-        Dtype::I32 => (f64::from(ints.0) + next() * f64::from(ints.1 - ints.0)).floor(),
-        Dtype::Bool => f64::from(u8::from(next() > 0.5)),
-        _ => next() * 2.0 - 0.9,
-    }).collect();
+    let data = (0..ty.elements())
+        .map(|_| match ty.dtype {
+            Dtype::I32 => (f64::from(ints.0) + next() * f64::from(ints.1 - ints.0)).floor(),
+            Dtype::Bool => f64::from(u8::from(next() > 0.5)),
+            _ => next() * 2.0 - 0.9,
+        })
+        .collect();
     Tensor::new(ty.clone(), data).unwrap().rounded()
 }

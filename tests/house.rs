@@ -63,7 +63,8 @@ fn sources() -> Vec<(String, String)> {
         walk(&root().join(krate).join("src"), &mut files);
     }
     files.sort();
-    let name = |p: &Path| p.strip_prefix(root()).unwrap_or(p).display().to_string().trim_start_matches("./").to_string();
+    let name =
+        |p: &Path| p.strip_prefix(root()).unwrap_or(p).display().to_string().trim_start_matches("./").to_string();
     files.iter().map(|p| (name(p), read(p))).collect()
 }
 
@@ -113,7 +114,10 @@ fn language_and_decisions_do_no_io() {
     let mut faults = vec![];
     for (name, text) in sources().into_iter().filter(|(n, _)| n.starts_with("ir/") || n.starts_with("codegen/")) {
         for (i, line) in code(&text) {
-            if ["std::fs", "std::env", "std::time", "std::thread", "std::io", "std::process", "std::net"].iter().any(|w| line.contains(w)) {
+            if ["std::fs", "std::env", "std::time", "std::thread", "std::io", "std::process", "std::net"]
+                .iter()
+                .any(|w| line.contains(w))
+            {
                 faults.push(format!("{name}:{i}: {}", line.trim()));
             }
         }
@@ -157,6 +161,8 @@ fn the_walk_sees_every_crate() {
         let prefix = if *krate == "." { "src/".to_string() } else { format!("{krate}/src/") };
         assert!(all.iter().any(|(n, _)| n.starts_with(&prefix)), "no source below {prefix}");
     }
-    let names = dependencies("[dependencies]\na = \"1\"\nb.workspace = true\n# c = 1\n[dev-dependencies]\nd = \"1\"\n[target.'cfg(unix)'.dependencies]\ne = { version = \"1\" }\n");
+    let names = dependencies(
+        "[dependencies]\na = \"1\"\nb.workspace = true\n# c = 1\n[dev-dependencies]\nd = \"1\"\n[target.'cfg(unix)'.dependencies]\ne = { version = \"1\" }\n",
+    );
     assert_eq!(names, ["a", "b", "e"]);
 }

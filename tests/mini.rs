@@ -19,12 +19,17 @@ fn figures(path: &Path, name: &str) -> Vec<f64> {
 fn off(have: &[f64], want: &[f64]) -> f64 {
     assert_eq!(have.len(), want.len());
     let top = want.iter().fold(0.0f64, |a, x| a.max(x.abs()));
-    have.iter().zip(want).fold(0.0f64, |a, (h, w)| if h.is_finite() { a.max((h - w).abs()) } else { f64::INFINITY }) / top
+    have.iter().zip(want).fold(0.0f64, |a, (h, w)| if h.is_finite() { a.max((h - w).abs()) } else { f64::INFINITY })
+        / top
 }
 
 fn run(door: &str, case: &Path, output: &Path) {
     let mut c = Command::new(env!("CARGO_BIN_EXE_omchat"));
-    c.args([door, "--model", "mini", "--device", "cpu", "--dtype", "f32"]).arg("--input").arg(case).arg("--output").arg(output);
+    c.args([door, "--model", "mini", "--device", "cpu", "--dtype", "f32"])
+        .arg("--input")
+        .arg(case)
+        .arg("--output")
+        .arg(output);
     if door == "generate" {
         c.args(["--max-new-tokens", "16"]);
     }
@@ -41,7 +46,8 @@ fn mini_agrees_with_pytorch() {
         return println!("skipped: mini: the device cpu is not here");
     }
     for case in ["text", "picture"] {
-        let recorded = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/mini/{case}.safetensors"));
+        let recorded =
+            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/mini/{case}.safetensors"));
         let out = std::env::temp_dir().join(format!("omchat-mini-{}-{case}.safetensors", std::process::id()));
         run("generate", &recorded, &out);
         assert_eq!(figures(&out, "greedy_ids"), figures(&recorded, "greedy_ids"), "{case}");

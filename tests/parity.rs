@@ -29,7 +29,11 @@ impl Case {
 fn fixtures() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let mut out = vec![root.join("tiny-b"), root.join("tiny-c")];
-    let mut extra: Vec<PathBuf> = std::fs::read_dir(root.join("extra")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.join("case.safetensors").exists()).collect();
+    let mut extra: Vec<PathBuf> = std::fs::read_dir(root.join("extra"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.join("case.safetensors").exists())
+        .collect();
     extra.sort();
     out.extend(extra);
     assert!(out.len() >= 10, "fixtures are missing: {out:?}");
@@ -40,7 +44,8 @@ fn fixtures() -> Vec<PathBuf> {
 fn off(have: &[f32], want: &[f32]) -> f32 {
     assert_eq!(have.len(), want.len());
     let top = want.iter().fold(0f32, |a, b| a.max(b.abs()));
-    have.iter().zip(want).fold(0f32, |a, (h, w)| if (h - w).is_nan() { f32::INFINITY } else { a.max((h - w).abs()) }) / top
+    have.iter().zip(want).fold(0f32, |a, (h, w)| if (h - w).is_nan() { f32::INFINITY } else { a.max((h - w).abs()) })
+        / top
 }
 
 fn check(device: &str) {
@@ -61,7 +66,8 @@ fn check(device: &str) {
         if tiles > 0 {
             let pixels = case.f32("pixel_values").unwrap();
             let each = pixels.len() / tiles;
-            features = engine.features(tiles, &mut |r| pixels[r.start * each..r.end * each].to_vec(), &mut |_| {}).unwrap();
+            features =
+                engine.features(tiles, &mut |r| pixels[r.start * each..r.end * each].to_vec(), &mut |_| {}).unwrap();
             let o = off(&features, &case.f32("image_features").unwrap());
             assert!(o <= 1e-4, "{label}: features off by {o}");
         }
@@ -78,7 +84,10 @@ fn check(device: &str) {
         let n = shifted.iter().filter(|l| **l != -100).count();
         let loss = nll.iter().sum::<f32>() / n as f32;
         let want_loss = case.f32("loss").unwrap()[0];
-        assert!((loss - want_loss).abs() <= 1e-5 * want_loss.abs().max(1.0), "{label}: loss {loss}, PyTorch {want_loss}");
+        assert!(
+            (loss - want_loss).abs() <= 1e-5 * want_loss.abs().max(1.0),
+            "{label}: loss {loss}, PyTorch {want_loss}"
+        );
         assert!(off(&nll[..want.len()], &want) <= 1e-4, "{label}: nll");
 
         let mut s = Session::new(engine.clone(), spliced.len() + 16).unwrap();

@@ -75,10 +75,12 @@ fn sessions_share_an_engine_across_threads() {
     let e = Arc::new(engine("cpu"));
     let slots = tokens(60);
     let want = read(&mut Session::new(e.clone(), 128).unwrap(), &slots);
-    let threads: Vec<_> = (0..4).map(|_| {
-        let (e, slots) = (e.clone(), slots.clone());
-        std::thread::spawn(move || read(&mut Session::new(e, 128).unwrap(), &slots))
-    }).collect();
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let (e, slots) = (e.clone(), slots.clone());
+            std::thread::spawn(move || read(&mut Session::new(e, 128).unwrap(), &slots))
+        })
+        .collect();
     for t in threads {
         close(&t.join().unwrap(), &want);
     }

@@ -8,9 +8,15 @@ use crate::{Error, Target};
 /// A slab is at most what the target may bind; where the whole arena fits one slab, there is one.
 ///
 /// Errors: `Limit` for a buffer larger than a slab may be.
-pub fn assign(buffers: &mut [BufferPlan], launches: &[LaunchPlan], results: &[Port], target: &Target) -> Result<Vec<usize>, Error> {
+pub fn assign(
+    buffers: &mut [BufferPlan],
+    launches: &[LaunchPlan],
+    results: &[Port],
+    target: &Target,
+) -> Result<Vec<usize>, Error> {
     let lives = lives(buffers, launches, results);
-    let mut order: Vec<usize> = (0..buffers.len()).filter(|b| buffers[*b].place != Place::Own && lives[*b].is_some()).collect();
+    let mut order: Vec<usize> =
+        (0..buffers.len()).filter(|b| buffers[*b].place != Place::Own && lives[*b].is_some()).collect();
     order.sort_by_key(|b| (std::cmp::Reverse(buffers[*b].ty.bytes()), *b));
     let mut slabs: Vec<usize> = vec![];
     let mut placed: Vec<(usize, usize, usize)> = vec![];
@@ -54,11 +60,22 @@ fn lives(buffers: &[BufferPlan], launches: &[LaunchPlan], results: &[Port]) -> V
 }
 
 /// The lowest place where nothing alive at the same time lies; a new slab when none has room.
-fn first_fit(b: usize, need: usize, placed: &[(usize, usize, usize)], lives: &[Option<(usize, usize)>], buffers: &[BufferPlan], slabs: usize, target: &Target) -> (usize, usize) {
+fn first_fit(
+    b: usize,
+    need: usize,
+    placed: &[(usize, usize, usize)],
+    lives: &[Option<(usize, usize)>],
+    buffers: &[BufferPlan],
+    slabs: usize,
+    target: &Target,
+) -> (usize, usize) {
     let meets = |c: usize| matches!((lives[b], lives[c]), (Some((s, e)), Some((t, u))) if s <= u && t <= e);
     for slab in 0..slabs {
-        let mut taken: Vec<(usize, usize)> = placed.iter().filter(|(c, s, _)| *s == slab && meets(*c))
-            .map(|(c, _, o)| (*o, o + buffers[*c].ty.bytes().max(1).next_multiple_of(target.align))).collect();
+        let mut taken: Vec<(usize, usize)> = placed
+            .iter()
+            .filter(|(c, s, _)| *s == slab && meets(*c))
+            .map(|(c, _, o)| (*o, o + buffers[*c].ty.bytes().max(1).next_multiple_of(target.align)))
+            .collect();
         taken.sort_unstable();
         let mut at = 0;
         for (start, end) in taken {

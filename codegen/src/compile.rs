@@ -15,7 +15,15 @@ use std::collections::HashMap;
 /// Errors: faults of the module; a dtype or a limit of the target; work that no kernel takes.
 pub fn compile(module: &Module, entry: Func, context: &Context) -> Result<Program, Error> {
     let unit = passes::run(Unit { module: module.clone(), entry }, context, None)?;
-    let c = Compiler { unit: &unit, context, buffers: vec![], of: HashMap::new(), chosen: vec![], keys: HashMap::new(), launches: vec![] };
+    let c = Compiler {
+        unit: &unit,
+        context,
+        buffers: vec![],
+        of: HashMap::new(),
+        chosen: vec![],
+        keys: HashMap::new(),
+        launches: vec![],
+    };
     c.run()
 }
 
@@ -56,7 +64,16 @@ impl Compiler<'_> {
         }
         let target = self.context.target.clone();
         let slabs = assign::assign(&mut self.buffers, &self.launches, &results, &target)?;
-        Ok(Program { name: f.name.clone(), target, buffers: self.buffers, slabs, params, results, chosen: self.chosen, launches: self.launches })
+        Ok(Program {
+            name: f.name.clone(),
+            target,
+            buffers: self.buffers,
+            slabs,
+            params,
+            results,
+            chosen: self.chosen,
+            launches: self.launches,
+        })
     }
 
     fn buffer(&mut self, ty: omchat_ir::Type, memory: Memory, place: Place) -> Result<usize, Error> {
@@ -69,7 +86,9 @@ impl Compiler<'_> {
                 have: target.max_binding_bytes,
                 target: target.name.clone(),
                 mend: match memory {
-                    Memory::Weight => "a weight is not split: take another device, or a narrower dtype where it holds one",
+                    Memory::Weight => {
+                        "a weight is not split: take another device, or a narrower dtype where it holds one"
+                    }
                     Memory::State => "take a shorter context or another device",
                     _ => "take fewer tokens or tiles a chunk, or another device",
                 },
@@ -84,7 +103,11 @@ impl Compiler<'_> {
         let g = self.unit.module.function(callee);
         let label = node.results.iter().map(|r| format!("%{}", f.value(*r).name)).collect::<Vec<_>>().join(", ");
         let operands: Vec<usize> = node.operands.iter().map(|o| self.of[o]).collect();
-        let lowered = if self.is_kernel(g) { Lowered::Work { pieces: vec![passes::call_work(g)], onto: None } } else { lower(g)? };
+        let lowered = if self.is_kernel(g) {
+            Lowered::Work { pieces: vec![passes::call_work(g)], onto: None }
+        } else {
+            lower(g)?
+        };
         match lowered {
             Lowered::Alias => {
                 self.of.insert(node.results[0], operands[0]);
@@ -96,7 +119,9 @@ impl Compiler<'_> {
                     let reused = onto.filter(|o| i == 0 && alone(*o) && self.in_place(f, node.operands[*o], at, last));
                     let b = match reused {
                         Some(o) => operands[o],
-                        None => self.buffer(f.ty(*r).clone(), Memory::Workspace, Place::Arena { slab: 0, offset: 0 })?,
+                        None => {
+                            self.buffer(f.ty(*r).clone(), Memory::Workspace, Place::Arena { slab: 0, offset: 0 })?
+                        }
                     };
                     self.of.insert(*r, b);
                     results.push(b);
@@ -183,14 +208,23 @@ impl Compiler<'_> {
             }
         }
         let list: Vec<String> = refusals.iter().map(|(k, why)| format!("{k}: {why}")).collect();
-        Err(Error::NoKernel { work: describe(&work), target: self.context.target.name.clone(), refusals: if list.is_empty() { "none implements it".into() } else { list.join("; ") } })
+        Err(Error::NoKernel {
+            work: describe(&work),
+            target: self.context.target.name.clone(),
+            refusals: if list.is_empty() { "none implements it".into() } else { list.join("; ") },
+        })
     }
 
     /// The entry's results; a state's next value that lies elsewhere is copied onto the state.
     fn results(&mut self, f: &Function, params: &[Port]) -> Result<Vec<Port>, Error> {
         let states: Vec<Port> = params.iter().filter(|p| p.role == Role::State).cloned().collect();
         let first = f.results.len() - states.len();
-        let moved: Vec<(usize, usize)> = f.results[first..].iter().zip(&states).map(|(r, s)| (self.of[r], s.buffer)).filter(|(from, to)| from != to).collect();
+        let moved: Vec<(usize, usize)> = f.results[first..]
+            .iter()
+            .zip(&states)
+            .map(|(r, s)| (self.of[r], s.buffer))
+            .filter(|(from, to)| from != to)
+            .collect();
         let mut out = vec![];
         let mut aside: HashMap<usize, usize> = HashMap::new();
         for (i, r) in f.results.iter().enumerate() {
@@ -203,7 +237,11 @@ impl Compiler<'_> {
                     // States that trade places: what a copy would write over is put aside first.
                     for (j, (from, _)) in moved.iter().enumerate() {
                         if moved[..j].iter().any(|(_, to)| to == from) && !aside.contains_key(from) {
-                            let own = self.buffer(self.buffers[*from].ty.clone(), Memory::Workspace, Place::Arena { slab: 0, offset: 0 })?;
+                            let own = self.buffer(
+                                self.buffers[*from].ty.clone(),
+                                Memory::Workspace,
+                                Place::Arena { slab: 0, offset: 0 },
+                            )?;
                             self.copy(*from, own, "put aside")?;
                             aside.insert(*from, own);
                         }
@@ -237,7 +275,10 @@ fn describe(work: &Work) -> String {
 /// Whether work reads elements of that buffer.
 fn reads(work: &Work, operands: &[usize], buffer: usize) -> bool {
     match work {
-        Work::Nest(n) => n.reads.iter().any(|r| operands[r.operand] == buffer || r.at.as_ref().is_some_and(|a| operands[a.operand] == buffer)),
+        Work::Nest(n) => n
+            .reads
+            .iter()
+            .any(|r| operands[r.operand] == buffer || r.at.as_ref().is_some_and(|a| operands[a.operand] == buffer)),
         Work::Function { .. } | Work::KthLargest { .. } => operands.contains(&buffer),
     }
 }

@@ -106,14 +106,16 @@ impl<'a> Lower<'a> {
     fn nest(&self) -> Nest {
         let sinks = self.sinks();
         let kept = sinks.first().map(|s| self.f.ty(s.0).shape.clone()).unwrap_or_default();
-        let Contraction { folded, fold, operands: start } = self.anchor.map(|n| self.folds(&self.f.nodes[n])).unwrap_or_default();
+        let Contraction { folded, fold, operands: start } =
+            self.anchor.map(|n| self.folds(&self.f.nodes[n])).unwrap_or_default();
         let axes = kept.len() + folded.len();
         let mut m = Making { axes, reads: vec![], body: Body::default() };
         let identity: Index = (0..kept.len()).map(|i| unit(i, axes)).collect();
         let mut body = Body::default();
         if let Some(n) = self.anchor {
             let node = &self.f.nodes[n];
-            let steps: Vec<usize> = node.operands.iter().zip(&start).map(|(o, ix)| self.value(*o, ix, &mut m)).collect();
+            let steps: Vec<usize> =
+                node.operands.iter().zip(&start).map(|(o, ix)| self.value(*o, ix, &mut m)).collect();
             let result = match steps[..] {
                 [a, b] => m.body.push(Step::Apply { f: Scalar::Mul, args: vec![a, b], of: Kind::Float }),
                 _ => steps[0],
@@ -123,7 +125,10 @@ impl<'a> Lower<'a> {
         }
         let results = sinks.iter().map(|s| self.value(s.0, &identity, &mut m)).collect();
         m.body.results = results;
-        let writes = sinks.into_iter().map(|(_, result, ty, offset)| Write { result, dtype: ty.dtype, offset, strides: ty.strides(), at: None }).collect();
+        let writes = sinks
+            .into_iter()
+            .map(|(_, result, ty, offset)| Write { result, dtype: ty.dtype, offset, strides: ty.strides(), at: None })
+            .collect();
         let (body, epilogue) = if self.anchor.is_some() { (body, m.body) } else { (m.body, Body::default()) };
         Nest { kept, folded, fold, reads: m.reads, body, epilogue, writes }
     }
@@ -153,12 +158,21 @@ impl<'a> Lower<'a> {
             }
             match op {
                 Op::Constant(c) => {
-                    return m.body.push(if c.dtype.is_float() { Step::Float { bits: (c.value as f32).to_bits() } } else { Step::Int { value: c.value as i32 } });
+                    return m.body.push(if c.dtype.is_float() {
+                        Step::Float { bits: (c.value as f32).to_bits() }
+                    } else {
+                        Step::Int { value: c.value as i32 }
+                    });
                 }
                 Op::Iota(_) => return iota(&index[0], m),
                 Op::Pointwise(p) => {
                     let types: Vec<&Type> = node.operands.iter().map(|o| self.f.ty(*o)).collect();
-                    let args = node.operands.iter().enumerate().map(|(i, o)| self.value(*o, &operand_index(p.axes.as_ref(), i, types[i], index), m)).collect::<Vec<_>>();
+                    let args = node
+                        .operands
+                        .iter()
+                        .enumerate()
+                        .map(|(i, o)| self.value(*o, &operand_index(p.axes.as_ref(), i, types[i], index), m))
+                        .collect::<Vec<_>>();
                     let of = Kind::of(types[types.len() - 1].dtype);
                     return m.body.push(Step::Apply { f: p.f, args, of });
                 }
@@ -169,7 +183,9 @@ impl<'a> Lower<'a> {
                 }
                 Op::Copy(_) => return self.value(node.operands[0], index, m),
                 Op::Slice(s) => return self.value(node.operands[0], &sliced(s, index), m),
-                Op::Rearrange(r) => return self.value(node.operands[0], &rearranged(r, self.f.ty(node.operands[0]), index, m.axes), m),
+                Op::Rearrange(r) => {
+                    return self.value(node.operands[0], &rearranged(r, self.f.ty(node.operands[0]), index, m.axes), m);
+                }
                 Op::Gather(g) => return self.gather(node, g, index, m),
                 _ => {}
             }
@@ -204,22 +220,43 @@ impl<'a> Lower<'a> {
         let (table, ids) = (node.operands[0], node.operands[1]);
         let out: Vec<&String> = g.axes.output.iter().flatten().collect();
         let pick = |groups: &[Vec<String>]| -> Index {
-            groups.iter().flatten().map(|w| out.iter().position(|o| *o == w).map_or(Affine { offset: 0, steps: vec![0; m.axes] }, |i| index[i].clone())).collect()
+            groups
+                .iter()
+                .flatten()
+                .map(|w| {
+                    out.iter()
+                        .position(|o| *o == w)
+                        .map_or(Affine { offset: 0, steps: vec![0; m.axes] }, |i| index[i].clone())
+                })
+                .collect()
         };
         let (operand, offset, steps) = self.view(table, &pick(&g.axes.inputs[0]), m.axes);
         let (at, at_offset, at_steps) = self.view(ids, &pick(&g.axes.inputs[1]), m.axes);
         let row = g.axes.inputs[0].iter().flatten().position(|w| !out.contains(&w)).unwrap_or(0);
-        let mut along: Index = (0..self.f.ty(table).rank()).map(|_| Affine { offset: 0, steps: vec![0; m.axes] }).collect();
+        let mut along: Index =
+            (0..self.f.ty(table).rank()).map(|_| Affine { offset: 0, steps: vec![0; m.axes] }).collect();
         along[row].offset = 1;
-        let stride = self.view(table, &along, m.axes).1.saturating_sub(self.view(table, &zero(along.len(), m.axes), m.axes).1);
+        let stride =
+            self.view(table, &along, m.axes).1.saturating_sub(self.view(table, &zero(along.len(), m.axes), m.axes).1);
         let size = self.f.ty(table).shape[row];
         let dtype = self.f.ty(Value(operand as u32)).dtype;
-        read(m, Read { operand, dtype, offset, strides: steps, at: Some(At { operand: at, offset: at_offset, strides: at_steps, size, stride }) })
+        read(
+            m,
+            Read {
+                operand,
+                dtype,
+                offset,
+                strides: steps,
+                at: Some(At { operand: at, offset: at_offset, strides: at_steps, size, stride }),
+            },
+        )
     }
 
     /// Whether a concatenation's operands are computed here over one shape, so that a nest writes each where it belongs.
     fn written_in_place(&self, node: &Node) -> bool {
-        let computed = |v: &Value| !matches!(self.op(*v), None | Some((Op::Constant(_) | Op::Iota(_) | Op::Slice(_) | Op::Rearrange(_), _)));
+        let computed = |v: &Value| {
+            !matches!(self.op(*v), None | Some((Op::Constant(_) | Op::Iota(_) | Op::Slice(_) | Op::Rearrange(_), _)))
+        };
         let shape = &self.f.ty(node.operands[0]).shape;
         node.operands.iter().all(|v| computed(v) && self.f.ty(*v).shape == *shape)
     }
@@ -244,14 +281,26 @@ impl<'a> Lower<'a> {
         let mut m = Making { axes: kept.len(), reads: vec![], body: Body::default() };
         let step = self.value(v, index, &mut m);
         m.body.results = vec![step];
-        Work::Nest(Nest { kept, folded: vec![], fold: None, reads: m.reads, body: m.body, epilogue: Body::default(), writes: vec![write] }.collapsed())
+        Work::Nest(
+            Nest {
+                kept,
+                folded: vec![],
+                fold: None,
+                reads: m.reads,
+                body: m.body,
+                epilogue: Body::default(),
+                writes: vec![write],
+            }
+            .collapsed(),
+        )
     }
 
     fn update_slice(&self, node: &Node, u: &UpdateSlice) -> Lowered {
         let (x, part) = (self.f.ty(node.operands[0]), self.f.ty(node.operands[1]));
         let (part_at, start_at) = (node.operands[1].0 as usize, node.operands[2].0 as usize);
         let reads = vec![Read { operand: part_at, dtype: part.dtype, offset: 0, strides: part.strides(), at: None }];
-        let start = Start { operand: start_at, last: x.shape[u.axis] - part.shape[u.axis], stride: x.strides()[u.axis] };
+        let start =
+            Start { operand: start_at, last: x.shape[u.axis] - part.shape[u.axis], stride: x.strides()[u.axis] };
         let write = Write { result: 0, dtype: x.dtype, offset: 0, strides: x.strides(), at: Some(start) };
         copy_nest(part.shape.clone(), reads, write, Some(node.operands[0].0 as usize))
     }
@@ -263,7 +312,13 @@ impl<'a> Lower<'a> {
         for o in &node.operands {
             let shape = self.f.ty(*o).shape.clone();
             let index = (0..shape.len()).map(|i| unit(i, shape.len())).collect();
-            let write = Write { result: 0, dtype: ty.dtype, offset: start * ty.strides()[c.axis], strides: ty.strides(), at: None };
+            let write = Write {
+                result: 0,
+                dtype: ty.dtype,
+                offset: start * ty.strides()[c.axis],
+                strides: ty.strides(),
+                at: None,
+            };
             start += shape[c.axis];
             pieces.push(self.copy_of(*o, &index, shape, write));
         }
@@ -282,7 +337,12 @@ impl<'a> Lower<'a> {
         let kept = self.f.ty(table).shape.clone();
         let folded: Vec<usize> = folds.iter().map(|w| size_of(w)).collect();
         let axes = kept.len() + folded.len();
-        let place = |w: &String| tw.iter().position(|x| x == w).or_else(|| folds.iter().position(|x| *x == w).map(|i| kept.len() + i)).unwrap_or(0);
+        let place = |w: &String| {
+            tw.iter()
+                .position(|x| x == w)
+                .or_else(|| folds.iter().position(|x| *x == w).map(|i| kept.len() + i))
+                .unwrap_or(0)
+        };
         let index = |own: &[String]| -> Index { own.iter().map(|w| unit(place(w), axes)).collect() };
         let mut m = Making { axes, reads: vec![], body: Body::default() };
         let id = self.value(ids, &index(&iw), &mut m);

@@ -146,11 +146,23 @@ impl fmt::Display for Program {
         for l in &self.launches {
             let c = &self.chosen[l.chosen];
             let name = |b: &usize| match self.buffers[*b].place {
-                Place::Own => self.params.iter().find(|p| p.buffer == *b).map_or_else(|| format!("b{b}"), |p| format!("%{}", p.name)),
+                Place::Own => self
+                    .params
+                    .iter()
+                    .find(|p| p.buffer == *b)
+                    .map_or_else(|| format!("b{b}"), |p| format!("%{}", p.name)),
                 Place::Arena { slab, offset } => format!("{slab}+{offset}"),
             };
             let list = |x: &[usize]| x.iter().map(name).collect::<Vec<_>>().join(", ");
-            writeln!(f, "  {} = {} [{}] ({}) -> {}", l.label, c.kernel, c.schedule, list(&l.operands), list(&l.results))?;
+            writeln!(
+                f,
+                "  {} = {} [{}] ({}) -> {}",
+                l.label,
+                c.kernel,
+                c.schedule,
+                list(&l.operands),
+                list(&l.results)
+            )?;
             let first = !std::mem::replace(&mut told[l.chosen], true);
             for (k, why) in c.refusals.iter().filter(|_| first) {
                 writeln!(f, "      not {k}: {why}")?;

@@ -10,11 +10,13 @@ fn random(ty: &Type, seed: &mut u64) -> Tensor {
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (*seed >> 33) as f64 / f64::from(1u32 << 31)
     };
-    let data = (0..ty.elements()).map(|_| match ty.dtype {
-        Dtype::I32 => (next() * 9.0).floor() - 2.0,
-        Dtype::Bool => f64::from(u8::from(next() > 0.5)),
-        _ => next() * 2.0 + 0.1,
-    }).collect();
+    let data = (0..ty.elements())
+        .map(|_| match ty.dtype {
+            Dtype::I32 => (next() * 9.0).floor() - 2.0,
+            Dtype::Bool => f64::from(u8::from(next() > 0.5)),
+            _ => next() * 2.0 + 0.1,
+        })
+        .collect();
     Tensor::new(ty.clone(), data).unwrap().rounded()
 }
 
@@ -78,7 +80,8 @@ fn check(module: &Module, entry: omchat_ir::Func, label: &str, target: &Target, 
         unit = (pass.run)(unit, &context).unwrap();
         unit.module.verify().unwrap_or_else(|e| panic!("{label} after {}: {e}\n{}", pass.name, unit.module));
         let printed = unit.module.to_string();
-        let again = parse(&printed).unwrap_or_else(|e| panic!("{label} after {}:\n{}\n{printed}", pass.name, e.render("dump", &printed)));
+        let again = parse(&printed)
+            .unwrap_or_else(|e| panic!("{label} after {}:\n{}\n{printed}", pass.name, e.render("dump", &printed)));
         assert!(again == unit.module, "{label} after {} does not print itself:\n{printed}", pass.name);
         let have = interpret(&unit.module, unit.entry, vec![inputs.clone()], Mode::Exact).unwrap();
         for (h, w) in have[0].iter().zip(&want[0]) {
@@ -88,7 +91,10 @@ fn check(module: &Module, entry: omchat_ir::Func, label: &str, target: &Target, 
         }
     }
     let entry = unit.module.function(unit.entry);
-    assert!(entry.nodes.iter().all(|n| matches!(n.action, omchat_ir::Action::Call { .. })), "{label}: the entry is not calls only");
+    assert!(
+        entry.nodes.iter().all(|n| matches!(n.action, omchat_ir::Action::Call { .. })),
+        "{label}: the entry is not calls only"
+    );
 }
 
 #[test]
@@ -117,7 +123,12 @@ fn pointwise_work_is_one_launch() {
     }";
     let m = parse(text).unwrap();
     let target = Target::cpu(2);
-    let unit = omchat_codegen::passes::run(Unit { entry: m.named("f").unwrap(), module: m }, &Context { target: &target, kernels: &[] }, None).unwrap();
+    let unit = omchat_codegen::passes::run(
+        Unit { entry: m.named("f").unwrap(), module: m },
+        &Context { target: &target, kernels: &[] },
+        None,
+    )
+    .unwrap();
     assert_eq!(unit.module.function(unit.entry).nodes.len(), 1, "{}", unit.module);
 }
 
@@ -126,12 +137,22 @@ fn rope_is_one_launch_and_rms_norm_two() {
     let m = parse(LIBRARY).unwrap();
     let target = Target::cpu(2);
     let launches = |name: &str| {
-        let unit = omchat_codegen::passes::run(Unit { entry: m.named(name).unwrap(), module: m.clone() }, &Context { target: &target, kernels: &[] }, None).unwrap();
+        let unit = omchat_codegen::passes::run(
+            Unit { entry: m.named(name).unwrap(), module: m.clone() },
+            &Context { target: &target, kernels: &[] },
+            None,
+        )
+        .unwrap();
         (unit.module.function(unit.entry).nodes.len(), unit.module.to_string())
     };
     let (n, text) = launches("norms");
     assert!(n <= 6, "{text}");
     let rope = parse("func @r(%q: f32[1, 2, 3, 5, 4], %cos: f32[5, 2], %sin: f32[5, 2]) -> f32[1, 2, 3, 5, 4] { %r = call @rope(%q, %cos, %sin) return %r }").unwrap();
-    let unit = omchat_codegen::passes::run(Unit { entry: rope.named("r").unwrap(), module: rope }, &Context { target: &target, kernels: &[] }, None).unwrap();
+    let unit = omchat_codegen::passes::run(
+        Unit { entry: rope.named("r").unwrap(), module: rope },
+        &Context { target: &target, kernels: &[] },
+        None,
+    )
+    .unwrap();
     assert_eq!(unit.module.function(unit.entry).nodes.len(), 1, "{}", unit.module);
 }

@@ -10,7 +10,9 @@ mod machine;
 mod write;
 
 use common::Rng;
-use omchat_codegen::{Context, Implements, Kernel, PIPELINE, Place, Program, Refusal, Schedule, Target, Unit, Work, compile};
+use omchat_codegen::{
+    Context, Implements, Kernel, PIPELINE, Place, Program, Refusal, Schedule, Target, Unit, Work, compile,
+};
 use omchat_ir::{Dtype, Func, Mode, Module, Role, Tensor, Type, Value, interpret, parse};
 use proptest::prelude::*;
 
@@ -35,18 +37,28 @@ impl Kernel for Fake {
 }
 
 const PLAIN: [&dyn Kernel; 2] = [&Fake("any.nest", Implements::Nest), &Fake("any.kth", Implements::KthLargest)];
-const KEPT: [&dyn Kernel; 4] = [&Fake("kept.softmax", Implements::Function("softmax")), &Fake("kept.rms_norm", Implements::Function("rms_norm")), PLAIN[0], PLAIN[1]];
+const KEPT: [&dyn Kernel; 4] = [
+    &Fake("kept.softmax", Implements::Function("softmax")),
+    &Fake("kept.rms_norm", Implements::Function("rms_norm")),
+    PLAIN[0],
+    PLAIN[1],
+];
 
 fn operands(types: &[Type], seed: u64) -> Vec<Tensor> {
     let mut rng = Rng(seed);
-    types.iter().map(|t| {
-        let data = (0..t.elements()).map(|_| match t.dtype {
-            Dtype::I32 => rng.below(7) as f64 - 1.0,
-            Dtype::Bool => rng.below(2) as f64,
-            _ => 1.5 * rng.unit(),
-        }).collect();
-        Tensor::new(t.clone(), data).unwrap().rounded()
-    }).collect()
+    types
+        .iter()
+        .map(|t| {
+            let data = (0..t.elements())
+                .map(|_| match t.dtype {
+                    Dtype::I32 => rng.below(7) as f64 - 1.0,
+                    Dtype::Bool => rng.below(2) as f64,
+                    _ => 1.5 * rng.unit(),
+                })
+                .collect();
+            Tensor::new(t.clone(), data).unwrap().rounded()
+        })
+        .collect()
 }
 
 /// The first difference.
@@ -61,7 +73,13 @@ fn differs(have: &[Tensor], want: &[Tensor], within: f64) -> Option<String> {
 
 fn run(m: &Module, f: Func, inputs: &[Tensor], mode: Mode) -> Vec<Tensor> {
     // A widened parameter takes the same numbers.
-    let inputs = m.function(f).param_types().into_iter().zip(inputs).map(|(ty, t)| Tensor { ty, data: t.data.clone() }).collect();
+    let inputs = m
+        .function(f)
+        .param_types()
+        .into_iter()
+        .zip(inputs)
+        .map(|(ty, t)| Tensor { ty, data: t.data.clone() })
+        .collect();
     interpret(m, f, vec![inputs], mode).unwrap().remove(0)
 }
 
@@ -75,7 +93,12 @@ fn passes(text: &str, module: &Module, entry: Func, context: &Context, seed: u64
     for pass in PIPELINE {
         let old = unit.module.to_string();
         unit = (pass.run)(unit, context).unwrap();
-        let whole = |why: String| format!("{why}\nafter {} for {}\n{text}\n\nbefore it\n{old}\nafter it\n{}", pass.name, context.target.name, unit.module);
+        let whole = |why: String| {
+            format!(
+                "{why}\nafter {} for {}\n{text}\n\nbefore it\n{old}\nafter it\n{}",
+                pass.name, context.target.name, unit.module
+            )
+        };
         unit.module.verify().unwrap_or_else(|e| panic!("{}", whole(e.to_string())));
         let printed = unit.module.to_string();
         match parse(&printed) {
@@ -107,11 +130,19 @@ fn passes(text: &str, module: &Module, entry: Func, context: &Context, seed: u64
 
 /// No two arena buffers whose lives meet share a byte.
 fn apart(p: &Program) -> Option<String> {
-    let lives: Vec<Option<(usize, usize)>> = (0..p.buffers.len()).map(|b| {
-        let touch: Vec<usize> = p.launches.iter().enumerate().filter(|(_, l)| l.operands.contains(&b) || l.results.contains(&b)).map(|(i, _)| i).collect();
-        let end = if p.results.iter().any(|r| r.buffer == b) { usize::MAX } else { *touch.last()? };
-        Some((touch.first().copied().unwrap_or(0), end))
-    }).collect();
+    let lives: Vec<Option<(usize, usize)>> = (0..p.buffers.len())
+        .map(|b| {
+            let touch: Vec<usize> = p
+                .launches
+                .iter()
+                .enumerate()
+                .filter(|(_, l)| l.operands.contains(&b) || l.results.contains(&b))
+                .map(|(i, _)| i)
+                .collect();
+            let end = if p.results.iter().any(|r| r.buffer == b) { usize::MAX } else { *touch.last()? };
+            Some((touch.first().copied().unwrap_or(0), end))
+        })
+        .collect();
     let span = |b: usize| match p.buffers[b].place {
         Place::Arena { slab, offset } => Some((slab, offset, offset + p.buffers[b].ty.bytes())),
         Place::Own => None,
@@ -119,7 +150,11 @@ fn apart(p: &Program) -> Option<String> {
     for a in 0..p.buffers.len() {
         for b in 0..a {
             if let (Some((s, e)), Some((t, u)), Some(x), Some(y)) = (lives[a], lives[b], span(a), span(b))
-                && s <= u && t <= e && x.0 == y.0 && x.1 < y.2 && y.1 < x.2
+                && s <= u
+                && t <= e
+                && x.0 == y.0
+                && x.1 < y.2
+                && y.1 < x.2
             {
                 return Some(format!("buffers {a} and {b} live at once and share bytes"));
             }
@@ -142,7 +177,12 @@ fn whole(text: &str, seed: u64, within: f64) {
             let context = Context { target: &target, kernels };
             let unit = passes(text, &m, entry, &context, seed);
             let program = compile(&m, entry, &context).unwrap_or_else(|e| panic!("{e}\n{text}"));
-            let fault = |why: String| -> ! { panic!("{why}\n{text}\n{program}\n{}", omchat_codegen::passes::run(Unit { module: m.clone(), entry }, &context, None).unwrap().module) };
+            let fault = |why: String| -> ! {
+                panic!(
+                    "{why}\n{text}\n{program}\n{}",
+                    omchat_codegen::passes::run(Unit { module: m.clone(), entry }, &context, None).unwrap().module
+                )
+            };
             if let Some(why) = apart(&program) {
                 fault(why);
             }
@@ -168,7 +208,9 @@ fn finite(text: &str, seed: u64) -> bool {
     f.params.fill(Role::Input);
     f.results = (0..f.values.len() as u32).map(Value).collect();
     let inputs = operands(&f.param_types(), seed);
-    [Mode::Exact, Mode::Typed].into_iter().all(|mode| run(&m, entry, &inputs, mode).iter().all(|t| t.data.iter().all(|x| x.is_finite())))
+    [Mode::Exact, Mode::Typed]
+        .into_iter()
+        .all(|mode| run(&m, entry, &inputs, mode).iter().all(|t| t.data.iter().all(|x| x.is_finite())))
 }
 
 proptest! {
@@ -190,7 +232,11 @@ fn file_tests_keep_their_meaning() {
     let mut ran = 0;
     for path in std::fs::read_dir(root.join("run")).unwrap().map(|e| e.unwrap().path()) {
         let text = std::fs::read_to_string(&path).unwrap();
-        if parse(&text).unwrap_or_else(|e| panic!("{}", e.render(&path.display().to_string(), &text))).named("f").is_some() {
+        if parse(&text)
+            .unwrap_or_else(|e| panic!("{}", e.render(&path.display().to_string(), &text)))
+            .named("f")
+            .is_some()
+        {
             whole(&text, 1, 1e-6);
             ran += 1;
         }

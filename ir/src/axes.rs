@@ -29,7 +29,8 @@ impl Axes {
     /// that a list names twice.
     pub fn parse(text: &str) -> Result<Axes, Fault> {
         let Some((left, right)) = text.split_once("->") else {
-            return Err(Fault::new(Code::Axes, format!("axes \"{text}\" have no `->`")).help("write operands' axes, `->`, the result's axes"));
+            return Err(Fault::new(Code::Axes, format!("axes \"{text}\" have no `->`"))
+                .help("write operands' axes, `->`, the result's axes"));
         };
         let inputs = left.split(',').map(|l| list(l, text)).collect::<Result<_, _>>()?;
         Ok(Axes { inputs, output: list(right, text)? })
@@ -39,10 +40,13 @@ impl Axes {
     ///
     /// Errors: `Axes` if there is a group.
     pub fn flat(groups: &[Group]) -> Result<Vec<&str>, Fault> {
-        groups.iter().map(|g| match g.as_slice() {
-            [one] => Ok(one.as_str()),
-            _ => Err(Fault::new(Code::Axes, format!("a group ({}) may stand only in `rearrange`", g.join(" ")))),
-        }).collect()
+        groups
+            .iter()
+            .map(|g| match g.as_slice() {
+                [one] => Ok(one.as_str()),
+                _ => Err(Fault::new(Code::Axes, format!("a group ({}) may stand only in `rearrange`", g.join(" ")))),
+            })
+            .collect()
     }
 
     /// Checks the number of operands.
@@ -52,7 +56,10 @@ impl Axes {
         if self.inputs.len() == n {
             return Ok(());
         }
-        Err(Fault::new(Code::Axes, format!("axes \"{self}\" are for {}, there are {n}", count(self.inputs.len(), "operand"))))
+        Err(Fault::new(
+            Code::Axes,
+            format!("axes \"{self}\" are for {}, there are {n}", count(self.inputs.len(), "operand")),
+        ))
     }
 }
 
@@ -61,7 +68,15 @@ impl Axes {
 /// Errors: `Axes` for another rank, `Dim` for two sizes of one word.
 pub fn bind(sizes: &mut Sizes, words: &[&str], shape: &[usize]) -> Result<(), Fault> {
     if words.len() != shape.len() {
-        return Err(Fault::new(Code::Axes, format!("\"{}\" names {}, the operand has {}", words.join(" "), if words.len() == 1 { "1 axis".into() } else { format!("{} axes", words.len()) }, shape.len())));
+        return Err(Fault::new(
+            Code::Axes,
+            format!(
+                "\"{}\" names {}, the operand has {}",
+                words.join(" "),
+                if words.len() == 1 { "1 axis".into() } else { format!("{} axes", words.len()) },
+                shape.len()
+            ),
+        ));
     }
     for (w, &n) in words.iter().zip(shape) {
         match sizes.insert((*w).to_string(), n) {
@@ -78,9 +93,15 @@ pub fn bind(sizes: &mut Sizes, words: &[&str], shape: &[usize]) -> Result<(), Fa
 ///
 /// Errors: `Axes` for a word that no operand has.
 pub fn shape(sizes: &Sizes, words: &[&str]) -> Result<Vec<usize>, Fault> {
-    words.iter().map(|w| {
-        sizes.get(*w).copied().ok_or_else(|| Fault::new(Code::Axes, format!("axis `{w}` of the result is in no operand")))
-    }).collect()
+    words
+        .iter()
+        .map(|w| {
+            sizes
+                .get(*w)
+                .copied()
+                .ok_or_else(|| Fault::new(Code::Axes, format!("axis `{w}` of the result is in no operand")))
+        })
+        .collect()
 }
 
 fn list(text: &str, whole: &str) -> Result<Vec<Group>, Fault> {
@@ -93,7 +114,8 @@ fn list(text: &str, whole: &str) -> Result<Vec<Group>, Fault> {
             ")" => out.push(group.take().ok_or_else(|| bad("`)` without `(`".into()))?),
             "(" => return Err(bad("a group inside a group".into())),
             w => {
-                let lower = w.starts_with(|c: char| c.is_ascii_lowercase()) && w.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+                let lower = w.starts_with(|c: char| c.is_ascii_lowercase())
+                    && w.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
                 if !lower {
                     return Err(bad(format!("`{w}` is not a lower-case word")));
                 }
@@ -116,7 +138,12 @@ fn list(text: &str, whole: &str) -> Result<Vec<Group>, Fault> {
 
 impl fmt::Display for Axes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = |l: &[Group]| l.iter().map(|g| if g.len() == 1 { g[0].clone() } else { format!("({})", g.join(" ")) }).collect::<Vec<_>>().join(" ");
+        let list = |l: &[Group]| {
+            l.iter()
+                .map(|g| if g.len() == 1 { g[0].clone() } else { format!("({})", g.join(" ")) })
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
         let left: Vec<String> = self.inputs.iter().map(|l| list(l)).collect();
         let text = format!("{} -> {}", left.join(", "), list(&self.output));
         f.write_str(text.trim())

@@ -19,7 +19,11 @@ pub struct Builder<'a> {
 impl<'a> Builder<'a> {
     /// Starts a function of that name.
     pub fn new(module: &'a mut Module, name: &str, binds: BTreeMap<String, Bind>) -> Builder<'a> {
-        Builder { module, function: Function { name: name.into(), binds, ..Function::default() }, names: BTreeMap::new() }
+        Builder {
+            module,
+            function: Function { name: name.into(), binds, ..Function::default() },
+            names: BTreeMap::new(),
+        }
     }
 
     /// The type of a value.
@@ -50,7 +54,14 @@ impl<'a> Builder<'a> {
     /// Calls a function of the scope with the letters that its operands do not tell.
     ///
     /// Errors: all faults of the callee and of the call.
-    pub fn call(&mut self, scope: &Scope, names: &[&str], function: &str, letters: &[(&str, Bind)], operands: &[Value]) -> Result<Vec<Value>, Diagnostics> {
+    pub fn call(
+        &mut self,
+        scope: &Scope,
+        names: &[&str],
+        function: &str,
+        letters: &[(&str, Bind)],
+        operands: &[Value],
+    ) -> Result<Vec<Value>, Diagnostics> {
         let given = letters.iter().map(|(n, b)| ((*n).to_string(), *b)).collect();
         let types: Vec<Option<Type>> = operands.iter().map(|v| Some(self.ty(*v).clone())).collect();
         let callee = scope.instantiate(self.module, function, &given, &types, 0)?;
@@ -65,9 +76,16 @@ impl<'a> Builder<'a> {
         let types: Vec<Type> = operands.iter().map(|v| self.ty(*v).clone()).collect();
         let types = self.module.infer(&action, &types)?;
         if !names.is_empty() && names.len() != types.len() {
-            return Err(Fault::new(Code::Arity, format!("{} named, the node yields {}", count(names.len(), "result"), types.len())));
+            return Err(Fault::new(
+                Code::Arity,
+                format!("{} named, the node yields {}", count(names.len(), "result"), types.len()),
+            ));
         }
-        let results: Vec<Value> = types.into_iter().enumerate().map(|(i, t)| self.value(names.get(i).map_or("t", String::as_str), t)).collect();
+        let results: Vec<Value> = types
+            .into_iter()
+            .enumerate()
+            .map(|(i, t)| self.value(names.get(i).map_or("t", String::as_str), t))
+            .collect();
         self.function.nodes.push(Node { action, operands: operands.to_vec(), results: results.clone() });
         Ok(results)
     }

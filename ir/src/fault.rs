@@ -32,7 +32,17 @@ pub(crate) fn count(n: usize, what: &str) -> String {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Code; 9] = [Code::Syntax, Code::Name, Code::Arity, Code::Dtype, Code::Axes, Code::Dim, Code::Attribute, Code::Return, Code::Rank];
+    pub const ALL: [Code; 9] = [
+        Code::Syntax,
+        Code::Name,
+        Code::Arity,
+        Code::Dtype,
+        Code::Axes,
+        Code::Dim,
+        Code::Attribute,
+        Code::Return,
+        Code::Rank,
+    ];
 
     /// The name that is printed: `syntax`, `dim`, …
     pub fn name(self) -> &'static str {
@@ -159,7 +169,8 @@ impl Place {
         let mut out = format!("  --> {file}:{}:{}{inside}\n", self.line, self.column);
         if let Some(line) = source.lines().nth(self.line - 1) {
             // Tabs stay tabs, so that the carets stand under their characters.
-            let pad: String = line.chars().take(self.column.saturating_sub(1)).map(|c| if c == '\t' { c } else { ' ' }).collect();
+            let pad: String =
+                line.chars().take(self.column.saturating_sub(1)).map(|c| if c == '\t' { c } else { ' ' }).collect();
             let gutter = self.line.to_string();
             let blank = " ".repeat(gutter.len().max(2));
             out += &format!("{blank} |\n{gutter:>2} | {line}\n{blank} | {pad}{}\n", "^".repeat(self.width.max(1)));

@@ -25,19 +25,32 @@ pub const MOST_ELEMENTS: usize = 1 << 26;
 ///
 /// Errors: what `verify` finds; `Rank` if there is no rank; `Arity` or `Dim` if a rank's operands are not what
 /// the function takes; `Dim` if a value has more than [`MOST_ELEMENTS`].
-pub fn interpret(module: &Module, entry: Func, ranks: Vec<Vec<Tensor>>, mode: Mode) -> Result<Vec<Vec<Tensor>>, Diagnostics> {
+pub fn interpret(
+    module: &Module,
+    entry: Func,
+    ranks: Vec<Vec<Tensor>>,
+    mode: Mode,
+) -> Result<Vec<Vec<Tensor>>, Diagnostics> {
     module.verify()?;
     check(module, entry, ranks.len())?;
     let f = module.function(entry);
     let want = f.param_types();
     for (r, operands) in ranks.iter().enumerate() {
         if operands.len() != want.len() {
-            return Err(Fault::new(Code::Arity, format!("{} takes {}, rank {r} has {}", f.signature(), count(want.len(), "operand"), operands.len())).into());
+            return Err(Fault::new(
+                Code::Arity,
+                format!("{} takes {}, rank {r} has {}", f.signature(), count(want.len(), "operand"), operands.len()),
+            )
+            .into());
         }
         for (v, (t, w)) in f.param_values().zip(operands.iter().zip(&want)) {
             if t.ty != *w || t.data.len() != w.elements() {
                 let have = t.data.len();
-                return Err(Fault::new(Code::Dim, format!("`%{}` is {} of {have} elements on rank {r}, it must be {w}", f.value(v).name, t.ty)).into());
+                return Err(Fault::new(
+                    Code::Dim,
+                    format!("`%{}` is {} of {have} elements on rank {r}, it must be {w}", f.value(v).name, t.ty),
+                )
+                .into());
             }
         }
     }
@@ -54,7 +67,11 @@ pub fn check(module: &Module, entry: Func, ranks: usize) -> Result<(), Diagnosti
         return Err(Fault::new(Code::Rank, "there must be one rank or more").into());
     }
     if entry.0 as usize >= module.functions.len() {
-        return Err(Fault::new(Code::Name, format!("function {} is not in the module of {}", entry.0, module.functions.len())).into());
+        return Err(Fault::new(
+            Code::Name,
+            format!("function {} is not in the module of {}", entry.0, module.functions.len()),
+        )
+        .into());
     }
     let mut seen = vec![false; module.functions.len()];
     let mut open = vec![entry];
@@ -66,8 +83,16 @@ pub fn check(module: &Module, entry: Func, ranks: usize) -> Result<(), Diagnosti
         for (name, need) in needs(f) {
             if need.saturating_mul(ranks) > MOST_ELEMENTS {
                 let place = Place { function: f.name.clone(), ..Place::default() };
-                let fault = Fault::new(Code::Dim, format!("`%{name}` needs {need} elements on each of {ranks} ranks, the interpreter takes {MOST_ELEMENTS}"));
-                return Err(fault.help("interpret an instance with smaller sizes; a device runs large ones").at(place).into());
+                let fault = Fault::new(
+                    Code::Dim,
+                    format!(
+                        "`%{name}` needs {need} elements on each of {ranks} ranks, the interpreter takes {MOST_ELEMENTS}"
+                    ),
+                );
+                return Err(fault
+                    .help("interpret an instance with smaller sizes; a device runs large ones")
+                    .at(place)
+                    .into());
             }
         }
         open.extend(f.nodes.iter().filter_map(|n| match n.action {
@@ -98,19 +123,28 @@ fn settle(t: Tensor, mode: Mode) -> Tensor {
 fn run(module: &Module, entry: Func, ranks: Vec<Vec<Tensor>>, mode: Mode) -> Vec<Vec<Tensor>> {
     let f = module.function(entry);
     let last = last_uses(module, entry);
-    let mut values: Vec<Vec<Option<Tensor>>> = ranks.into_iter().map(|x| {
-        let mut v: Vec<Option<Tensor>> = x.into_iter().map(Some).collect();
-        v.resize(f.values.len(), None);
-        v
-    }).collect();
+    let mut values: Vec<Vec<Option<Tensor>>> = ranks
+        .into_iter()
+        .map(|x| {
+            let mut v: Vec<Option<Tensor>> = x.into_iter().map(Some).collect();
+            v.resize(f.values.len(), None);
+            v
+        })
+        .collect();
     for (at, node) in f.nodes.iter().enumerate() {
         let results: Vec<Vec<Tensor>> = match &node.action {
             Action::Op(op) => {
-                let operands: Vec<Vec<&Tensor>> = values.iter().map(|v| node.operands.iter().filter_map(|o| v[o.0 as usize].as_ref()).collect()).collect();
+                let operands: Vec<Vec<&Tensor>> = values
+                    .iter()
+                    .map(|v| node.operands.iter().filter_map(|o| v[o.0 as usize].as_ref()).collect())
+                    .collect();
                 op.eval(&operands, f.ty(node.results[0])).into_iter().map(|t| vec![settle(t, mode)]).collect()
             }
             Action::Call { callee, .. } => {
-                let operands = values.iter().map(|v| node.operands.iter().filter_map(|o| v[o.0 as usize].clone()).collect()).collect();
+                let operands = values
+                    .iter()
+                    .map(|v| node.operands.iter().filter_map(|o| v[o.0 as usize].clone()).collect())
+                    .collect();
                 run(module, *callee, operands, mode)
             }
         };

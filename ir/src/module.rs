@@ -145,7 +145,11 @@ impl Module {
         match action {
             Action::Op(op) => {
                 let ty = op.infer(operands)?;
-                if ty.fits() { Ok(vec![ty]) } else { Err(Fault::new(Code::Dim, format!("the result {ty} is too large to address"))) }
+                if ty.fits() {
+                    Ok(vec![ty])
+                } else {
+                    Err(Fault::new(Code::Dim, format!("the result {ty} is too large to address")))
+                }
             }
             Action::Call { callee, .. } => {
                 let Some(f) = self.functions.get(callee.0 as usize) else {
@@ -153,11 +157,17 @@ impl Module {
                 };
                 let want = f.param_types();
                 if want.len() != operands.len() {
-                    return Err(Fault::new(Code::Arity, format!("{} takes {}, not {}", f.signature(), count(want.len(), "operand"), operands.len())));
+                    return Err(Fault::new(
+                        Code::Arity,
+                        format!("{} takes {}, not {}", f.signature(), count(want.len(), "operand"), operands.len()),
+                    ));
                 }
                 for (i, (w, h)) in want.iter().zip(operands).enumerate() {
                     if w != h {
-                        return Err(Fault::new(Code::Dim, format!("operand {} of {} is {h}, it must be {w}", i + 1, f.signature())));
+                        return Err(Fault::new(
+                            Code::Dim,
+                            format!("operand {} of {} is {h}, it must be {w}", i + 1, f.signature()),
+                        ));
                     }
                 }
                 Ok(f.result_types())

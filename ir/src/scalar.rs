@@ -154,7 +154,13 @@ impl Scalar {
             Scalar::Add => i(0).wrapping_add(i(1)),
             Scalar::Sub => i(0).wrapping_sub(i(1)),
             Scalar::Mul => i(0).wrapping_mul(i(1)),
-            Scalar::Div => if i(1) == 0 { 0 } else { i(0).wrapping_div(i(1)) },
+            Scalar::Div => {
+                if i(1) == 0 {
+                    0
+                } else {
+                    i(0).wrapping_div(i(1))
+                }
+            }
             Scalar::Neg => i(0).wrapping_neg(),
             Scalar::Abs => i(0).wrapping_abs(),
             _ => return self.value(x),
@@ -197,7 +203,12 @@ mod tests {
 
     #[test]
     fn erf_matches_tabled_values() {
-        for (x, want) in [(0.5, 0.520_499_877_813_046_5), (1.0, 0.842_700_792_949_714_9), (2.0, 0.995_322_265_018_952_7), (3.0, 0.999_977_909_503_001_4)] {
+        for (x, want) in [
+            (0.5, 0.520_499_877_813_046_5),
+            (1.0, 0.842_700_792_949_714_9),
+            (2.0, 0.995_322_265_018_952_7),
+            (3.0, 0.999_977_909_503_001_4),
+        ] {
             assert!((erf(x) - want).abs() < 1e-15, "erf({x}) = {}", erf(x));
             assert_eq!(erf(-x), -erf(x));
         }

@@ -17,7 +17,10 @@ impl Module {
         for (i, f) in self.functions.iter().enumerate() {
             let mut found = vec![];
             if self.functions[..i].iter().any(|o| o.name == f.name && o.binds == f.binds) {
-                found.push(Fault::new(Code::Name, format!("{} is defined twice", f.signature())).help("a second form of a function needs another name"));
+                found.push(
+                    Fault::new(Code::Name, format!("{} is defined twice", f.signature()))
+                        .help("a second form of a function needs another name"),
+                );
             }
             self.verify_function(i, f, &mut found);
             let place = Place { function: f.name.clone(), ..Place::default() };
@@ -29,7 +32,9 @@ impl Module {
     fn verify_function(&self, index: usize, f: &Function, faults: &mut Vec<Fault>) {
         if f.params.len() > f.values.len() {
             let count = format!("{} parameters and {} values", f.params.len(), f.values.len());
-            faults.push(Fault::new(Code::Arity, format!("@{} has {count}", f.name)).help("the parameters are the first values"));
+            faults.push(
+                Fault::new(Code::Arity, format!("@{} has {count}", f.name)).help("the parameters are the first values"),
+            );
             return;
         }
         faults.extend(name_faults(f));
@@ -58,7 +63,10 @@ impl Module {
         if let Action::Call { callee, .. } = node.action
             && callee.0 as usize >= index
         {
-            faults.push(Fault::new(Code::Name, "a callee stands at or after its caller").help("functions may not recurse; put the callee first"));
+            faults.push(
+                Fault::new(Code::Name, "a callee stands at or after its caller")
+                    .help("functions may not recurse; put the callee first"),
+            );
         } else if let Some(v) = node.operands.iter().find(|v| !defined.get(v.0 as usize).copied().unwrap_or(false)) {
             faults.push(Fault::new(Code::Name, format!("{} is used before it is defined", call(f, *v))));
         } else {
@@ -79,7 +87,12 @@ impl Module {
 
     /// A node in a line, for messages; it holds for a faulty node too.
     fn sketch(&self, f: &Function, node: &Node) -> String {
-        let list = |v: &[Value]| v.iter().map(|v| f.values.get(v.0 as usize).map_or(format!("%#{}", v.0), |n| format!("%{}", n.name))).collect::<Vec<_>>().join(", ");
+        let list = |v: &[Value]| {
+            v.iter()
+                .map(|v| f.values.get(v.0 as usize).map_or(format!("%#{}", v.0), |n| format!("%{}", n.name)))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         let what = match &node.action {
             Action::Op(op) => format!("{} {}", op.write().0, list(&node.operands)),
             Action::Call { callee, .. } => {
@@ -105,30 +118,61 @@ fn name_faults(f: &Function) -> Vec<Fault> {
     let mut out = vec![];
     let mut names: Vec<&str> = f.values.iter().map(|v| v.name.as_str()).collect();
     let wrong = names.iter().copied().chain([f.name.as_str()]).filter(|n| !plain(n));
-    out.extend(wrong.map(|n| Fault::new(Code::Name, format!("the text cannot spell the name `{n}`")).help("letters, digits, `_` and `.`")));
+    out.extend(wrong.map(|n| {
+        Fault::new(Code::Name, format!("the text cannot spell the name `{n}`")).help("letters, digits, `_` and `.`")
+    }));
     names.sort_unstable();
-    out.extend(names.windows(2).filter(|w| w[0] == w[1]).map(|w| Fault::new(Code::Name, format!("`%{}` is bound twice", w[0]))));
+    out.extend(
+        names
+            .windows(2)
+            .filter(|w| w[0] == w[1])
+            .map(|w| Fault::new(Code::Name, format!("`%{}` is bound twice", w[0]))),
+    );
     out
 }
 
 /// Results of a node that are not what its action yields.
 fn result_faults(f: &Function, node: &Node, types: &[Type]) -> Vec<Fault> {
     if types.len() != node.results.len() {
-        return vec![Fault::new(Code::Arity, format!("{} named, the node yields {}", count(node.results.len(), "result"), types.len()))];
+        return vec![Fault::new(
+            Code::Arity,
+            format!("{} named, the node yields {}", count(node.results.len(), "result"), types.len()),
+        )];
     }
     let held = |v: &Value| f.values.get(v.0 as usize);
-    node.results.iter().zip(types).filter_map(|(v, t)| held(v).filter(|n| n.ty != *t).map(|n| {
-        Fault::new(Code::Dim, format!("`%{}` is {t}, it is written as {}", n.name, n.ty))
-    })).collect()
+    node.results
+        .iter()
+        .zip(types)
+        .filter_map(|(v, t)| {
+            held(v)
+                .filter(|n| n.ty != *t)
+                .map(|n| Fault::new(Code::Dim, format!("`%{}` is {t}, it is written as {}", n.name, n.ty)))
+        })
+        .collect()
 }
 
 /// Faults of a function's `state` parameters; its results must be defined.
 pub(crate) fn state_faults(f: &Function) -> Vec<Fault> {
-    let states: Vec<Value> = f.param_values().zip(&f.params).filter(|(_, r)| **r == Role::State).map(|(v, _)| v).collect();
+    let states: Vec<Value> =
+        f.param_values().zip(&f.params).filter(|(_, r)| **r == Role::State).map(|(v, _)| v).collect();
     let Some(first) = f.results.len().checked_sub(states.len()) else {
-        return vec![Fault::new(Code::Return, format!("@{} has {} states and {} results", f.name, states.len(), f.results.len())).help("the last results are the next values of the states, in order")];
+        return vec![
+            Fault::new(
+                Code::Return,
+                format!("@{} has {} states and {} results", f.name, states.len(), f.results.len()),
+            )
+            .help("the last results are the next values of the states, in order"),
+        ];
     };
-    states.iter().zip(&f.results[first..]).filter(|(s, r)| f.ty(**s) != f.ty(**r)).map(|(s, r)| {
-        Fault::new(Code::Return, format!("state `%{}` is {}, its next value is {}", f.value(*s).name, f.ty(*s), f.ty(*r)))
-    }).collect()
+    states
+        .iter()
+        .zip(&f.results[first..])
+        .filter(|(s, r)| f.ty(**s) != f.ty(**r))
+        .map(|(s, r)| {
+            Fault::new(
+                Code::Return,
+                format!("state `%{}` is {}, its next value is {}", f.value(*s).name, f.ty(*s), f.ty(*r)),
+            )
+        })
+        .collect()
 }

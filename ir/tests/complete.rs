@@ -16,7 +16,11 @@ fn read(path: &str) -> String {
 
 /// The text of all files of a folder, one after another.
 fn folder(path: &str) -> String {
-    let mut names: Vec<PathBuf> = std::fs::read_dir(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}")).map(|e| e.unwrap().path()).filter(|p| p.is_file()).collect();
+    let mut names: Vec<PathBuf> = std::fs::read_dir(root().join(path))
+        .unwrap_or_else(|e| panic!("{path}: {e}"))
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.is_file())
+        .collect();
     names.sort();
     names.iter().map(|p| std::fs::read_to_string(p).unwrap()).collect()
 }
@@ -25,7 +29,9 @@ fn folder(path: &str) -> String {
 fn each_mnemonic_has_a_file_test_that_uses_it() {
     for m in Op::mnemonics() {
         let text = read(&format!("tests/filetests/ops/{m}.oir"));
-        let used = text.lines().any(|l| !l.starts_with(';') && l.split_once(" = ").is_some_and(|(_, r)| r.split([' ', '.']).next() == Some(m)));
+        let used = text.lines().any(|l| {
+            !l.starts_with(';') && l.split_once(" = ").is_some_and(|(_, r)| r.split([' ', '.']).next() == Some(m))
+        });
         assert!(used, "tests/filetests/ops/{m}.oir does not use `{m}`");
         assert!(text.contains("\n; run: "), "tests/filetests/ops/{m}.oir runs nothing");
     }
@@ -43,7 +49,11 @@ fn each_code_has_a_faulty_text() {
 #[test]
 fn each_library_function_has_a_doc_and_a_test() {
     let tests = folder("tests/filetests/library") + &read("ir/tests/library.rs") + &read("ir/tests/ring.rs");
-    let called: BTreeSet<&str> = tests.split('@').skip(1).map(|t| t.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).next().unwrap_or_default()).collect();
+    let called: BTreeSet<&str> = tests
+        .split('@')
+        .skip(1)
+        .map(|t| t.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).next().unwrap_or_default())
+        .collect();
     for t in &library::file().unwrap().functions {
         assert!(called.contains(t.name.as_str()), "no test calls @{}", t.name);
         assert!(!t.doc.is_empty(), "@{} has no `;;` doc", t.name);
@@ -58,13 +68,24 @@ struct Described {
 
 fn described() -> Vec<Described> {
     let source = folder("ir/src/ops");
-    source.split("impl OpDef for ").skip(1).map(|part| {
-        let name = part.split(' ').next().unwrap_or_default();
-        let mnemonic = part.split("vec![\"").nth(1).and_then(|p| p.split('"').next()).unwrap_or_default().to_string();
-        let head = source.split(&format!("pub struct {name}")).next().unwrap_or_default();
-        let doc: Vec<String> = head.lines().rev().skip_while(|l| l.starts_with("#[")).take_while(|l| l.starts_with("///")).map(|l| l.trim_start_matches("///").trim().to_string()).collect();
-        Described { mnemonic, doc: doc.into_iter().rev().collect() }
-    }).collect()
+    source
+        .split("impl OpDef for ")
+        .skip(1)
+        .map(|part| {
+            let name = part.split(' ').next().unwrap_or_default();
+            let mnemonic =
+                part.split("vec![\"").nth(1).and_then(|p| p.split('"').next()).unwrap_or_default().to_string();
+            let head = source.split(&format!("pub struct {name}")).next().unwrap_or_default();
+            let doc: Vec<String> = head
+                .lines()
+                .rev()
+                .skip_while(|l| l.starts_with("#["))
+                .take_while(|l| l.starts_with("///"))
+                .map(|l| l.trim_start_matches("///").trim().to_string())
+                .collect();
+            Described { mnemonic, doc: doc.into_iter().rev().collect() }
+        })
+        .collect()
 }
 
 fn ops_page() -> String {
@@ -81,7 +102,9 @@ fn ops_page() -> String {
         }
         let d = find(m).unwrap_or_else(|| panic!("the source of `{m}` has no doc comment"));
         let first = d.doc[0].replace('|', "\\|");
-        let (form, yields) = first.split_once(" — ").unwrap_or_else(|| panic!("the doc of `{m}` must start with `` `form` — what it yields ``"));
+        let (form, yields) = first
+            .split_once(" — ")
+            .unwrap_or_else(|| panic!("the doc of `{m}` must start with `` `form` — what it yields ``"));
         out += &format!("| `{m}` | {form} | {} |\n", capital(yields));
         let rest: Vec<&str> = d.doc[1..].iter().map(String::as_str).filter(|l| !l.is_empty()).collect();
         if !rest.is_empty() {
@@ -89,8 +112,17 @@ fn ops_page() -> String {
         }
     }
     let pointwise = read("ir/src/ops/pointwise.rs");
-    let own: Vec<&str> = pointwise.split("pub struct Pointwise").next().unwrap_or_default().lines().rev().skip_while(|l| l.starts_with("#[")).take_while(|l| l.starts_with("///")).collect();
-    let own: Vec<&str> = own.into_iter().rev().skip(1).map(|l| l.trim_start_matches("///").trim()).filter(|l| !l.is_empty()).collect();
+    let own: Vec<&str> = pointwise
+        .split("pub struct Pointwise")
+        .next()
+        .unwrap_or_default()
+        .lines()
+        .rev()
+        .skip_while(|l| l.starts_with("#["))
+        .take_while(|l| l.starts_with("///"))
+        .collect();
+    let own: Vec<&str> =
+        own.into_iter().rev().skip(1).map(|l| l.trim_start_matches("///").trim()).filter(|l| !l.is_empty()).collect();
     out + "\n## Scalar functions\n\n" + &paragraphs(&own) + "\n\n## The others\n" + &notes
 }
 
@@ -99,7 +131,13 @@ fn paragraphs(lines: &[&str]) -> String {
     let mut out = String::new();
     for l in lines {
         let opens = ["Shapes:", "Numbers:", "Errors:", "Source:", "Units:"].iter().any(|w| l.starts_with(w));
-        out += if out.is_empty() { "- " } else if opens { "\n- " } else { " " };
+        out += if out.is_empty() {
+            "- "
+        } else if opens {
+            "\n- "
+        } else {
+            " "
+        };
         out += l;
     }
     out
@@ -132,7 +170,8 @@ fn the_page_of_ops_is_up_to_date() {
 #[test]
 fn the_examples_of_the_page_on_the_language_hold() {
     let page = read("docs/oir.md");
-    let blocks: Vec<&str> = page.split("```oir\n").skip(1).map(|b| b.split("\n```").next().unwrap_or_default()).collect();
+    let blocks: Vec<&str> =
+        page.split("```oir\n").skip(1).map(|b| b.split("\n```").next().unwrap_or_default()).collect();
     assert!(blocks.len() >= 5, "docs/oir.md has {} examples", blocks.len());
     for b in blocks {
         let m = parse(b).unwrap_or_else(|e| panic!("{}", e.render("docs/oir.md", b)));

@@ -2,10 +2,10 @@
 //! The others need a compiler or a device: `tests/filetests.rs` of the root package runs them.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-#[path = "common/filetest.rs"]
-mod filetest;
 mod common;
 mod eval;
+#[path = "common/filetest.rs"]
+mod filetest;
 
 use common::Rng;
 use filetest::{Command, FileTest, Outcome, blessing};
@@ -44,9 +44,14 @@ fn verify(file: &mut FileTest) -> Outcome {
         },
         Err(e) => e.0,
     };
-    let mut faults: Vec<String> = found.iter().filter(|d| line_of(d) == 0).map(|d| format!("a fault without a line: {}", d.message)).collect();
+    let mut faults: Vec<String> =
+        found.iter().filter(|d| line_of(d) == 0).map(|d| format!("a fault without a line: {}", d.message)).collect();
     for i in 0..file.lines.len() {
-        let here: Vec<String> = found.iter().filter(|d| line_of(d) == i + 1).map(|d| format!("; error[{}]: {}", d.code.name(), d.message)).collect();
+        let here: Vec<String> = found
+            .iter()
+            .filter(|d| line_of(d) == i + 1)
+            .map(|d| format!("; error[{}]: {}", d.code.name(), d.message))
+            .collect();
         let line = &file.lines[i];
         let code = line.split("; error[").next().unwrap_or_default().trim_end();
         let want = if here.is_empty() { code.to_string() } else { format!("{code} {}", here.join(" ")) };
@@ -106,21 +111,34 @@ fn equal(file: &mut FileTest, command: &Command) -> Outcome {
     };
     let names = command.functions();
     let functions: Vec<Func> = names.iter().filter_map(|n| m.named(n)).collect();
-    let [f, g] = functions[..] else { return Outcome::Failed(format!("`test equal` names two functions of the file, not {names:?}")) };
+    let [f, g] = functions[..] else {
+        return Outcome::Failed(format!("`test equal` names two functions of the file, not {names:?}"));
+    };
     let (types, results) = (m.function(f).param_types(), m.function(f).result_types());
     if types != m.function(g).param_types() || results != m.function(g).result_types() {
         return Outcome::Failed(format!("@{} and @{} have different parameters or results", names[0], names[1]));
     }
-    let number = |name: &str, otherwise: f64| command.option(name).map_or(otherwise, |v| v.parse().unwrap_or_else(|_| panic!("`{name}={v}` is no number")));
+    let number = |name: &str, otherwise: f64| {
+        command.option(name).map_or(otherwise, |v| v.parse().unwrap_or_else(|_| panic!("`{name}={v}` is no number")))
+    };
     let ranks = number("R", 1.0) as usize;
-    let (low, high) = command.option("ints").and_then(|v| v.split_once("..")).map_or((0, 4), |(a, b)| (a.parse().unwrap(), b.parse().unwrap()));
+    let (low, high) = command
+        .option("ints")
+        .and_then(|v| v.split_once(".."))
+        .map_or((0, 4), |(a, b)| (a.parse().unwrap(), b.parse().unwrap()));
     for seed in 0..10 {
         let mut rng = Rng(seed);
-        let operands: Vec<Vec<Tensor>> = (0..ranks).map(|_| types.iter().map(|t| random(t, &mut rng, (low, high))).collect()).collect();
+        let operands: Vec<Vec<Tensor>> =
+            (0..ranks).map(|_| types.iter().map(|t| random(t, &mut rng, (low, high))).collect()).collect();
         let run = |f: Func| interpret(&m, f, operands.clone(), Mode::Exact);
         match (run(f), run(g)) {
             (Ok(a), Ok(b)) => {
-                let off = a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| common::worst(&a.data, &b.data)).fold(0.0, f64::max);
+                let off = a
+                    .iter()
+                    .flatten()
+                    .zip(b.iter().flatten())
+                    .map(|(a, b)| common::worst(&a.data, &b.data))
+                    .fold(0.0, f64::max);
                 if off > number("within", 1e-9) {
                     return Outcome::Failed(format!("@{} and @{} differ by {off:e}, seed {seed}", names[0], names[1]));
                 }
@@ -132,10 +150,12 @@ fn equal(file: &mut FileTest, command: &Command) -> Outcome {
 }
 
 fn random(t: &Type, rng: &mut Rng, ints: (i64, i64)) -> Tensor {
-    let data = (0..t.elements()).map(|_| match t.dtype {
-        Dtype::I32 => (ints.0 + rng.below((ints.1 - ints.0) as usize) as i64) as f64,
-        Dtype::Bool => rng.below(2) as f64,
-        _ => t.dtype.round(2.0 * rng.unit()),
-    }).collect();
+    let data = (0..t.elements())
+        .map(|_| match t.dtype {
+            Dtype::I32 => (ints.0 + rng.below((ints.1 - ints.0) as usize) as i64) as f64,
+            Dtype::Bool => rng.below(2) as f64,
+            _ => t.dtype.round(2.0 * rng.unit()),
+        })
+        .collect();
     common::tensor(t.dtype, &t.shape, data)
 }

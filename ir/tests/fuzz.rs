@@ -4,7 +4,9 @@
 mod common;
 
 use common::{Rng, tensor};
-use omchat_ir::{Action, Bind, Builder, Func, Mode, Module, Op, Role, Tensor, Type, Value, format, interpret, library, parse};
+use omchat_ir::{
+    Action, Bind, Builder, Func, Mode, Module, Op, Role, Tensor, Type, Value, format, interpret, library, parse,
+};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -46,15 +48,23 @@ fn function(module: &mut Module, rng: &mut Rng, stock: &[(Op, Vec<Type>)], index
             let (op, types) = stock[rng.below(stock.len())].clone();
             (Step::Op(op), types)
         };
-        let operands = types.iter().map(|t| {
-            let old: Vec<(bool, usize)> = params.iter().enumerate().filter(|(_, p)| *p == t).map(|(i, _)| (true, i))
-                .chain(made.iter().enumerate().filter(|(_, p)| *p == t).map(|(i, _)| (false, i))).collect();
-            if !old.is_empty() && rng.below(4) > 0 {
-                return old[rng.below(old.len())];
-            }
-            params.push(t.clone());
-            (true, params.len() - 1)
-        }).collect();
+        let operands = types
+            .iter()
+            .map(|t| {
+                let old: Vec<(bool, usize)> = params
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, p)| *p == t)
+                    .map(|(i, _)| (true, i))
+                    .chain(made.iter().enumerate().filter(|(_, p)| *p == t).map(|(i, _)| (false, i)))
+                    .collect();
+                if !old.is_empty() && rng.below(4) > 0 {
+                    return old[rng.below(old.len())];
+                }
+                params.push(t.clone());
+                (true, params.len() - 1)
+            })
+            .collect();
         let action = match &step {
             Step::Op(op) => Action::Op(op.clone()),
             Step::Call(f) => Action::Call { callee: *f, remat: false },
@@ -70,10 +80,12 @@ fn function(module: &mut Module, rng: &mut Rng, stock: &[(Op, Vec<Type>)], index
     }
     let mut b = Builder::new(module, &format!("f{index}"), binds);
     let role = |n| if n == 0 { Role::Weight } else { Role::Input };
-    let given: Vec<Value> = params.into_iter().map(|t| b.param(role(rng.below(4)), names[rng.below(names.len())], t)).collect();
+    let given: Vec<Value> =
+        params.into_iter().map(|t| b.param(role(rng.below(4)), names[rng.below(names.len())], t)).collect();
     let mut results: Vec<Value> = vec![];
     for (step, operands) in steps {
-        let operands: Vec<Value> = operands.iter().map(|&(param, i)| if param { given[i] } else { results[i] }).collect();
+        let operands: Vec<Value> =
+            operands.iter().map(|&(param, i)| if param { given[i] } else { results[i] }).collect();
         let action = match step {
             Step::Op(op) => Action::Op(op),
             Step::Call(callee) => Action::Call { callee, remat: rng.below(2) == 0 },
@@ -153,12 +165,102 @@ proptest! {
     }
 }
 
-const SOUP: &[&str] = &["func", "@f", "@attention", "@rms_norm", "@f[", "(", ")", "[", "]", "{", "}", "->", "..", ":", ",", "=", "+", "-", "*", "/", "%x", "%y", "%", "@",
-    "f32", "f16[2]", "i32", "bool", "E", "N", "0", "1", "-1", "65536", "99999999999999999999", "9223372036854775807", "1e400", "1e30", "0.5", "-1e30", "\"a b -> b\"", "\"a -> (a)\"",
-    "\"(\"", "\"a, a -> a\"", "\"->\"", ";; doc\n", "; comment\n", "for", "i in 0..4 {", "in", "return", "return %x", "call", "remat", "weight", "state", "einsum.f32", "reduce.sum",
-    "reduce.max", "reduce", "iota", "iota 5", "dim.i32 N", "dim.f32", "constant.i32 0.5", "constant.bf16 1e39", "axis=1", "k=0", "k=9", "shift=-3", "start=0 end=9", "h=0", "a=3",
-    "rearrange %x", "slice %x", "concat %x, %x", "gather %x, %y", "scatter_add %x, %y, %x", "update_slice %x, %x, 0", "arg_max %x", "kth_largest %x", "select", "add %x, 1",
-    "collective_permute %x", "all_reduce.sum %x", "cast.E %x", "%z =", "%x, %y =", "f32[N / 0]", "f32[9223372036854775807, 9]", "f32[0, 9223372036854775807]", "é", "\u{2028}", "\""];
+const SOUP: &[&str] = &[
+    "func",
+    "@f",
+    "@attention",
+    "@rms_norm",
+    "@f[",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    "->",
+    "..",
+    ":",
+    ",",
+    "=",
+    "+",
+    "-",
+    "*",
+    "/",
+    "%x",
+    "%y",
+    "%",
+    "@",
+    "f32",
+    "f16[2]",
+    "i32",
+    "bool",
+    "E",
+    "N",
+    "0",
+    "1",
+    "-1",
+    "65536",
+    "99999999999999999999",
+    "9223372036854775807",
+    "1e400",
+    "1e30",
+    "0.5",
+    "-1e30",
+    "\"a b -> b\"",
+    "\"a -> (a)\"",
+    "\"(\"",
+    "\"a, a -> a\"",
+    "\"->\"",
+    ";; doc\n",
+    "; comment\n",
+    "for",
+    "i in 0..4 {",
+    "in",
+    "return",
+    "return %x",
+    "call",
+    "remat",
+    "weight",
+    "state",
+    "einsum.f32",
+    "reduce.sum",
+    "reduce.max",
+    "reduce",
+    "iota",
+    "iota 5",
+    "dim.i32 N",
+    "dim.f32",
+    "constant.i32 0.5",
+    "constant.bf16 1e39",
+    "axis=1",
+    "k=0",
+    "k=9",
+    "shift=-3",
+    "start=0 end=9",
+    "h=0",
+    "a=3",
+    "rearrange %x",
+    "slice %x",
+    "concat %x, %x",
+    "gather %x, %y",
+    "scatter_add %x, %y, %x",
+    "update_slice %x, %x, 0",
+    "arg_max %x",
+    "kth_largest %x",
+    "select",
+    "add %x, 1",
+    "collective_permute %x",
+    "all_reduce.sum %x",
+    "cast.E %x",
+    "%z =",
+    "%x, %y =",
+    "f32[N / 0]",
+    "f32[9223372036854775807, 9]",
+    "f32[0, 9223372036854775807]",
+    "é",
+    "\u{2028}",
+    "\"",
+];
 
 fn sources() -> Vec<String> {
     let instance = "func @main(%q: bf16[1, 2, 3, 5, 4], %k: bf16[1, 2, 7, 4], %lo: i32[1, 5], %at: i32[1, 7], %x: f32[5, 6], %w: f32[6]) -> (bf16[1, 2, 3, 5, 4], f32[5, 6]) {
@@ -166,7 +268,12 @@ fn sources() -> Vec<String> {
     %n = call @rms_norm(%x, %w, 1e-6)
     return %o, %n
 }";
-    library::FILES.iter().map(|(_, t)| format!("{t}\n{instance}")).chain(Op::samples()).chain([instance.to_string()]).collect()
+    library::FILES
+        .iter()
+        .map(|(_, t)| format!("{t}\n{instance}"))
+        .chain(Op::samples())
+        .chain([instance.to_string()])
+        .collect()
 }
 
 /// Parses and formats a text; what is accepted must hold the rules of the language.
@@ -177,7 +284,11 @@ fn answered(text: &str) {
         Ok(m) => {
             m.verify().unwrap_or_else(|e| panic!("{text}\nparses to a module with faults:\n{e}"));
             let printed = m.to_string();
-            assert_eq!(parse(&printed).unwrap_or_else(|e| panic!("{text}\n{}", e.render("printed", &printed))), m, "{text}");
+            assert_eq!(
+                parse(&printed).unwrap_or_else(|e| panic!("{text}\n{}", e.render("printed", &printed))),
+                m,
+                "{text}"
+            );
         }
         Err(e) => {
             assert!(!e.0.is_empty());
@@ -185,7 +296,11 @@ fn answered(text: &str) {
         }
     }
     if let Ok(once) = format(text) {
-        assert_eq!(format(&once).unwrap_or_else(|e| panic!("{text}\n{}", e.render("formatted", &once))), once, "{text}");
+        assert_eq!(
+            format(&once).unwrap_or_else(|e| panic!("{text}\n{}", e.render("formatted", &once))),
+            once,
+            "{text}"
+        );
     }
     assert!(start.elapsed() < LIMIT, "{:?} for {} bytes", start.elapsed(), text.len());
 }
@@ -235,7 +350,11 @@ fn too_much_is_refused() {
         assert!(answer.is_err() || what == "loops deep", "{what} is accepted");
         answered(&text);
         assert!(start.elapsed() < LIMIT, "{what}: {:?}", start.elapsed());
-        println!("{what}: {:?}: {}", start.elapsed(), answer.err().map_or("accepted".into(), |e| e.0[0].message.chars().take(90).collect::<String>()));
+        println!(
+            "{what}: {:?}: {}",
+            start.elapsed(),
+            answer.err().map_or("accepted".into(), |e| e.0[0].message.chars().take(90).collect::<String>())
+        );
     }
 }
 
@@ -258,7 +377,10 @@ fn interpreting_too_much_is_a_fault() {
     let cases = [
         ("func @f() -> i32[2147483647] { %y = iota 2147483647 return %y }", "%y"),
         ("func @f(%x: f32[999999999999]) -> f32[999999999999] { return %x }", "%x"),
-        ("func @g() -> i32[2000000000] { %y = iota 2000000000 return %y } func @f() -> i32 { %y = call @g() %z = reduce.max %y \"a ->\" return %z }", "%y"),
+        (
+            "func @g() -> i32[2000000000] { %y = iota 2000000000 return %y } func @f() -> i32 { %y = call @g() %z = reduce.max %y \"a ->\" return %z }",
+            "%y",
+        ),
         ("func @f(%x: f32[100000], %y: f32[100000]) -> f32 { %z = einsum.f32 %x, %y \"a, b ->\" return %z }", "%z"),
     ];
     for (text, name) in cases {

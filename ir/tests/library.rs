@@ -15,10 +15,13 @@ fn exact(callee: &str, result: &str, operands: Vec<Tensor>) -> Vec<f64> {
 
 /// Typed bf16 is near the maths: within `steps` roundings to 8 bits of the largest value.
 fn bf16_near(callee: &str, result: &str, operands: &[Tensor], steps: f64) {
-    let low: Vec<Tensor> = operands.iter().map(|t| {
-        let dtype = if t.ty.dtype == Dtype::F32 && t.ty.rank() > 0 { Dtype::Bf16 } else { t.ty.dtype };
-        tensor(dtype, &t.ty.shape, t.data.clone()).rounded()
-    }).collect();
+    let low: Vec<Tensor> = operands
+        .iter()
+        .map(|t| {
+            let dtype = if t.ty.dtype == Dtype::F32 && t.ty.rank() > 0 { Dtype::Bf16 } else { t.ty.dtype };
+            tensor(dtype, &t.ty.shape, t.data.clone()).rounded()
+        })
+        .collect();
     let typed = one(callee, result, 1, low.clone(), Mode::Typed).remove(0);
     let want = one(callee, result, 1, low, Mode::Exact).remove(0);
     let scale = want.iter().fold(0.0f64, |a, x| a.max(x.abs()));
@@ -29,10 +32,13 @@ fn bf16_near(callee: &str, result: &str, operands: &[Tensor], steps: f64) {
 fn rms_norm() {
     let mut rng = Rng(1);
     let (x, w) = (rng.vec(15, 2.0), rng.vec(5, 1.0));
-    let want: Vec<f64> = x.chunks(5).flat_map(|row| {
-        let rms = (row.iter().map(|v| v * v).sum::<f64>() / 5.0 + 1e-6).sqrt();
-        row.iter().zip(&w).map(|(v, w)| v / rms * w).collect::<Vec<_>>()
-    }).collect();
+    let want: Vec<f64> = x
+        .chunks(5)
+        .flat_map(|row| {
+            let rms = (row.iter().map(|v| v * v).sum::<f64>() / 5.0 + 1e-6).sqrt();
+            row.iter().zip(&w).map(|(v, w)| v / rms * w).collect::<Vec<_>>()
+        })
+        .collect();
     let operands = vec![f32s(&[3, 5], &x), f32s(&[5], &w), f32s(&[], &[1e-6])];
     near("rms_norm", &exact("@rms_norm", "f32[3, 5]", operands.clone()), &want, EXACT);
     bf16_near("@rms_norm", "bf16[3, 5]", &operands, 3.0);
@@ -44,12 +50,18 @@ fn rms_norm() {
 fn layer_norm() {
     let mut rng = Rng(2);
     let (x, w, b) = (rng.vec(15, 2.0), rng.vec(5, 1.0), rng.vec(5, 1.0));
-    let want: Vec<f64> = x.chunks(5).flat_map(|row| {
-        let mean = row.iter().sum::<f64>() / 5.0;
-        // Variance by the other formula: mean of squares less the square of the mean.
-        let var = row.iter().map(|v| v * v).sum::<f64>() / 5.0 - mean * mean;
-        row.iter().zip(w.iter().zip(&b)).map(|(v, (w, b))| (v - mean) / (var + 1e-5).sqrt() * w + b).collect::<Vec<_>>()
-    }).collect();
+    let want: Vec<f64> = x
+        .chunks(5)
+        .flat_map(|row| {
+            let mean = row.iter().sum::<f64>() / 5.0;
+            // Variance by the other formula: mean of squares less the square of the mean.
+            let var = row.iter().map(|v| v * v).sum::<f64>() / 5.0 - mean * mean;
+            row.iter()
+                .zip(w.iter().zip(&b))
+                .map(|(v, (w, b))| (v - mean) / (var + 1e-5).sqrt() * w + b)
+                .collect::<Vec<_>>()
+        })
+        .collect();
     let operands = vec![f32s(&[3, 5], &x), f32s(&[5], &w), f32s(&[5], &b), f32s(&[], &[1e-5])];
     near("layer_norm", &exact("@layer_norm", "f32[3, 5]", operands.clone()), &want, EXACT);
     bf16_near("@layer_norm", "bf16[3, 5]", &operands, 2.0);
@@ -72,7 +84,11 @@ fn rope_turns_complex_numbers() {
             want[i * 2 * pairs + p + pairs] = r * phi.sin();
         }
     }
-    let operands = vec![f32s(&[1, 2, 3, tokens, 2 * pairs], &x), f32s(&[tokens, pairs], &table(f64::cos)), f32s(&[tokens, pairs], &table(f64::sin))];
+    let operands = vec![
+        f32s(&[1, 2, 3, tokens, 2 * pairs], &x),
+        f32s(&[tokens, pairs], &table(f64::cos)),
+        f32s(&[tokens, pairs], &table(f64::sin)),
+    ];
     near("rope", &exact("@rope", "f32[1, 2, 3, 5, 8]", operands), &want, 1e-11);
 }
 
@@ -107,33 +123,52 @@ fn activations() {
 
 /// x [r, c] times the transpose of w [f, c], plus b.
 fn affine(x: &[f64], w: &[f64], b: &[f64], c: usize) -> Vec<f64> {
-    x.chunks(c).flat_map(|row| w.chunks(c).zip(b).map(|(w, b)| row.iter().zip(w).map(|(x, w)| x * w).sum::<f64>() + b).collect::<Vec<_>>()).collect()
+    x.chunks(c)
+        .flat_map(|row| {
+            w.chunks(c).zip(b).map(|(w, b)| row.iter().zip(w).map(|(x, w)| x * w).sum::<f64>() + b).collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 #[test]
 fn feed_forwards() {
     let (r, c, f, d) = (3, 4, 6, 5);
     let mut rng = Rng(6);
-    let (x, w1, b1, w2, b2) = (rng.vec(r * c, 2.0), rng.vec(f * c, 1.0), rng.vec(f, 1.0), rng.vec(d * f, 1.0), rng.vec(d, 1.0));
+    let (x, w1, b1, w2, b2) =
+        (rng.vec(r * c, 2.0), rng.vec(f * c, 1.0), rng.vec(f, 1.0), rng.vec(d * f, 1.0), rng.vec(d, 1.0));
     let first = affine(&x, &w1, &b1, c);
-    near("linear", &exact("@linear", "f32[3, 6]", vec![f32s(&[r, c], &x), f32s(&[f, c], &w1), f32s(&[f], &b1)]), &first, EXACT);
+    near(
+        "linear",
+        &exact("@linear", "f32[3, 6]", vec![f32s(&[r, c], &x), f32s(&[f, c], &w1), f32s(&[f], &b1)]),
+        &first,
+        EXACT,
+    );
     for (name, g) in [("@gelu_mlp", (|x| x * normal(x)) as fn(f64) -> f64), ("@gelu_tanh_mlp", gelu_tanh)] {
         let want = affine(&first.iter().map(|v| g(*v)).collect::<Vec<_>>(), &w2, &b2, f);
-        let operands = vec![f32s(&[r, c], &x), f32s(&[f, c], &w1), f32s(&[f], &b1), f32s(&[d, f], &w2), f32s(&[d], &b2)];
+        let operands =
+            vec![f32s(&[r, c], &x), f32s(&[f, c], &w1), f32s(&[f], &b1), f32s(&[d, f], &w2), f32s(&[d], &b2)];
         near(name, &exact(name, "f32[3, 5]", operands), &want, EXACT);
     }
     let (up, down, zero) = (rng.vec(f * c, 1.0), rng.vec(c * f, 1.0), vec![0.0; f]);
     let gate: Vec<f64> = affine(&x, &w1, &zero, c).iter().map(|v| silu(*v)).collect();
     let inner: Vec<f64> = affine(&x, &up, &zero, c).iter().zip(gate).map(|(u, g)| u * g).collect();
     let operands = vec![f32s(&[r, c], &x), f32s(&[f, c], &w1), f32s(&[f, c], &up), f32s(&[c, f], &down)];
-    near("swiglu_mlp", &exact("@swiglu_mlp", "f32[3, 4]", operands.clone()), &affine(&inner, &down, &[0.0; 4], f), EXACT);
+    near(
+        "swiglu_mlp",
+        &exact("@swiglu_mlp", "f32[3, 4]", operands.clone()),
+        &affine(&inner, &down, &[0.0; 4], f),
+        EXACT,
+    );
     bf16_near("@swiglu_mlp", "bf16[3, 4]", &operands, 4.0);
 }
 
 #[test]
 fn softmax_rows_sum_to_one() {
     let x: Vec<f64> = Rng(7).vec(12, 3.0);
-    let want: Vec<f64> = x.chunks(4).flat_map(|row| row.iter().map(|v| 1.0 / row.iter().map(|w| (w - v).exp()).sum::<f64>()).collect::<Vec<_>>()).collect();
+    let want: Vec<f64> = x
+        .chunks(4)
+        .flat_map(|row| row.iter().map(|v| 1.0 / row.iter().map(|w| (w - v).exp()).sum::<f64>()).collect::<Vec<_>>())
+        .collect();
     near("softmax", &exact("@softmax", "f32[3, 4]", vec![f32s(&[3, 4], &x)]), &want, EXACT);
     let far = exact("@softmax", "f32[1, 3]", vec![f32s(&[1, 3], &[1e4, 0.0, -1e30])]);
     assert_eq!(far, [1.0, 0.0, 0.0]);
@@ -182,10 +217,12 @@ fn selective_loss_keeps_the_k_most_excessive() {
         let t = 1 + rng.below(24);
         let k = 1 + rng.below(t);
         // Quarters make ties common and differences exact.
-        let mut quarters = |n: usize, levels: usize| (0..n).map(|_| rng.below(levels) as f64 / 4.0).collect::<Vec<f64>>();
+        let mut quarters =
+            |n: usize, levels: usize| (0..n).map(|_| rng.below(levels) as f64 / 4.0).collect::<Vec<f64>>();
         let levels = 1 + (seed as usize % 9);
         let (loss, reference) = (quarters(t, levels), quarters(t, levels));
-        let labels: Vec<i64> = (0..t).map(|_| if rng.below(4) == 0 { -100 } else { rng.below(v as usize) as i64 }).collect();
+        let labels: Vec<i64> =
+            (0..t).map(|_| if rng.below(4) == 0 { -100 } else { rng.below(v as usize) as i64 }).collect();
         let (want, keep) = selected(&loss, &reference, &labels, k, v);
         for mode in [Mode::Exact, Mode::Typed] {
             let operands = vec![f32s(&[t], &loss), f32s(&[t], &reference), i32s(&[t], &labels)];
@@ -201,10 +238,22 @@ fn selecting_all_is_the_plain_mean() {
     let mut rng = Rng(11);
     let (loss, reference) = (rng.vec(20, 4.0), rng.vec(20, 4.0));
     let labels: Vec<i64> = (0..20).map(|i| if i % 3 == 0 { -100 } else { i % 5 }).collect();
-    let all = one("@selective_loss[K=20, V=5]", "f32, bool[20]", 2, vec![f32s(&[20], &loss), f32s(&[20], &reference), i32s(&[20], &labels)], Mode::Exact);
+    let all = one(
+        "@selective_loss[K=20, V=5]",
+        "f32, bool[20]",
+        2,
+        vec![f32s(&[20], &loss), f32s(&[20], &reference), i32s(&[20], &labels)],
+        Mode::Exact,
+    );
     let plain = exact("@masked_mean[V=5]", "f32", vec![f32s(&[20], &loss), i32s(&[20], &labels)]);
     near("keep ratio 1", &all[0], &plain, 1e-14);
-    let none = one("@selective_loss[K=3, V=5]", "f32, bool[20]", 2, vec![f32s(&[20], &loss), f32s(&[20], &reference), i32s(&[20], &[-100; 20])], Mode::Exact);
+    let none = one(
+        "@selective_loss[K=3, V=5]",
+        "f32, bool[20]",
+        2,
+        vec![f32s(&[20], &loss), f32s(&[20], &reference), i32s(&[20], &[-100; 20])],
+        Mode::Exact,
+    );
     assert!(none[0] == [0.0] && none[1].iter().all(|k| *k == 0.0), "no label, nothing kept");
 }
 

@@ -25,7 +25,8 @@ struct Stream {
 impl Stream {
     fn new(n: usize, seed: u64, dtype: Dtype) -> Stream {
         let mut rng = Rng(seed);
-        let mut draw = |len: usize, scale| rng.vec(len, scale).into_iter().map(|x| dtype.round(x)).collect::<Vec<f64>>();
+        let mut draw =
+            |len: usize, scale| rng.vec(len, scale).into_iter().map(|x| dtype.round(x)).collect::<Vec<f64>>();
         let (q, k, v) = (draw(B * H * G * n * D, 3.0), draw(B * H * n * D, 3.0), draw(B * H * n * D, 1.0));
         let (mut document, mut padding) = (vec![], vec![]);
         for _ in 0..B {
@@ -43,7 +44,9 @@ impl Stream {
     fn oracle(&self) -> (Vec<f64>, Vec<f64>) {
         let n = self.n;
         let (mut out, mut lse) = (vec![0.0; B * H * G * n * D], vec![EMPTY; B * H * G * n]);
-        for (b, h, g, t) in (0..B).flat_map(|b| (0..H).flat_map(move |h| (0..G).flat_map(move |g| (0..n).map(move |t| (b, h, g, t))))) {
+        for (b, h, g, t) in
+            (0..B).flat_map(|b| (0..H).flat_map(move |h| (0..G).flat_map(move |g| (0..n).map(move |t| (b, h, g, t)))))
+        {
             let row = ((b * H + h) * G + g) * n + t;
             if self.padding[b][t] {
                 continue;
@@ -69,7 +72,11 @@ impl Stream {
     /// The operands of a rank that holds those tokens.
     fn operands(&self, tokens: &[usize], dtype: Dtype) -> Vec<Tensor> {
         let (n, c) = (self.n, tokens.len());
-        let pick = |x: &[f64], rows: usize| (0..rows).flat_map(|r| tokens.iter().flat_map(move |t| x[(r * n + t) * D..(r * n + t + 1) * D].to_vec())).collect::<Vec<f64>>();
+        let pick = |x: &[f64], rows: usize| {
+            (0..rows)
+                .flat_map(|r| tokens.iter().flat_map(move |t| x[(r * n + t) * D..(r * n + t + 1) * D].to_vec()))
+                .collect::<Vec<f64>>()
+        };
         let (mut lo, mut hi, mut at) = (vec![], vec![], vec![]);
         for b in 0..B {
             for &t in tokens {
@@ -80,8 +87,14 @@ impl Stream {
                 hi.push(if self.padding[b][t] { 0 } else { t as i64 });
             }
         }
-        vec![tensor(dtype, &[B, H, G, c, D], pick(&self.q, B * H * G)), tensor(dtype, &[B, H, c, D], pick(&self.k, B * H)),
-             tensor(dtype, &[B, H, c, D], pick(&self.v, B * H)), i32s(&[B, c], &lo), i32s(&[B, c], &hi), i32s(&[B, c], &at)]
+        vec![
+            tensor(dtype, &[B, H, G, c, D], pick(&self.q, B * H * G)),
+            tensor(dtype, &[B, H, c, D], pick(&self.k, B * H)),
+            tensor(dtype, &[B, H, c, D], pick(&self.v, B * H)),
+            i32s(&[B, c], &lo),
+            i32s(&[B, c], &hi),
+            i32s(&[B, c], &at),
+        ]
     }
 
     /// Runs `@ring_attention` over that layout, and puts the tokens back in order.
@@ -109,7 +122,8 @@ fn layouts(n: usize, r: usize, seed: u64) -> [Vec<Vec<usize>>; 3] {
     let c = n / r;
     let cut = |order: Vec<usize>| order.chunks(c).map(<[usize]>::to_vec).collect::<Vec<_>>();
     let half = c / 2;
-    let zigzag = (0..r).flat_map(|i| (i * half..(i + 1) * half).chain((2 * r - 1 - i) * half..(2 * r - i) * half)).collect();
+    let zigzag =
+        (0..r).flat_map(|i| (i * half..(i + 1) * half).chain((2 * r - 1 - i) * half..(2 * r - i) * half)).collect();
     [cut((0..n).collect()), cut(zigzag), cut(Rng(seed).order(n))]
 }
 
@@ -150,8 +164,11 @@ fn error_does_not_grow_with_ranks() {
     println!("bf16 error: R=2 {two:.3e}, R=16 {sixteen:.3e}, ratio {:.4}", sixteen / two);
     assert!(two > 0.0 && sixteen / two <= 1.1, "R=2 {two:e}, R=16 {sixteen:e}");
     let attention = library::FILES.iter().find(|f| f.0 == "attention.oir").unwrap().1;
-    let rounding = mutant(attention, "%o, %l   = call @attention_merge(%o, %l, %o2, %l2)",
-                          "%o, %l = call @attention_merge(%o, %l, %o2, %l2) %ob = cast.bf16 %o %o = cast.f32 %ob");
+    let rounding = mutant(
+        attention,
+        "%o, %l   = call @attention_merge(%o, %l, %o2, %l2)",
+        "%o, %l = call @attention_merge(%o, %l, %o2, %l2) %ob = cast.bf16 %o %o = cast.f32 %ob",
+    );
     let (two, sixteen) = (bf16_error(2, &rounding), bf16_error(16, &rounding));
     println!("with bf16 partials: ratio {:.4}", sixteen / two);
     assert!(sixteen / two > 1.1, "partials in bf16 must be caught");
@@ -172,9 +189,17 @@ fn seeded_faults_are_caught() {
         ("lse of the last hop", "    %y = cast.E %o\n    return %y, %l\n", "    %y = cast.E %o\n    return %y, %l2\n"),
         ("merge weights swapped", "%sa    = mul %a, %wa", "%sa = mul %a, %wb"),
         ("merge without rescaling", "%lse   = add %top, %log", "%lse = add %la, %log"),
-        ("partials added up", "%o, %l   = call @attention_merge(%o, %l, %o2, %l2)", "%o = add %o, %o2 %l = max %l, %l2"),
+        (
+            "partials added up",
+            "%o, %l   = call @attention_merge(%o, %l, %o2, %l2)",
+            "%o = add %o, %o2 %l = max %l, %l2",
+        ),
         ("unscaled scores", "%score = mul %dot, %scale", "%score = copy %dot"),
-        ("one key too far", "%until = ge %hi, %at \"b t, b s -> b t s\"", "%h1 = add %hi, 1 %until = ge %h1, %at \"b t, b s -> b t s\""),
+        (
+            "one key too far",
+            "%until = ge %hi, %at \"b t, b s -> b t s\"",
+            "%h1 = add %hi, 1 %until = ge %h1, %at \"b t, b s -> b t s\"",
+        ),
     ];
     let s = Stream::new(16, 5, Dtype::F32);
     let (out, lse) = s.oracle();
@@ -190,7 +215,9 @@ fn seeded_faults_are_caught() {
 fn merge_has_a_unit_and_any_order() {
     let mut rng = Rng(8);
     let shape = [1, 1, 1, 5, 3];
-    let part = |rng: &mut Rng| (tensor(Dtype::F32, &shape, rng.vec(15, 1.0)), tensor(Dtype::F32, &shape[..4], rng.vec(5, 40.0)));
+    let part = |rng: &mut Rng| {
+        (tensor(Dtype::F32, &shape, rng.vec(15, 1.0)), tensor(Dtype::F32, &shape[..4], rng.vec(5, 40.0)))
+    };
     let merge = |a: &(Tensor, Tensor), b: &(Tensor, Tensor)| {
         let operands = vec![a.0.clone(), a.1.clone(), b.0.clone(), b.1.clone()];
         let r = common::one("@attention_merge", "f32[1, 1, 1, 5, 3], f32[1, 1, 1, 5]", 2, operands, Mode::Exact);
@@ -198,8 +225,13 @@ fn merge_has_a_unit_and_any_order() {
     };
     let unit = (tensor(Dtype::F32, &shape, vec![0.0; 15]), tensor(Dtype::F32, &shape[..4], vec![EMPTY; 5]));
     let (a, b, c) = (part(&mut rng), part(&mut rng), part(&mut rng));
-    for (left, right) in [(merge(&a, &unit), a.clone()), (merge(&unit, &a), a.clone()), (merge(&unit, &unit), unit.clone()),
-                          (merge(&a, &b), merge(&b, &a)), (merge(&merge(&a, &b), &c), merge(&a, &merge(&b, &c)))] {
+    for (left, right) in [
+        (merge(&a, &unit), a.clone()),
+        (merge(&unit, &a), a.clone()),
+        (merge(&unit, &unit), unit.clone()),
+        (merge(&a, &b), merge(&b, &a)),
+        (merge(&merge(&a, &b), &c), merge(&a, &merge(&b, &c))),
+    ] {
         near("merged output", &left.0.data, &right.0.data, 1e-14);
         near("merged lse", &left.1.data, &right.1.data, 1e-13);
     }
@@ -208,11 +240,23 @@ fn merge_has_a_unit_and_any_order() {
 /// One head of attention under a mask, by the definition.
 fn masked(q: &[f64], k: &[f64], v: &[f64], sees: impl Fn(usize, usize) -> bool) -> Vec<f64> {
     let (t, s) = (q.len() / D, k.len() / D);
-    (0..t).flat_map(|i| {
-        let w: Vec<f64> = (0..s).map(|j| if sees(i, j) { ((0..D).map(|d| q[i * D + d] * k[j * D + d]).sum::<f64>() / 2.0).exp() } else { 0.0 }).collect();
-        let total: f64 = w.iter().sum();
-        (0..D).map(|d| if total > 0.0 { (0..s).map(|j| w[j] * v[j * D + d]).sum::<f64>() / total } else { 0.0 }).collect::<Vec<f64>>()
-    }).collect()
+    (0..t)
+        .flat_map(|i| {
+            let w: Vec<f64> = (0..s)
+                .map(|j| {
+                    if sees(i, j) {
+                        ((0..D).map(|d| q[i * D + d] * k[j * D + d]).sum::<f64>() / 2.0).exp()
+                    } else {
+                        0.0
+                    }
+                })
+                .collect();
+            let total: f64 = w.iter().sum();
+            (0..D)
+                .map(|d| if total > 0.0 { (0..s).map(|j| w[j] * v[j * D + d]).sum::<f64>() / total } else { 0.0 })
+                .collect::<Vec<f64>>()
+        })
+        .collect()
 }
 
 #[test]
@@ -230,14 +274,30 @@ fn an_interval_says_every_mask() {
         ("vision tiles of 4", Box::new(tile), (0..n).collect(), Box::new(|t, s| s / 4 == t / 4)),
         ("everything", Box::new(|_| (0, 99)), (0..n).collect(), Box::new(|_, _| true)),
         ("nothing", Box::new(|_| (1, 0)), (0..n).collect(), Box::new(|_, _| false)),
-        ("a cache of 12 slots, 7 filled", Box::new(|i| (0, i.min(6))), (0..n).map(|s| if s < 7 { s } else { max }).collect(), Box::new(|t, s| s < 7 && s <= t)),
-        ("empty slots under the widest interval", Box::new(move |_| (-max, max - 1)), (0..n).map(|s| if s % 2 == 0 { s } else { max }).collect(), Box::new(|_, s| s % 2 == 0)),
+        (
+            "a cache of 12 slots, 7 filled",
+            Box::new(|i| (0, i.min(6))),
+            (0..n).map(|s| if s < 7 { s } else { max }).collect(),
+            Box::new(|t, s| s < 7 && s <= t),
+        ),
+        (
+            "empty slots under the widest interval",
+            Box::new(move |_| (-max, max - 1)),
+            (0..n).map(|s| if s % 2 == 0 { s } else { max }).collect(),
+            Box::new(|_, s| s % 2 == 0),
+        ),
     ];
     for (name, mask, at, sees) in cases {
         let (lo, hi): (Vec<i64>, Vec<i64>) = (0..n).map(&mask).unzip();
         let m = n as usize;
-        let operands = vec![tensor(Dtype::F32, &[1, 1, 1, m, D], q.clone()), tensor(Dtype::F32, &[1, 1, m, D], k.clone()), tensor(Dtype::F32, &[1, 1, m, D], v.clone()),
-                            i32s(&[1, m], &lo), i32s(&[1, m], &hi), i32s(&[1, m], &at)];
+        let operands = vec![
+            tensor(Dtype::F32, &[1, 1, 1, m, D], q.clone()),
+            tensor(Dtype::F32, &[1, 1, m, D], k.clone()),
+            tensor(Dtype::F32, &[1, 1, m, D], v.clone()),
+            i32s(&[1, m], &lo),
+            i32s(&[1, m], &hi),
+            i32s(&[1, m], &at),
+        ];
         let got = common::one("@attention", "f32[1, 1, 1, 12, 4], f32[1, 1, 1, 12]", 2, operands, Mode::Exact);
         // Operands stay doubles in Exact mode, so the oracle sees the same numbers.
         near(name, &got[0], &masked(&q, &k, &v, sees), 1e-13);

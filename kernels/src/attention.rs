@@ -35,7 +35,11 @@ pub(crate) fn instance(work: &Work) -> Result<(Sizes, &[Type], &[Type]), Refusal
         return Err(Refusal("this kernel runs @attention".into()));
     };
     if name != "attention" || operands.len() != 6 || results.len() != 2 {
-        return Err(Refusal(format!("this kernel runs @attention of 6 operands and 2 results, not @{name} of {} and {}", operands.len(), results.len())));
+        return Err(Refusal(format!(
+            "this kernel runs @attention of 6 operands and 2 results, not @{name} of {} and {}",
+            operands.len(),
+            results.len()
+        )));
     }
     let ([b, h, g, t, d], [_, _, s, _]) = (&operands[0].shape[..], &operands[1].shape[..]) else {
         return Err(Refusal("q must have the axes [B, H, G, T, D] and k [B, H, S, D]".into()));

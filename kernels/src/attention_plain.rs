@@ -39,18 +39,32 @@ impl Kernel for AttentionPlain {
 
 impl Launch for AttentionPlain {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let (n, operands, results) = instance(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (n, operands, results) =
+            instance(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
         let (places, ins, outs) = places(operands, results);
         let queries = n.b * n.h * n.g * n.t;
         let words = vec![queries as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];
         let (cubes, units) = cubes(queries as u32, schedule);
         let bits = address(schedule);
-        Ok(Prepared::new(words, ins, outs, cubes, units, runner!(|b| attention_plain, bits, b.meta, b.operands, b.results, n.d, places)))
+        Ok(Prepared::new(
+            words,
+            ins,
+            outs,
+            cubes,
+            units,
+            runner!(|b| attention_plain, bits, b.meta, b.operands, b.results, n.d, places),
+        ))
     }
 }
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
-fn attention_plain(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] width: usize, #[comptime] p: Places) {
+fn attention_plain(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    #[comptime] width: usize,
+    #[comptime] p: Places,
+) {
     let query = ABSOLUTE_POS;
     if query < meta[0] as usize {
         let (queries, groups) = (meta[1] as usize, meta[2] as usize);

@@ -74,21 +74,34 @@ impl Kernel for AttentionRows {
 fn block(n: Sizes, cores: usize) -> usize {
     let queries = n.g * n.t;
     let busy = |rows: usize| n.b * n.h * queries.div_ceil(rows) >= 4 * cores;
-    [256, 128, 64, 16].into_iter().find(|&rows| rows <= queries && busy(rows)).unwrap_or(if queries > STEP { 16 } else { STEP })
+    [256, 128, 64, 16].into_iter().find(|&rows| rows <= queries && busy(rows)).unwrap_or(if queries > STEP {
+        16
+    } else {
+        STEP
+    })
 }
 
 impl Launch for AttentionRows {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let (n, operands, results) = instance(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (n, operands, results) =
+            instance(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
         let (places, ins, outs) = places(operands, results);
-        let (lanes, rows, tile) = (schedule.get("lanes") as usize, schedule.get("rows") as usize, schedule.get("tile") as usize);
+        let (lanes, rows, tile) =
+            (schedule.get("lanes") as usize, schedule.get("rows") as usize, schedule.get("tile") as usize);
         let plan = Plan { places, d: n.d, dv: n.d.div_ceil(lanes), rows, tile, tv: tile / lanes, lanes };
         let blocks = (n.g * n.t).div_ceil(rows);
         let items = n.b * n.h * blocks;
         let words = vec![items as u32, blocks as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];
         let (cubes, units) = cubes(items as u32, schedule);
         let bits = address(schedule);
-        Ok(Prepared::new(words, ins, outs, cubes, units, runner!(|b| attention_rows, bits, lanes, b.meta, b.operands, b.results, plan)))
+        Ok(Prepared::new(
+            words,
+            ins,
+            outs,
+            cubes,
+            units,
+            runner!(|b| attention_rows, bits, lanes, b.meta, b.operands, b.results, plan),
+        ))
     }
 }
 
@@ -169,7 +182,15 @@ fn attention_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffe
                 b.sum[r * plan.dv + j] = Vector::new(0.0f32);
             }
             let from = ((head * groups + row % groups) * times + t) * plan.d;
-            pack_row::<N>(operands, from, &mut b.q, r, f32::cast_from(1.0f32) / comptime![(plan.d as f32).sqrt()].runtime(), plan.places.q, plan);
+            pack_row::<N>(
+                operands,
+                from,
+                &mut b.q,
+                r,
+                f32::cast_from(1.0f32) / comptime![(plan.d as f32).sqrt()].runtime(),
+                plan.places.q,
+                plan,
+            );
         }
 
         let tiles = (keys + comptime![plan.tile - 1]) / plan.tile;
@@ -200,7 +221,14 @@ fn attention_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffe
                 } else {
                     #[unroll]
                     for l in 0..comptime![plan.d - j * plan.lanes] {
-                        write_float::<Const<1>>(results, at + l, 1usize, Vector::new(value.extract(l)), plan.places.out, Lane::One);
+                        write_float::<Const<1>>(
+                            results,
+                            at + l,
+                            1usize,
+                            Vector::new(value.extract(l)),
+                            plan.places.out,
+                            Lane::One,
+                        );
                     }
                 }
             }
@@ -211,7 +239,15 @@ fn attention_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffe
 
 /// A row of D elements, widened and scaled, as whole vectors with zeros behind.
 #[cube]
-fn pack_row<N: Size>(operands: &Buffers, from: usize, to: &mut Array<Vector<f32, N>>, row: usize, scale: f32, #[comptime] slot: Slot, #[comptime] plan: Plan) {
+fn pack_row<N: Size>(
+    operands: &Buffers,
+    from: usize,
+    to: &mut Array<Vector<f32, N>>,
+    row: usize,
+    scale: f32,
+    #[comptime] slot: Slot,
+    #[comptime] plan: Plan,
+) {
     #[unroll]
     for j in 0..plan.dv {
         let at = from + comptime![j * plan.lanes];
@@ -221,7 +257,10 @@ fn pack_row<N: Size>(operands: &Buffers, from: usize, to: &mut Array<Vector<f32,
             let mut value = Vector::<f32, N>::new(0.0f32);
             #[unroll]
             for l in 0..comptime![plan.d - j * plan.lanes] {
-                value.insert(l, read_float::<Const<1>>(operands, at + l, 0usize, slot, Lane::Zero).extract(0usize) * scale);
+                value.insert(
+                    l,
+                    read_float::<Const<1>>(operands, at + l, 0usize, slot, Lane::Zero).extract(0usize) * scale,
+                );
             }
             to[row * plan.dv + j] = value;
         }
@@ -269,7 +308,8 @@ fn pack_tile<N: Size>(operands: &Buffers, from: usize, tile: &mut Tile<N>, #[com
         if s < tile.count {
             let k = tile.k.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
             for d in 0..plan.d {
-                k[d * plan.tile + s] = read_float::<Const<1>>(operands, from + s * plan.d + d, 0usize, plan.places.k, Lane::Zero);
+                k[d * plan.tile + s] =
+                    read_float::<Const<1>>(operands, from + s * plan.d + d, 0usize, plan.places.k, Lane::Zero);
             }
             pack_row::<N>(operands, from + s * plan.d, &mut tile.v, s, f32::cast_from(1.0f32), plan.places.v, plan);
         } else {
@@ -312,7 +352,13 @@ fn attend<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, #[comptime] pla
 
 /// p = q·k for `STEP` queries and every key of the tile.
 #[cube]
-fn scores<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, p: &mut Array<Vector<f32, N>>, #[comptime] plan: Plan) {
+fn scores<N: Size>(
+    b: &mut Block<N>,
+    tile: &Tile<N>,
+    row: usize,
+    p: &mut Array<Vector<f32, N>>,
+    #[comptime] plan: Plan,
+) {
     let q = b.q.as_slice().as_vectorized().with_vector_size::<Const<1>>();
     let mut acc = Array::<Vector<f32, N>>::new(comptime![STEP * plan.tv]);
     #[unroll]

@@ -92,7 +92,8 @@ pub(crate) fn evaluate<N: Size>(x: &Inputs<N>, #[comptime] body: Body) -> Values
                     f = Vector::cast_from(*v.int.index(arg));
                 } else {
                     // The bounds are the outermost floats that an i32 can hold: beyond them casts are undefined.
-                    let held = clamp(*v.float.index(arg), Vector::new(-2_147_483_648.0f32), Vector::new(2_147_483_520.0f32));
+                    let held =
+                        clamp(*v.float.index(arg), Vector::new(-2_147_483_648.0f32), Vector::new(2_147_483_520.0f32));
                     i = Vector::cast_from(held);
                 }
             }

@@ -60,13 +60,16 @@ impl Roles {
     /// Errors: it is no sum of the product of two float reads, or nothing tells rows from columns.
     pub(crate) fn of(work: &Work) -> Result<Roles, Refusal> {
         let nest = nest_of(work)?;
-        let (a, b) = factors(nest).ok_or_else(|| Refusal("the nest is not a sum of the product of two float reads".into()))?;
+        let (a, b) =
+            factors(nest).ok_or_else(|| Refusal("the nest is not a sum of the product of two float reads".into()))?;
         if nest.reads[a].at.is_some() || nest.reads[b].at.is_some() {
             return Err(Refusal("a factor is gathered by ids".into()));
         }
         let short = Loops::of(nest).nest;
         let only = |x: usize, y: usize| -> Vec<usize> {
-            (0..short.kept.len()).filter(|&i| short.reads[x].strides[i] != 0 && short.reads[y].strides[i] == 0).collect()
+            (0..short.kept.len())
+                .filter(|&i| short.reads[x].strides[i] != 0 && short.reads[y].strides[i] == 0)
+                .collect()
         };
         let (in_a, in_b) = (only(a, b), only(b, a));
         // The columns are the side whose last axis is innermost in the result.
@@ -107,7 +110,13 @@ impl Roles {
     }
 
     /// The plan, the words, the buffers and the grid for tiles of `rows` x `wide` (in `cols` columns or vectors).
-    pub(crate) fn plan(&self, rows: usize, cols: usize, wide: usize, schedule: &Schedule) -> (Key<Einsum>, Vec<u32>, Slots, Slots, Grid) {
+    pub(crate) fn plan(
+        &self,
+        rows: usize,
+        cols: usize,
+        wide: usize,
+        schedule: &Schedule,
+    ) -> (Key<Einsum>, Vec<u32>, Slots, Slots, Grid) {
         let lanes = schedule.get("lanes") as usize;
         let (plan, mut words, ins, outs) = self.loops.plan(self.loops.inner(), 1, None);
         let (m, axis) = self.m();
@@ -122,7 +131,18 @@ impl Roles {
         let tiles = words.len();
         words.extend([items, runs as u32, run as u32, n_tiles as u32]);
         let (k_tail, n_tail) = (!self.k().is_multiple_of(lanes), !self.n().is_multiple_of(wide));
-        let e = Einsum { plan, a: self.a, b: self.b, m: axis, rows, cols, k_tail, n_tail, cpu: schedule.get("bits") == 64, tiles };
+        let e = Einsum {
+            plan,
+            a: self.a,
+            b: self.b,
+            m: axis,
+            rows,
+            cols,
+            k_tail,
+            n_tail,
+            cpu: schedule.get("bits") == 64,
+            tiles,
+        };
         (Key::new(e), words, ins, outs, cubes(items, schedule))
     }
 }
@@ -147,13 +167,21 @@ fn factors(nest: &Nest) -> Option<(usize, usize)> {
 /// The nest with its kept axes in that order; `None` is a new axis of size 1.
 fn reorder(nest: &Nest, order: &[Option<usize>]) -> Nest {
     let kept = nest.kept.len();
-    let pick = |s: &[usize]| -> Vec<usize> { order.iter().map(|o| o.map_or(0, |i| s[i])).chain(s[kept.min(s.len())..].iter().copied()).collect() };
-    let place = |axis: usize| if axis < kept { order.iter().position(|o| *o == Some(axis)).unwrap_or(0) } else { axis - kept + order.len() };
+    let pick = |s: &[usize]| -> Vec<usize> {
+        order.iter().map(|o| o.map_or(0, |i| s[i])).chain(s[kept.min(s.len())..].iter().copied()).collect()
+    };
+    let place = |axis: usize| {
+        if axis < kept { order.iter().position(|o| *o == Some(axis)).unwrap_or(0) } else { axis - kept + order.len() }
+    };
     let rename = |body: &Body| Body {
-        steps: body.steps.iter().map(|s| match s {
-            Step::Index { axis } => Step::Index { axis: place(*axis) },
-            other => other.clone(),
-        }).collect(),
+        steps: body
+            .steps
+            .iter()
+            .map(|s| match s {
+                Step::Index { axis } => Step::Index { axis: place(*axis) },
+                other => other.clone(),
+            })
+            .collect(),
         results: body.results.clone(),
     };
     let mut out = nest.clone();
@@ -213,7 +241,16 @@ pub(crate) fn tile(meta: &[u32], operands: &Buffers, item: u32, #[comptime] e: K
 
 /// Runs the epilogue on `N` sums of row `row` from column `column` on, and writes.
 #[cube]
-pub(crate) fn finish<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, row: u32, column: usize, sums: Vector<f32, N>, #[comptime] e: Key<Einsum>) {
+pub(crate) fn finish<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    c: &Cursor,
+    row: u32,
+    column: usize,
+    sums: Vector<f32, N>,
+    #[comptime] e: Key<Einsum>,
+) {
     let inner = comptime![e.plan.kept - 1];
     let here = seek(meta, c, row, e.m, comptime![e.m + 1], e.plan.clone());
     let mut x = look::<N>(meta, operands, &here, column, inner, comptime![e.plan.epilogue.clone()], e.plan.clone());
@@ -224,6 +261,11 @@ pub(crate) fn finish<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Bu
 
 /// A stride of read `read` along `axis`.
 #[cube]
-pub(crate) fn stride(meta: &[u32], #[comptime] read: usize, #[comptime] axis: usize, #[comptime] plan: Key<Plan>) -> usize {
+pub(crate) fn stride(
+    meta: &[u32],
+    #[comptime] read: usize,
+    #[comptime] axis: usize,
+    #[comptime] plan: Key<Plan>,
+) -> usize {
     meta[comptime![plan.reads[read].view.words + 1 + axis]] as usize
 }

@@ -48,7 +48,15 @@ impl Kernel for EinsumDot {
             Family::Cpu => (64, cores(target, nest.points().saturating_mul(nest.depth()))),
             _ => (32, target.units),
         };
-        let with = |rows: u32, cols: u32| Schedule::new(&[("bits", bits), ("units", units), ("lanes", target.lanes as u32), ("rows", rows), ("cols", cols)]);
+        let with = |rows: u32, cols: u32| {
+            Schedule::new(&[
+                ("bits", bits),
+                ("units", units),
+                ("lanes", target.lanes as u32),
+                ("rows", rows),
+                ("cols", cols),
+            ])
+        };
         let (m, _) = roles.m();
         Ok(match m {
             1 => vec![with(1, 4)],
@@ -65,7 +73,14 @@ impl Launch for EinsumDot {
         let (rows, cols) = (schedule.get("rows") as usize, schedule.get("cols") as usize);
         let (lanes, bits) = (schedule.get("lanes") as usize, address(schedule));
         let (e, words, ins, outs, (cubes, units)) = roles.plan(rows, cols, cols, schedule);
-        Ok(Prepared::new(words, ins, outs, cubes, units, runner!(|b| einsum_dot, bits, lanes, cols, b.meta, b.operands, b.results, e.clone())))
+        Ok(Prepared::new(
+            words,
+            ins,
+            outs,
+            cubes,
+            units,
+            runner!(|b| einsum_dot, bits, lanes, cols, b.meta, b.operands, b.results, e.clone()),
+        ))
     }
 }
 
@@ -75,14 +90,30 @@ fn einsum_dot<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut 
     if inside(meta, item, e.clone()) {
         let t = tile(meta, operands, item, e.clone());
         for m in t.from..t.to {
-            products::<N, C>(meta, operands, results, &t.cursor, m * comptime![e.rows as u32], t.n as usize * e.cols, e.clone());
+            products::<N, C>(
+                meta,
+                operands,
+                results,
+                &t.cursor,
+                m * comptime![e.rows as u32],
+                t.n as usize * e.cols,
+                e.clone(),
+            );
         }
     }
 }
 
 /// `rows` x `cols` sums of products from row `m` and column `n` on.
 #[cube]
-fn products<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, m: u32, n: usize, #[comptime] e: Key<Einsum>) {
+fn products<N: Size, C: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    c: &Cursor,
+    m: u32,
+    n: usize,
+    #[comptime] e: Key<Einsum>,
+) {
     let last = comptime![e.plan.rank - 1];
     let width = meta[last] as usize;
     let vectors = width / N::value();
@@ -142,7 +173,16 @@ fn products<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut Bu
             #[unroll]
             for j in 0..e.cols {
                 if n + j < size {
-                    finish::<Const<1>>(meta, operands, results, c, m + r, n + j, Vector::new(sums.extract(j)), e.clone());
+                    finish::<Const<1>>(
+                        meta,
+                        operands,
+                        results,
+                        c,
+                        m + r,
+                        n + j,
+                        Vector::new(sums.extract(j)),
+                        e.clone(),
+                    );
                 }
             }
         }
@@ -151,7 +191,15 @@ fn products<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut Bu
 
 /// One vector along k of every row and column.
 #[cube]
-fn step<N: Size>(operands: &Buffers, a: usize, b: usize, rows: &Sequence<usize>, columns: &Sequence<usize>, acc: &mut Array<Vector<f32, N>>, #[comptime] e: Key<Einsum>) {
+fn step<N: Size>(
+    operands: &Buffers,
+    a: usize,
+    b: usize,
+    rows: &Sequence<usize>,
+    columns: &Sequence<usize>,
+    acc: &mut Array<Vector<f32, N>>,
+    #[comptime] e: Key<Einsum>,
+) {
     let a_slot = comptime![e.plan.reads[e.a].view.slot];
     let b_slot = comptime![e.plan.reads[e.b].view.slot];
     let mut x = Sequence::<Vector<f32, N>>::new();
@@ -171,13 +219,24 @@ fn step<N: Size>(operands: &Buffers, a: usize, b: usize, rows: &Sequence<usize>,
 
 /// One element along k of every row and column.
 #[cube]
-fn trail<C: Size>(operands: &Buffers, a: usize, b: usize, rows: &Sequence<usize>, columns: &Sequence<usize>, rest: &mut Array<Vector<f32, C>>, #[comptime] e: Key<Einsum>) {
+fn trail<C: Size>(
+    operands: &Buffers,
+    a: usize,
+    b: usize,
+    rows: &Sequence<usize>,
+    columns: &Sequence<usize>,
+    rest: &mut Array<Vector<f32, C>>,
+    #[comptime] e: Key<Einsum>,
+) {
     let a_slot = comptime![e.plan.reads[e.a].view.slot];
     let b_slot = comptime![e.plan.reads[e.b].view.slot];
     let mut y = Vector::<f32, C>::new(0.0f32);
     #[unroll]
     for j in 0..e.cols {
-        y.insert(j, read_float::<Const<1>>(operands, b + *columns.index(j), 1usize, b_slot, Lane::Zero).extract(0usize));
+        y.insert(
+            j,
+            read_float::<Const<1>>(operands, b + *columns.index(j), 1usize, b_slot, Lane::Zero).extract(0usize),
+        );
     }
     #[unroll]
     for r in 0..e.rows {

@@ -42,8 +42,16 @@ impl Kernel for EinsumRows {
             return Err(Refusal(format!("columns must fill a vector of 4, are {}", roles.n())));
         }
         let (m, _) = roles.m();
-        Ok(vec![if target.family == Family::Cpu { on_cpu(m, roles.n(), target) } else {
-            Schedule::new(&[("bits", 32), ("units", target.units), ("lanes", 4), ("rows", m.min(4) as u32), ("cols", 1)])
+        Ok(vec![if target.family == Family::Cpu {
+            on_cpu(m, roles.n(), target)
+        } else {
+            Schedule::new(&[
+                ("bits", 32),
+                ("units", target.units),
+                ("lanes", 4),
+                ("rows", m.min(4) as u32),
+                ("cols", 1),
+            ])
         }])
     }
 }
@@ -54,9 +62,16 @@ fn on_cpu(m: usize, n: usize, target: &Target) -> Schedule {
     let widths = if rows >= 4 { [2, 3, 1] } else { [4, 3, 1] };
     let shapes = [target.lanes, 8, 4].into_iter().filter(|&l| l <= target.lanes).flat_map(|l| widths.map(|c| (l, c)));
     let whole = |&(l, c): &(usize, usize)| n.is_multiple_of(l * c);
-    let (lanes, cols) = shapes.clone().find(whole).or_else(|| shapes.clone().find(|(l, c)| l * c <= n)).unwrap_or((4, 1));
+    let (lanes, cols) =
+        shapes.clone().find(whole).or_else(|| shapes.clone().find(|(l, c)| l * c <= n)).unwrap_or((4, 1));
     let rows = if cols == 3 && rows == 8 { 6 } else { rows };
-    Schedule::new(&[("bits", 64), ("units", target.cores), ("lanes", lanes as u32), ("rows", rows as u32), ("cols", cols as u32)])
+    Schedule::new(&[
+        ("bits", 64),
+        ("units", target.cores),
+        ("lanes", lanes as u32),
+        ("rows", rows as u32),
+        ("cols", cols as u32),
+    ])
 }
 
 impl Launch for EinsumRows {
@@ -65,7 +80,14 @@ impl Launch for EinsumRows {
         let (rows, cols) = (schedule.get("rows") as usize, schedule.get("cols") as usize);
         let (lanes, bits) = (schedule.get("lanes") as usize, address(schedule));
         let (e, words, ins, outs, (cubes, units)) = roles.plan(rows, cols, cols * lanes, schedule);
-        Ok(Prepared::new(words, ins, outs, cubes, units, runner!(|b| einsum_rows, bits, lanes, b.meta, b.operands, b.results, e.clone())))
+        Ok(Prepared::new(
+            words,
+            ins,
+            outs,
+            cubes,
+            units,
+            runner!(|b| einsum_rows, bits, lanes, b.meta, b.operands, b.results, e.clone()),
+        ))
     }
 }
 
@@ -94,7 +116,16 @@ fn einsum_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers,
 
 /// `rows` x `cols` vectors of sums from row `m` and column `n` on.
 #[cube]
-fn products<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, m: u32, n: usize, #[comptime] cols: usize, #[comptime] e: Key<Einsum>) {
+fn products<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    c: &Cursor,
+    m: u32,
+    n: usize,
+    #[comptime] cols: usize,
+    #[comptime] e: Key<Einsum>,
+) {
     let last = comptime![e.plan.rank - 1];
     let lanes = N::value();
     let width = meta[last] as usize;
@@ -125,7 +156,8 @@ fn products<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c:
             }
             #[unroll]
             for r in 0..e.rows {
-                let x = read_float::<Const<1>>(operands, a + *rows.index(r) + i * a_step, 1usize, a_slot, Lane::Zero).extract(0usize);
+                let x = read_float::<Const<1>>(operands, a + *rows.index(r) + i * a_step, 1usize, a_slot, Lane::Zero)
+                    .extract(0usize);
                 #[unroll]
                 for j in 0..cols {
                     acc[comptime![r * cols + j]] = fma(Vector::new(x), *y.index(j), acc[comptime![r * cols + j]]);

@@ -58,7 +58,14 @@ impl Launch for FoldPlain {
         let (plan, words, ins, outs) = loops.plan(along, lanes, Some(chunk));
         let (cubes, units) = cubes(words[plan.rank + ITEMS], schedule);
         let bits = address(schedule);
-        Ok(Prepared::new(words, ins, outs, cubes, units, runner!(|b| fold_plain, bits, lanes, b.meta, b.operands, b.results, plan.clone())))
+        Ok(Prepared::new(
+            words,
+            ins,
+            outs,
+            cubes,
+            units,
+            runner!(|b| fold_plain, bits, lanes, b.meta, b.operands, b.results, plan.clone()),
+        ))
     }
 }
 
@@ -102,7 +109,14 @@ fn fold_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, 
 
 /// Lanes are neighbouring results; each folds by itself.
 #[cube]
-fn beside<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, #[comptime] plan: Key<Plan>) {
+fn beside<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    c: &Cursor,
+    i: usize,
+    #[comptime] plan: Key<Plan>,
+) {
     let mut held = nothing::<N>(plan.clone());
     let last = comptime![plan.rank - 1];
     let width = meta[last];
@@ -110,10 +124,24 @@ fn beside<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &
         let outer = seek(meta, c, row, comptime![plan.kept], last, plan.clone());
         for f in 0..width {
             let here = seek(meta, &outer, f, last, comptime![plan.rank], plan.clone());
-            let x = look::<N>(meta, operands, &here, i, comptime![plan.kept - 1], comptime![plan.body.clone()], plan.clone());
+            let x = look::<N>(
+                meta,
+                operands,
+                &here,
+                i,
+                comptime![plan.kept - 1],
+                comptime![plan.body.clone()],
+                plan.clone(),
+            );
             let v = evaluate::<N>(&x, comptime![plan.body.clone()]);
             let result = comptime![plan.body.results[0]];
-            take::<N>(&mut held, *v.float.index(result), *v.int.index(result), Vector::new((row * width + f) as i32), plan.clone());
+            take::<N>(
+                &mut held,
+                *v.float.index(result),
+                *v.int.index(result),
+                Vector::new((row * width + f) as i32),
+                plan.clone(),
+            );
         }
     }
     finish::<N>(meta, operands, results, c, i, &held, plan.clone());
@@ -121,7 +149,14 @@ fn beside<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &
 
 /// Lanes are neighbours along the innermost folded axis; they meet at the end.
 #[cube]
-fn along<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, #[comptime] plan: Key<Plan>) {
+fn along<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    c: &Cursor,
+    i: usize,
+    #[comptime] plan: Key<Plan>,
+) {
     let mut held = nothing::<N>(plan.clone());
     let mut rest = nothing::<Const<1>>(plan.clone());
     let last = comptime![plan.rank - 1];
@@ -141,10 +176,24 @@ fn along<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &C
         }
         if comptime![plan.tail] {
             for f in vectors * comptime_lanes::<N>()..width {
-                let x = look::<Const<1>>(meta, operands, &outer, f as usize, last, comptime![plan.body.clone()], plan.clone());
+                let x = look::<Const<1>>(
+                    meta,
+                    operands,
+                    &outer,
+                    f as usize,
+                    last,
+                    comptime![plan.body.clone()],
+                    plan.clone(),
+                );
                 let v = evaluate::<Const<1>>(&x, comptime![plan.body.clone()]);
                 let result = comptime![plan.body.results[0]];
-                take::<Const<1>>(&mut rest, *v.float.index(result), *v.int.index(result), Vector::new((row * width + f) as i32), plan.clone());
+                take::<Const<1>>(
+                    &mut rest,
+                    *v.float.index(result),
+                    *v.int.index(result),
+                    Vector::new((row * width + f) as i32),
+                    plan.clone(),
+                );
             }
         }
     }
@@ -174,7 +223,13 @@ fn nothing<N: Size>(#[comptime] plan: Key<Plan>) -> Held<N> {
 
 /// Folds one more value in.
 #[cube]
-fn take<N: Size>(held: &mut Held<N>, float: Vector<f32, N>, int: Vector<i32, N>, place: Vector<i32, N>, #[comptime] plan: Key<Plan>) {
+fn take<N: Size>(
+    held: &mut Held<N>,
+    float: Vector<f32, N>,
+    int: Vector<i32, N>,
+    place: Vector<i32, N>,
+    #[comptime] plan: Key<Plan>,
+) {
     let is_float = comptime![body_kind(&plan) == Kind::Float];
     if comptime![plan.fold == Some(Fold::Sum)] {
         if is_float {
@@ -213,21 +268,36 @@ fn meet<N: Size>(held: &Held<N>, into: &mut Held<Const<1>>, #[comptime] plan: Ke
     } else {
         #[unroll]
         for l in 0..N::value() {
-            take::<Const<1>>(into, Vector::new(held.float.extract(l)), Vector::new(held.int.extract(l)), Vector::new(held.place.extract(l)), plan.clone());
+            take::<Const<1>>(
+                into,
+                Vector::new(held.float.extract(l)),
+                Vector::new(held.int.extract(l)),
+                Vector::new(held.place.extract(l)),
+                plan.clone(),
+            );
         }
     }
 }
 
 /// Runs the epilogue on what was folded, and writes.
 #[cube]
-fn finish<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, held: &Held<N>, #[comptime] plan: Key<Plan>) {
+fn finish<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    c: &Cursor,
+    i: usize,
+    held: &Held<N>,
+    #[comptime] plan: Key<Plan>,
+) {
     let inner = comptime![plan.kept - 1];
     let mut x = look::<N>(meta, operands, c, i, inner, comptime![plan.epilogue.clone()], plan.clone());
     x.folded_float = held.float;
     x.folded_int = held.int;
     if comptime![plan.fold == Some(Fold::ArgMax)] {
         // Nothing but NaN, or nothing at all: the first place.
-        x.folded_int = select_many(held.place.equal(&Vector::new(comptime![i32::MAX].runtime())), Vector::new(0i32), held.place);
+        x.folded_int =
+            select_many(held.place.equal(&Vector::new(comptime![i32::MAX].runtime())), Vector::new(0i32), held.place);
     }
     let v = evaluate::<N>(&x, comptime![plan.epilogue.clone()]);
     deliver::<N>(meta, results, c, i, &v, inner, comptime![plan.epilogue.clone()], plan.clone());

@@ -15,7 +15,9 @@ const SMALL: usize = 32 << 10;
 /// are 64-bit there, because LLVM joins neighbouring loads only if `at + 1` cannot wrap.
 pub(crate) fn units(target: &Target, elements: usize) -> Schedule {
     match target.family {
-        Family::Cpu => Schedule::new(&[("units", cores(target, elements)), ("lanes", target.lanes as u32), ("bits", 64)]),
+        Family::Cpu => {
+            Schedule::new(&[("units", cores(target, elements)), ("lanes", target.lanes as u32), ("bits", 64)])
+        }
         _ => Schedule::new(&[("units", target.units), ("lanes", 1), ("bits", 32)]),
     }
 }

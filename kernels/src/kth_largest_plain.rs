@@ -49,7 +49,14 @@ impl Launch for KthLargestPlain {
         let (cubes, units) = cubes(rows as u32, schedule);
         let (bits, lanes) = (address(schedule), schedule.get("lanes") as usize);
         let words = vec![rows as u32, width as u32, k as u32];
-        Ok(Prepared::new(words, ins, outs, cubes, units, runner!(|b| kth_largest, bits, lanes, b.meta, b.operands, b.results)))
+        Ok(Prepared::new(
+            words,
+            ins,
+            outs,
+            cubes,
+            units,
+            runner!(|b| kth_largest, bits, lanes, b.meta, b.operands, b.results),
+        ))
     }
 }
 
@@ -83,7 +90,8 @@ fn kth_largest<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers)
             let candidate = answer | (1u32 << (31u32 - b));
             let mut counts = Vector::<u32, N>::new(0u32);
             for j in 0..vectors {
-                let reach = image::<N>(load::<f32, N>(x, start + j * N::value())).greater_equal(&Vector::new(candidate));
+                let reach =
+                    image::<N>(load::<f32, N>(x, start + j * N::value())).greater_equal(&Vector::new(candidate));
                 counts += select_many(reach, Vector::new(1u32), Vector::new(0u32));
             }
             let mut count = 0u32.runtime();

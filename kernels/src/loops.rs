@@ -98,7 +98,14 @@ impl Loops {
     pub(crate) fn cost_along(&self, axis: usize, lanes: usize) -> f64 {
         let used = self.size(axis).clamp(1, lanes) as f64;
         let load = |s: usize| if s <= 1 { 1.0 } else { used };
-        let reads: f64 = self.nest.reads.iter().map(|r| load(r.strides[axis]) + r.at.as_ref().map_or(0.0, |a| if a.strides[axis] == 0 { 0.0 } else { used })).sum();
+        let reads: f64 = self
+            .nest
+            .reads
+            .iter()
+            .map(|r| {
+                load(r.strides[axis]) + r.at.as_ref().map_or(0.0, |a| if a.strides[axis] == 0 { 0.0 } else { used })
+            })
+            .sum();
         (reads + 1.0) / used
     }
 
@@ -106,7 +113,11 @@ impl Loops {
     pub(crate) fn plan(&self, along: usize, lanes: usize, chunk: Option<usize>) -> (Key<Plan>, Vec<u32>, Slots, Slots) {
         let n = &self.nest;
         let (kept, rank) = (n.kept.len(), n.kept.len() + n.folded.len());
-        let mut w = Words { words: n.kept.iter().chain(&n.folded).map(|&s| s as u32).collect(), inner: [self.inner(), rank - 1], rank };
+        let mut w = Words {
+            words: n.kept.iter().chain(&n.folded).map(|&s| s as u32).collect(),
+            inner: [self.inner(), rank - 1],
+            rank,
+        };
         // Items are rows of the outer kept axes, cut into chunks along the innermost; or single points.
         let width = n.kept[kept - 1];
         let chunk = chunk.unwrap_or(width).max(1);
@@ -114,23 +125,31 @@ impl Loops {
         let items = n.points() / width.max(1) * parts;
         w.words.extend([items as u32, parts as u32, chunk as u32]);
         let (mut ins, mut outs) = (Slots::default(), Slots::default());
-        let reads = n.reads.iter().map(|r| {
-            let view = w.view(ins.slot(r.operand, r.dtype), r.offset, &r.strides);
-            let at = r.at.as_ref().map(|at| {
-                let view = w.view(ins.slot(at.operand, omchat_ir::Dtype::I32), at.offset, &at.strides);
-                w.words.extend([at.size as u32, at.stride as u32]);
-                view
-            });
-            ReadPlan { view, at }
-        }).collect();
-        let writes = n.writes.iter().map(|o| {
-            let view = w.view(outs.slot(o.result, o.dtype), o.offset, &o.strides);
-            let at = o.at.as_ref().map(|at| {
-                w.words.extend([at.last as u32, at.stride as u32]);
-                ins.slot(at.operand, omchat_ir::Dtype::I32)
-            });
-            WritePlan { view, at }
-        }).collect();
+        let reads = n
+            .reads
+            .iter()
+            .map(|r| {
+                let view = w.view(ins.slot(r.operand, r.dtype), r.offset, &r.strides);
+                let at = r.at.as_ref().map(|at| {
+                    let view = w.view(ins.slot(at.operand, omchat_ir::Dtype::I32), at.offset, &at.strides);
+                    w.words.extend([at.size as u32, at.stride as u32]);
+                    view
+                });
+                ReadPlan { view, at }
+            })
+            .collect();
+        let writes = n
+            .writes
+            .iter()
+            .map(|o| {
+                let view = w.view(outs.slot(o.result, o.dtype), o.offset, &o.strides);
+                let at = o.at.as_ref().map(|at| {
+                    w.words.extend([at.last as u32, at.stride as u32]);
+                    ins.slot(at.operand, omchat_ir::Dtype::I32)
+                });
+                WritePlan { view, at }
+            })
+            .collect();
         let mut indexed = vec![false; rank];
         for step in n.body.steps.iter().chain(&n.epilogue.steps) {
             if let Step::Index { axis } = step {
@@ -160,7 +179,8 @@ pub(crate) fn addressable(nest: &Nest) -> Result<(), Refusal> {
 
 /// The most bytes that one view of the nest spans.
 pub(crate) fn widest(nest: &Nest) -> usize {
-    let reads = nest.reads.iter().map(|r| span(nest, r.offset, &r.strides, rows(&r.at)).saturating_mul(r.dtype.bytes()));
+    let reads =
+        nest.reads.iter().map(|r| span(nest, r.offset, &r.strides, rows(&r.at)).saturating_mul(r.dtype.bytes()));
     let writes = nest.writes.iter().map(|w| span(nest, w.offset, &w.strides, 0).saturating_mul(w.dtype.bytes()));
     reads.chain(writes).max().unwrap_or(0)
 }
@@ -168,7 +188,9 @@ pub(crate) fn widest(nest: &Nest) -> usize {
 /// One more than the last element that a view reaches.
 fn span(nest: &Nest, offset: usize, strides: &[usize], extra: usize) -> usize {
     let sizes = nest.kept.iter().chain(&nest.folded);
-    sizes.zip(strides).fold(offset.saturating_add(extra).saturating_add(1), |n, (&s, &t)| n.saturating_add(s.saturating_sub(1).saturating_mul(t)))
+    sizes.zip(strides).fold(offset.saturating_add(extra).saturating_add(1), |n, (&s, &t)| {
+        n.saturating_add(s.saturating_sub(1).saturating_mul(t))
+    })
 }
 
 /// How far ids move a view.
@@ -211,8 +233,16 @@ impl Axis {
             size: if a < kept { nest.kept[a] } else { nest.folded[a - kept] },
             folded: a >= kept,
             reads: nest.reads.iter().map(|r| r.strides.get(a).copied().unwrap_or(0)).collect(),
-            ids: nest.reads.iter().map(|r| r.at.as_ref().and_then(|at| at.strides.get(a).copied()).unwrap_or(0)).collect(),
-            writes: nest.writes.iter().map(|w| if a < kept { w.strides.get(a).copied().unwrap_or(0) } else { 0 }).collect(),
+            ids: nest
+                .reads
+                .iter()
+                .map(|r| r.at.as_ref().and_then(|at| at.strides.get(a).copied()).unwrap_or(0))
+                .collect(),
+            writes: nest
+                .writes
+                .iter()
+                .map(|w| if a < kept { w.strides.get(a).copied().unwrap_or(0) } else { 0 })
+                .collect(),
             from: vec![a],
             indexed: steps.into_iter().any(|s| matches!(s, Step::Index { axis } if *axis == a)),
         }
@@ -233,8 +263,12 @@ impl Axis {
 
     fn joins(&self, inner: &Axis) -> bool {
         let walk = |o: &[usize], i: &[usize]| o.iter().zip(i).all(|(&o, &i)| o == i * inner.size);
-        self.folded == inner.folded && !self.indexed && !inner.indexed
-            && walk(&self.reads, &inner.reads) && walk(&self.ids, &inner.ids) && walk(&self.writes, &inner.writes)
+        self.folded == inner.folded
+            && !self.indexed
+            && !inner.indexed
+            && walk(&self.reads, &inner.reads)
+            && walk(&self.ids, &inner.ids)
+            && walk(&self.writes, &inner.writes)
     }
 }
 
@@ -252,13 +286,17 @@ fn merge(axes: &mut Vec<Axis>) {
 fn rebuild(nest: &Nest, axes: &[Axis]) -> Nest {
     let sizes = |folded: bool| axes.iter().filter(|a| a.folded == folded).map(|a| a.size).collect();
     let renamed = |body: &Body| Body {
-        steps: body.steps.iter().map(|s| match s {
-            Step::Index { axis } => match axes.iter().position(|a| a.from.contains(axis)) {
-                Some(axis) => Step::Index { axis },
-                None => Step::Int { value: 0 },
-            },
-            other => other.clone(),
-        }).collect(),
+        steps: body
+            .steps
+            .iter()
+            .map(|s| match s {
+                Step::Index { axis } => match axes.iter().position(|a| a.from.contains(axis)) {
+                    Some(axis) => Step::Index { axis },
+                    None => Step::Int { value: 0 },
+                },
+                other => other.clone(),
+            })
+            .collect(),
         results: body.results.clone(),
     };
     let mut out = nest.clone();

@@ -53,7 +53,14 @@ impl Launch for MapPlain {
         let items = words[plan.rank + ITEMS];
         let (cubes, units) = cubes(items, schedule);
         let bits = address(schedule);
-        Ok(Prepared::new(words, ins, outs, cubes, units, runner!(|b| map_plain, bits, lanes, b.meta, b.operands, b.results, plan.clone())))
+        Ok(Prepared::new(
+            words,
+            ins,
+            outs,
+            cubes,
+            units,
+            runner!(|b| map_plain, bits, lanes, b.meta, b.operands, b.results, plan.clone()),
+        ))
     }
 }
 
@@ -70,7 +77,10 @@ pub(crate) fn fits(nest: &Nest, target: &Target) -> Result<(), Refusal> {
     addressable(nest)?;
     let bytes = widest(nest);
     if bytes > target.max_binding_bytes {
-        return Err(Refusal(format!("needs a binding of {bytes} bytes, {} has {}", target.name, target.max_binding_bytes)));
+        return Err(Refusal(format!(
+            "needs a binding of {bytes} bytes, {} has {}",
+            target.name, target.max_binding_bytes
+        )));
     }
     let need = bindings(nest);
     if need > target.max_bindings {
@@ -107,7 +117,14 @@ fn map_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #
 }
 
 #[cube]
-fn point<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, c: &Cursor, i: usize, #[comptime] plan: Key<Plan>) {
+fn point<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    c: &Cursor,
+    i: usize,
+    #[comptime] plan: Key<Plan>,
+) {
     let along = comptime![plan.kept - 1];
     let x = look::<N>(meta, operands, c, i, along, comptime![plan.body.clone()], plan.clone());
     let v = evaluate::<N>(&x, comptime![plan.body.clone()]);

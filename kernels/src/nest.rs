@@ -22,7 +22,8 @@ pub(crate) struct Cursor {
 /// The cursor at the start: offsets, and starts of updates.
 #[cube]
 pub(crate) fn origin(meta: &[u32], operands: &Buffers, #[comptime] plan: Key<Plan>) -> Cursor {
-    let mut c = Cursor { reads: Sequence::new(), ids: Sequence::new(), writes: Sequence::new(), index: Sequence::new() };
+    let mut c =
+        Cursor { reads: Sequence::new(), ids: Sequence::new(), writes: Sequence::new(), index: Sequence::new() };
     #[unroll]
     for r in 0..comptime![plan.reads.len()] {
         c.reads.push(meta[comptime![plan.reads[r].view.words]] as usize);
@@ -53,7 +54,14 @@ pub(crate) fn origin(meta: &[u32], operands: &Buffers, #[comptime] plan: Key<Pla
 
 /// The cursor moved to row `row` of the axes `first..last`.
 #[cube]
-pub(crate) fn seek(meta: &[u32], from: &Cursor, row: u32, #[comptime] first: usize, #[comptime] last: usize, #[comptime] plan: Key<Plan>) -> Cursor {
+pub(crate) fn seek(
+    meta: &[u32],
+    from: &Cursor,
+    row: u32,
+    #[comptime] first: usize,
+    #[comptime] last: usize,
+    #[comptime] plan: Key<Plan>,
+) -> Cursor {
     // Digits of the row, innermost axis first.
     let mut digits = Sequence::<u32>::new();
     let mut rest = row;
@@ -67,7 +75,8 @@ pub(crate) fn seek(meta: &[u32], from: &Cursor, row: u32, #[comptime] first: usi
             digits.push(rest);
         }
     }
-    let mut c = Cursor { reads: Sequence::new(), ids: Sequence::new(), writes: Sequence::new(), index: Sequence::new() };
+    let mut c =
+        Cursor { reads: Sequence::new(), ids: Sequence::new(), writes: Sequence::new(), index: Sequence::new() };
     #[unroll]
     for r in 0..comptime![plan.reads.len()] {
         c.reads.push(moved(meta, *from.reads.index(r), &digits, first, last, comptime![plan.reads[r].view.clone()]));
@@ -95,7 +104,14 @@ pub(crate) fn seek(meta: &[u32], from: &Cursor, row: u32, #[comptime] first: usi
 }
 
 #[cube]
-fn moved(meta: &[u32], from: usize, digits: &Sequence<u32>, #[comptime] first: usize, #[comptime] last: usize, #[comptime] view: View) -> usize {
+fn moved(
+    meta: &[u32],
+    from: usize,
+    digits: &Sequence<u32>,
+    #[comptime] first: usize,
+    #[comptime] last: usize,
+    #[comptime] view: View,
+) -> usize {
     let mut at = from;
     #[unroll]
     for a in first..last {

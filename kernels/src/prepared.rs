@@ -74,7 +74,14 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    pub(crate) fn new(meta: Vec<u32>, operands: Slots, results: Slots, cubes: [u32; 3], units: u32, run: Run) -> Prepared {
+    pub(crate) fn new(
+        meta: Vec<u32>,
+        operands: Slots,
+        results: Slots,
+        cubes: [u32; 3],
+        units: u32,
+        run: Run,
+    ) -> Prepared {
         Prepared { meta, operands, results, cubes, units, run }
     }
 
@@ -110,11 +117,18 @@ impl Prepared {
         let offline = Offline::new(dialect);
         let ghosts = |n: usize| (0..n).map(|_| offline.buffer()).collect::<Vec<_>>();
         let (operands, results) = (ghosts(self.operands.args()), ghosts(self.results.args()));
-        let kernel = self.go(Site::Text(&offline), &offline.buffer(), &operands, &results).map_err(|e| e.to_string())?;
+        let kernel =
+            self.go(Site::Text(&offline), &offline.buffer(), &operands, &results).map_err(|e| e.to_string())?;
         offline.text(kernel.ok_or("the kernel has no text")?)
     }
 
-    fn go(&self, site: Site<'_>, meta: &Buffer, operands: &[Buffer], results: &[Buffer]) -> Result<Option<Box<dyn CubeKernel>>, LaunchError> {
+    fn go(
+        &self,
+        site: Site<'_>,
+        meta: &Buffer,
+        operands: &[Buffer],
+        results: &[Buffer],
+    ) -> Result<Option<Box<dyn CubeKernel>>, LaunchError> {
         let bound = Bound {
             meta: raw(meta),
             operands: self.operands.bind("operands", operands)?,

@@ -62,7 +62,14 @@ impl Launch for RmsNormRows {
             tail: !width.is_multiple_of(lanes),
         };
         let (cubes, units) = cubes(rows as u32, schedule);
-        Ok(Prepared::new(vec![rows as u32, width as u32], ins, outs, cubes, units, runner!(|b| rms_norm, bits, lanes, b.meta, b.operands, b.results, plan)))
+        Ok(Prepared::new(
+            vec![rows as u32, width as u32],
+            ins,
+            outs,
+            cubes,
+            units,
+            runner!(|b| rms_norm, bits, lanes, b.meta, b.operands, b.results, plan),
+        ))
     }
 }
 
@@ -70,7 +77,9 @@ impl Launch for RmsNormRows {
 fn instance(work: &Work) -> Result<(&Type, &Type, &Type), Refusal> {
     match work {
         Work::Function { name, operands, results, .. } if name == "rms_norm" => match (&operands[..], &results[..]) {
-            ([x, w, eps], [y]) if x.rank() == 2 && w.rank() == 1 && eps.elements() == 1 && x.dtype.is_float() => Ok((x, w, y)),
+            ([x, w, eps], [y]) if x.rank() == 2 && w.rank() == 1 && eps.elements() == 1 && x.dtype.is_float() => {
+                Ok((x, w, y))
+            }
             _ => Err(Refusal("operands must be x[R, C], w[C] and a scalar".into())),
         },
         _ => Err(Refusal("this kernel runs @rms_norm".into())),

@@ -37,9 +37,9 @@ impl Offline {
 
     /// A buffer of nothing, to stand where a launch has one.
     pub(crate) fn buffer(&self) -> Buffer {
-        use cubecl_environment::stream::StreamId;
         use cubecl::server::Handle;
         use cubecl_common::device::{DeviceId, ServiceId};
+        use cubecl_environment::stream::StreamId;
         let service = ServiceId::of::<Offline>(DeviceId { type_id: 0, index_id: 0 });
         Buffer { handle: Handle::new(service, StreamId::current(), 0), elements: 0 }
     }

@@ -4,9 +4,9 @@
 
 mod common;
 
+use common::Draw;
 use common::device::{devices, poison};
 use common::reference::{self, Host};
-use common::Draw;
 use omchat_codegen::{At, Body, Fold, Kind, Nest, Read, Start, Step, Work, Write};
 use omchat_ir::{Dtype, Scalar};
 use omchat_kernels::LIST;
@@ -51,15 +51,24 @@ fn layout(d: &mut Draw, sizes: &[usize], repeat: usize) -> (Vec<usize>, usize) {
 }
 
 fn dtypes(wide: bool) -> Vec<Dtype> {
-    if wide { vec![Dtype::F32, Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::I32, Dtype::Bool] } else { vec![Dtype::F32, Dtype::F32, Dtype::I32, Dtype::Bool] }
+    if wide {
+        vec![Dtype::F32, Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::I32, Dtype::Bool]
+    } else {
+        vec![Dtype::F32, Dtype::F32, Dtype::I32, Dtype::Bool]
+    }
 }
 
 fn data(d: &mut Draw, dtype: Dtype, n: usize) -> Host {
-    Host::new(dtype, (0..n).map(|_| match dtype {
-        Dtype::I32 => d.below(40) as f64 - 20.0,
-        Dtype::Bool => d.below(2) as f64,
-        _ => d.real(-2.0, 2.0),
-    }).collect())
+    Host::new(
+        dtype,
+        (0..n)
+            .map(|_| match dtype {
+                Dtype::I32 => d.below(40) as f64 - 20.0,
+                Dtype::Bool => d.below(2) as f64,
+                _ => d.real(-2.0, 2.0),
+            })
+            .collect(),
+    )
 }
 
 /// Steps of a drawn program over those reads; yields the last step of each kind.
@@ -71,25 +80,46 @@ fn program(d: &mut Draw, reads: &[Dtype], axes: usize, folded: Option<Kind>, nar
     for (read, dtype) in reads.iter().enumerate() {
         let kind = Kind::of(*dtype);
         let s = b.push(Step::Read { read, kind });
-        if kind == Kind::Float { floats.push(s); raw.push(s); } else { ints.push(s); }
+        if kind == Kind::Float {
+            floats.push(s);
+            raw.push(s);
+        } else {
+            ints.push(s);
+        }
     }
     if let Some(kind) = folded {
         let s = b.push(Step::Folded { kind });
-        if kind == Kind::Float { floats.push(s); } else { ints.push(s); }
+        if kind == Kind::Float {
+            floats.push(s);
+        } else {
+            ints.push(s);
+        }
     }
     for _ in 0..3 + d.below(6) {
         let (f, g) = (d.pick(&floats), d.pick(&floats));
         let (i, j) = (d.pick(&ints), d.pick(&ints));
         use Scalar::*;
         match d.below(12) {
-            0..=3 => floats.push(b.push(Step::Apply { f: d.pick(&[Add, Sub, Mul, Max, Min]), args: vec![f, g], of: Kind::Float })),
-            4 => floats.push(b.push(Step::Apply { f: d.pick(&[Neg, Abs, Sin, Cos, Tanh, Erf, Logistic]), args: vec![f], of: Kind::Float })),
+            0..=3 => floats.push(b.push(Step::Apply {
+                f: d.pick(&[Add, Sub, Mul, Max, Min]),
+                args: vec![f, g],
+                of: Kind::Float,
+            })),
+            4 => floats.push(b.push(Step::Apply {
+                f: d.pick(&[Neg, Abs, Sin, Cos, Tanh, Erf, Logistic]),
+                args: vec![f],
+                of: Kind::Float,
+            })),
             5 => {
                 let t = b.push(Step::Apply { f: Tanh, args: vec![f], of: Kind::Float });
                 floats.push(b.push(Step::Apply { f: Exp, args: vec![t], of: Kind::Float }));
             }
             6 if axes > 0 => ints.push(b.push(Step::Index { axis: d.below(axes) })),
-            7 => ints.push(b.push(Step::Apply { f: d.pick(&[Add, Sub, Mul, Div, Max, Min]), args: vec![i, j], of: Kind::Int })),
+            7 => ints.push(b.push(Step::Apply {
+                f: d.pick(&[Add, Sub, Mul, Div, Max, Min]),
+                args: vec![i, j],
+                of: Kind::Int,
+            })),
             8 if raw.len() > 1 => {
                 let (x, y) = (d.pick(&raw), d.pick(&raw));
                 let c = b.push(Step::Apply { f: d.pick(&[Ge, Gt, Eq]), args: vec![x, y], of: Kind::Float });
@@ -115,8 +145,14 @@ fn program(d: &mut Draw, reads: &[Dtype], axes: usize, folded: Option<Kind>, nar
     b
 }
 
-trait F32Bits { fn to_bits_f32(self) -> u32; }
-impl F32Bits for f64 { fn to_bits_f32(self) -> u32 { (self as f32).to_bits() } }
+trait F32Bits {
+    fn to_bits_f32(self) -> u32;
+}
+impl F32Bits for f64 {
+    fn to_bits_f32(self) -> u32 {
+        (self as f32).to_bits()
+    }
+}
 
 /// A nest of 1 to 4 kept axes, with drawn views, gathers, updates and programs.
 fn case(seed: u64, fold: Option<Fold>, wide: bool) -> Case {
@@ -154,9 +190,14 @@ fn case(seed: u64, fold: Option<Fold>, wide: bool) -> Case {
         body.results = vec![body.results[usize::from(!float)]];
         let kind = if f == Fold::ArgMax || !float { Kind::Int } else { Kind::Float };
         // Reads of the epilogue stand still along the folded axes.
-        let still: Vec<usize> = (0..reads.len()).filter(|&r| reads[r].strides[kept.len()..].iter().all(|&s| s == 0)
-            && reads[r].at.as_ref().is_none_or(|a| a.strides[kept.len()..].iter().all(|&s| s == 0))).collect();
-        epilogue = program(d, &still.iter().map(|&r| reads[r].dtype).collect::<Vec<_>>(), kept.len(), Some(kind), &mut narrow);
+        let still: Vec<usize> = (0..reads.len())
+            .filter(|&r| {
+                reads[r].strides[kept.len()..].iter().all(|&s| s == 0)
+                    && reads[r].at.as_ref().is_none_or(|a| a.strides[kept.len()..].iter().all(|&s| s == 0))
+            })
+            .collect();
+        epilogue =
+            program(d, &still.iter().map(|&r| reads[r].dtype).collect::<Vec<_>>(), kept.len(), Some(kind), &mut narrow);
         for s in &mut epilogue.steps {
             if let Step::Read { read, .. } = s {
                 *read = still[*read];
@@ -170,7 +211,11 @@ fn case(seed: u64, fold: Option<Fold>, wide: bool) -> Case {
     let mut results = Vec::new();
     let mut writes = Vec::new();
     for w in 0..1 + d.below(2) {
-        let dtype = match (w, wide) { (0, true) => d.pick(&[Dtype::F32, Dtype::F32, Dtype::Bf16, Dtype::F16]), (0, false) => Dtype::F32, _ => Dtype::I32 };
+        let dtype = match (w, wide) {
+            (0, true) => d.pick(&[Dtype::F32, Dtype::F32, Dtype::Bf16, Dtype::F16]),
+            (0, false) => Dtype::F32,
+            _ => Dtype::I32,
+        };
         let (strides, n) = layout(d, &kept, 0);
         let offset = d.below(5);
         let mut write = Write { result: w, dtype, offset, strides, at: None };
@@ -247,12 +292,20 @@ fn kth_largest_counts_ties() {
     for p in devices() {
         for (rows, width, k) in [(1, 1, 1), (3, 7, 7), (5, 33, 4), (2, 1000, 1), (17, 64, 40)] {
             let d = &mut Draw(rows as u64 * 31 + width as u64);
-            let x: Vec<f64> = (0..rows * width).map(|_| f64::from(d.pick(&[-1.5f32, -0.25, 0.0, 1.0, 3.0, d.0 as f32 / 1e19, -1e-3]))).collect();
+            let x: Vec<f64> = (0..rows * width)
+                .map(|_| f64::from(d.pick(&[-1.5f32, -0.25, 0.0, 1.0, 3.0, d.0 as f32 / 1e19, -1e-3])))
+                .collect();
             let x = Host::new(Dtype::F32, x);
             let work = Work::KthLargest { rows, width, k };
             let k_ = omchat_kernels::by_name("kth_largest.plain").unwrap();
             for s in omchat_codegen::Kernel::schedules(k_, &work, &p.target).unwrap() {
-                let got = p.run(k_, &work, &s, std::slice::from_ref(&x), &[Host { dtype: Dtype::F32, data: vec![f64::NAN; rows] }]);
+                let got = p.run(
+                    k_,
+                    &work,
+                    &s,
+                    std::slice::from_ref(&x),
+                    &[Host { dtype: Dtype::F32, data: vec![f64::NAN; rows] }],
+                );
                 for (r, &got) in got[0].iter().enumerate() {
                     let mut row = x.data[r * width..][..width].to_vec();
                     row.sort_by(|a, b| b.total_cmp(a));
@@ -280,7 +333,13 @@ fn intervals(d: &mut Draw, n: reference::Sizes) -> (Vec<f64>, Vec<f64>, Vec<f64>
                 1 => ((now / 24.0).floor() * 24.0, (now / 24.0).floor() * 24.0 + 23.0),
                 2 => (now - 20.0, now),
                 3 => (0.0, now),
-                _ => if d.chance(30) { (5.0, 4.0) } else { (0.0, empty) },
+                _ => {
+                    if d.chance(30) {
+                        (5.0, 4.0)
+                    } else {
+                        (0.0, empty)
+                    }
+                }
             };
             lo.push(l);
             hi.push(h);
@@ -295,8 +354,21 @@ fn attention_of_every_mask() {
     for p in devices() {
         let wide = p.target.holds(Dtype::Bf16);
         let mut runs = 0;
-        for (i, (b, h, g, t, s, width)) in [(1, 1, 1, 1, 1, 8), (2, 2, 3, 5, 70, 24), (1, 2, 1, 65, 130, 32), (1, 1, 3, 40, 200, 64), (2, 1, 1, 33, 64, 72), (1, 1, 2, 3, 257, 80),
-            (1, 1, 1, 17, 129, 128), (1, 3, 3, 1, 300, 64), (1, 1, 3, 150, 150, 16), (1, 1, 1, 9, 9, 5)].into_iter().enumerate() {
+        for (i, (b, h, g, t, s, width)) in [
+            (1, 1, 1, 1, 1, 8),
+            (2, 2, 3, 5, 70, 24),
+            (1, 2, 1, 65, 130, 32),
+            (1, 1, 3, 40, 200, 64),
+            (2, 1, 1, 33, 64, 72),
+            (1, 1, 2, 3, 257, 80),
+            (1, 1, 1, 17, 129, 128),
+            (1, 3, 3, 1, 300, 64),
+            (1, 1, 3, 150, 150, 16),
+            (1, 1, 1, 9, 9, 5),
+        ]
+        .into_iter()
+        .enumerate()
+        {
             let n = reference::Sizes { b, h, g, t, s, d: width };
             let dtype = if wide && i % 3 == 2 { d.pick(&[Dtype::Bf16, Dtype::F16]) } else { Dtype::F32 };
             let out = if wide && i % 5 == 2 { dtype } else { Dtype::F32 };
@@ -306,23 +378,46 @@ fn attention_of_every_mask() {
             let (want, lse) = reference::attention(n, &q.data, &k.data, &v.data, &lo, &hi, &at);
             let ints = |x: &Vec<f64>| Host::new(Dtype::I32, x.clone());
             let operands = [q, k, v, ints(&lo), ints(&hi), ints(&at)];
-            let shapes = [vec![b, h, g, t, width], vec![b, h, s, width], vec![b, h, s, width], vec![b, t], vec![b, t], vec![b, s]];
+            let shapes = [
+                vec![b, h, g, t, width],
+                vec![b, h, s, width],
+                vec![b, h, s, width],
+                vec![b, t],
+                vec![b, t],
+                vec![b, s],
+            ];
             let work = Work::Function {
                 name: "attention".into(),
                 binds: Default::default(),
                 operands: operands.iter().zip(&shapes).map(|(o, s)| omchat_ir::Type::new(o.dtype, s.clone())).collect(),
-                results: vec![omchat_ir::Type::new(out, shapes[0].clone()), omchat_ir::Type::new(Dtype::F32, [b, h, g, t])],
+                results: vec![
+                    omchat_ir::Type::new(out, shapes[0].clone()),
+                    omchat_ir::Type::new(Dtype::F32, [b, h, g, t]),
+                ],
             };
-            let blank = [Host { dtype: out, data: vec![f64::NAN; want.len()] }, Host { dtype: Dtype::F32, data: vec![f64::NAN; lse.len()] }];
+            let blank = [
+                Host { dtype: out, data: vec![f64::NAN; want.len()] },
+                Host { dtype: Dtype::F32, data: vec![f64::NAN; lse.len()] },
+            ];
             for k in LIST {
                 for sch in k.schedules(&work, &p.target).unwrap_or_default() {
                     let got = p.run(*k, &work, &sch, &operands, &blank);
                     let slack = if out == Dtype::F32 { 3e-6 } else { 1.0 / 200.0 };
                     for (j, (w, g)) in want.iter().zip(&got[0]).enumerate() {
-                        assert!((w - g).abs() <= slack * (2.0 + w.abs()), "{} {sch} on {}: {n:?} out[{j}] is {g}, not {w}", k.name(), p.target.name);
+                        assert!(
+                            (w - g).abs() <= slack * (2.0 + w.abs()),
+                            "{} {sch} on {}: {n:?} out[{j}] is {g}, not {w}",
+                            k.name(),
+                            p.target.name
+                        );
                     }
                     for (j, (w, g)) in lse.iter().zip(&got[1]).enumerate() {
-                        assert!((w - g).abs() <= 4e-6 * (2.0 + w.abs()), "{} {sch} on {}: {n:?} lse[{j}] is {g}, not {w}", k.name(), p.target.name);
+                        assert!(
+                            (w - g).abs() <= 4e-6 * (2.0 + w.abs()),
+                            "{} {sch} on {}: {n:?} lse[{j}] is {g}, not {w}",
+                            k.name(),
+                            p.target.name
+                        );
                     }
                     runs += 1;
                 }
@@ -349,15 +444,23 @@ fn einsum(seed: u64, wide: bool) -> Case {
     let (nb, nm, nn, nk) = (d.below(2), d.below(3), 1 + d.below(2), 1 + d.below(2));
     let size = |d: &mut Draw| d.pick(&[1, 2, 3, 4, 5, 8, 16, 17, 24, 33]);
     let kept: Vec<usize> = (0..nb + nm + nn).map(|_| size(d)).collect();
-    let folded: Vec<usize> = (0..nk).map(|i| if i + 1 == nk { d.pick(&[4, 16, 24, 35, 64]) } else { d.pick(&[1, 3]) }).collect();
+    let folded: Vec<usize> =
+        (0..nk).map(|i| if i + 1 == nk { d.pick(&[4, 16, 24, 35, 64]) } else { d.pick(&[1, 3]) }).collect();
     let axes = [kept.clone(), folded.clone()].concat();
-    let (batch, m, n): (Vec<_>, Vec<_>, Vec<_>) = ((0..nb).collect(), (nb..nb + nm).collect(), (nb + nm..kept.len()).collect());
+    let (batch, m, n): (Vec<_>, Vec<_>, Vec<_>) =
+        ((0..nb).collect(), (nb..nb + nm).collect(), (nb + nm..kept.len()).collect());
     let k: Vec<usize> = (kept.len()..axes.len()).collect();
-    let order = |d: &mut Draw, parts: [&[usize]; 3]| if d.chance(50) { parts.concat() } else { [parts[0], parts[2], parts[1]].concat() };
+    let order = |d: &mut Draw, parts: [&[usize]; 3]| {
+        if d.chance(50) { parts.concat() } else { [parts[0], parts[2], parts[1]].concat() }
+    };
     let (sa, la) = dense(&axes, &order(d, [&batch, &m, &k]));
     let (sb, lb) = dense(&axes, &order(d, [&batch, &n, &k]));
-    let (dta, dtb) = (d.pick(&dtypes(wide)[..if wide { 4 } else { 1 }]), d.pick(&dtypes(wide)[..if wide { 4 } else { 1 }]));
-    let mut reads = vec![Read { operand: 0, dtype: dta, offset: 1, strides: sa, at: None }, Read { operand: 1, dtype: dtb, offset: 0, strides: sb, at: None }];
+    let (dta, dtb) =
+        (d.pick(&dtypes(wide)[..if wide { 4 } else { 1 }]), d.pick(&dtypes(wide)[..if wide { 4 } else { 1 }]));
+    let mut reads = vec![
+        Read { operand: 0, dtype: dta, offset: 1, strides: sa, at: None },
+        Read { operand: 1, dtype: dtb, offset: 0, strides: sb, at: None },
+    ];
     let mut operands = vec![data(d, dta, la + 1), data(d, dtb, lb)];
     if d.chance(50) {
         reads.swap(0, 1);
@@ -367,7 +470,14 @@ fn einsum(seed: u64, wide: bool) -> Case {
     strides.truncate(axes.len());
     reads.push(Read { operand: 2, dtype: Dtype::F32, offset: 0, strides, at: None });
     operands.push(data(d, Dtype::F32, len));
-    let body = Body { steps: vec![Step::Read { read: 0, kind: Kind::Float }, Step::Read { read: 1, kind: Kind::Float }, Step::Apply { f: Scalar::Mul, args: vec![0, 1], of: Kind::Float }], results: vec![2] };
+    let body = Body {
+        steps: vec![
+            Step::Read { read: 0, kind: Kind::Float },
+            Step::Read { read: 1, kind: Kind::Float },
+            Step::Apply { f: Scalar::Mul, args: vec![0, 1], of: Kind::Float },
+        ],
+        results: vec![2],
+    };
     let mut narrow = false;
     let mut epilogue = program(d, &[Dtype::F32], kept.len(), Some(Kind::Float), &mut narrow);
     for s in &mut epilogue.steps {
@@ -384,7 +494,12 @@ fn einsum(seed: u64, wide: bool) -> Case {
     narrow |= dtype == Dtype::Bf16;
     let writes = vec![Write { result: 0, dtype, offset: 3, strides: strides[..kept.len()].to_vec(), at: None }];
     let results = vec![Host { dtype, data: vec![f64::NAN; len + 3] }];
-    Case { nest: Nest { kept, folded, fold: Some(Fold::Sum), reads, body, epilogue, writes }, operands, results, narrow }
+    Case {
+        nest: Nest { kept, folded, fold: Some(Fold::Sum), reads, body, epilogue, writes },
+        operands,
+        results,
+        narrow,
+    }
 }
 
 #[test]
@@ -420,7 +535,14 @@ fn add(kept: Vec<usize>, strides: [Vec<usize>; 3]) -> Nest {
         folded: vec![],
         fold: None,
         reads: vec![read(0, x), read(1, y)],
-        body: Body { steps: vec![Step::Read { read: 0, kind: Kind::Float }, Step::Read { read: 1, kind: Kind::Float }, Step::Apply { f: Scalar::Add, args: vec![0, 1], of: Kind::Float }], results: vec![2] },
+        body: Body {
+            steps: vec![
+                Step::Read { read: 0, kind: Kind::Float },
+                Step::Read { read: 1, kind: Kind::Float },
+                Step::Apply { f: Scalar::Add, args: vec![0, 1], of: Kind::Float },
+            ],
+            results: vec![2],
+        },
         epilogue: Body::default(),
         writes: vec![Write { result: 0, dtype: Dtype::F32, offset: 0, strides: z, at: None }],
     }
@@ -430,10 +552,18 @@ fn add(kept: Vec<usize>, strides: [Vec<usize>; 3]) -> Nest {
 fn large_maps_are_cut_and_turn_to_a_second_row_of_cubes() {
     let d = &mut Draw(9);
     for p in devices() {
-        for (kept, strides) in [(vec![3_000_001], [vec![1], vec![0], vec![1]]), (vec![3, 40_001], [vec![40_001, 1], vec![0, 1], vec![1, 3]])] {
+        for (kept, strides) in [
+            (vec![3_000_001], [vec![1], vec![0], vec![1]]),
+            (vec![3, 40_001], [vec![40_001, 1], vec![0, 1], vec![1, 3]]),
+        ] {
             let n = kept.iter().product();
             let (x, y) = (data(d, Dtype::F32, n), data(d, Dtype::F32, *kept.last().unwrap()));
-            let c = Case { nest: add(kept, strides), operands: vec![x, y], results: vec![Host { dtype: Dtype::F32, data: vec![f64::NAN; n] }], narrow: false };
+            let c = Case {
+                nest: add(kept, strides),
+                operands: vec![x, y],
+                results: vec![Host { dtype: Dtype::F32, data: vec![f64::NAN; n] }],
+                narrow: false,
+            };
             let mut want = c.results.clone();
             let weight = reference::nest(&c.nest, &c.operands, &mut want);
             let work = Work::Nest(c.nest.clone());
@@ -455,7 +585,12 @@ fn long_einsums_run_in_turns() {
         nest.fold = Some(Fold::Sum);
         nest.body.steps[2] = Step::Apply { f: Scalar::Mul, args: vec![0, 1], of: Kind::Float };
         nest.epilogue = Body { steps: vec![Step::Folded { kind: Kind::Float }], results: vec![0] };
-        let c = Case { nest, operands: vec![data(d, Dtype::F32, m * k), data(d, Dtype::F32, n * k)], results: vec![Host { dtype: Dtype::F32, data: vec![f64::NAN; m * n] }], narrow: false };
+        let c = Case {
+            nest,
+            operands: vec![data(d, Dtype::F32, m * k), data(d, Dtype::F32, n * k)],
+            results: vec![Host { dtype: Dtype::F32, data: vec![f64::NAN; m * n] }],
+            narrow: false,
+        };
         let mut want = c.results.clone();
         let weight = reference::nest(&c.nest, &c.operands, &mut want);
         let work = Work::Nest(c.nest.clone());
@@ -482,7 +617,12 @@ fn a_map_may_write_where_it_reads() {
         let one = up(1.0f32.to_le_bytes().to_vec(), 1);
         let meta = up(prepared.meta().iter().flat_map(|w| w.to_le_bytes()).collect(), prepared.meta().len());
         for _ in 0..3 {
-            prepared.launch(&p.client, &Args { operands: &[x.clone(), one.clone()], results: std::slice::from_ref(&x), meta: &meta }).unwrap();
+            prepared
+                .launch(
+                    &p.client,
+                    &Args { operands: &[x.clone(), one.clone()], results: std::slice::from_ref(&x), meta: &meta },
+                )
+                .unwrap();
         }
         let bytes = p.client.read_one(x.handle.clone()).unwrap();
         for (i, c) in bytes.chunks_exact(4).enumerate().take(n) {
@@ -499,7 +639,12 @@ fn a_launch_that_lacks_a_buffer_says_so() {
     let k = omchat_kernels::by_name("map.plain").unwrap();
     let prepared = k.prepare(&work, &k.schedules(&work, &p.target).unwrap()[0]).unwrap();
     let one = Buffer { handle: p.client.empty(16), elements: 4 };
-    let error = prepared.launch(&p.client, &Args { operands: std::slice::from_ref(&one), results: std::slice::from_ref(&one), meta: &one }).unwrap_err();
+    let error = prepared
+        .launch(
+            &p.client,
+            &Args { operands: std::slice::from_ref(&one), results: std::slice::from_ref(&one), meta: &one },
+        )
+        .unwrap_err();
     assert_eq!(error.to_string(), "a launch needs 2 operands, not 1");
 }
 
@@ -520,23 +665,44 @@ fn refusals_name_the_limit() {
 fn rms_norms() {
     let d = &mut Draw(21);
     for p in devices() {
-        for (rows, width, dtype) in [(1, 1, Dtype::F32), (3, 576, Dtype::F32), (257, 33, Dtype::F32), (5, 64, Dtype::Bf16), (2, 47, Dtype::F16)] {
+        for (rows, width, dtype) in
+            [(1, 1, Dtype::F32), (3, 576, Dtype::F32), (257, 33, Dtype::F32), (5, 64, Dtype::Bf16), (2, 47, Dtype::F16)]
+        {
             if !p.target.holds(dtype) || (dtype != Dtype::F32 && !p.target.holds(Dtype::Bf16)) {
                 continue;
             }
             let (x, w) = (data(d, dtype, rows * width), data(d, dtype, width));
             let eps = 1e-5;
-            let types = vec![omchat_ir::Type::new(dtype, [rows, width]), omchat_ir::Type::new(dtype, [width]), omchat_ir::Type::new(Dtype::F32, [])];
-            let work = Work::Function { name: "rms_norm".into(), binds: Default::default(), results: vec![types[0].clone()], operands: types };
+            let types = vec![
+                omchat_ir::Type::new(dtype, [rows, width]),
+                omchat_ir::Type::new(dtype, [width]),
+                omchat_ir::Type::new(Dtype::F32, []),
+            ];
+            let work = Work::Function {
+                name: "rms_norm".into(),
+                binds: Default::default(),
+                results: vec![types[0].clone()],
+                operands: types,
+            };
             let k = omchat_kernels::by_name("rms_norm.rows").unwrap();
             let s = &k.schedules(&work, &p.target).unwrap()[0];
-            let got = p.run(k, &work, s, &[x.clone(), w.clone(), Host::new(Dtype::F32, vec![eps])], &[Host { dtype, data: vec![f64::NAN; rows * width] }]);
+            let got = p.run(
+                k,
+                &work,
+                s,
+                &[x.clone(), w.clone(), Host::new(Dtype::F32, vec![eps])],
+                &[Host { dtype, data: vec![f64::NAN; rows * width] }],
+            );
             for (i, &g) in got[0].iter().enumerate() {
                 let row = &x.data[i / width * width..][..width];
                 let scale = 1.0 / (row.iter().map(|x| x * x).sum::<f64>() / width as f64 + eps).sqrt();
                 let want = x.data[i] * scale * w.data[i % width];
                 let slack = if dtype == Dtype::F32 { 3e-6 } else { 1.0 / 100.0 };
-                assert!((want - g).abs() <= slack * (0.1 + want.abs()), "{}: {rows} x {width} {dtype} [{i}] is {g}, not {want}", p.target.name);
+                assert!(
+                    (want - g).abs() <= slack * (0.1 + want.abs()),
+                    "{}: {rows} x {width} {dtype} [{i}] is {g}, not {want}",
+                    p.target.name
+                );
             }
         }
     }

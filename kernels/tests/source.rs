@@ -15,8 +15,21 @@ fn product(dtype: Dtype) -> Work {
         folded: vec![32],
         fold: Some(Fold::Sum),
         reads: vec![read(0, [32, 0, 1]), read(1, [0, 32, 1])],
-        body: Body { steps: vec![Step::Read { read: 0, kind: Kind::Float }, Step::Read { read: 1, kind: Kind::Float }, Step::Apply { f: Scalar::Mul, args: vec![0, 1], of: Kind::Float }], results: vec![2] },
-        epilogue: Body { steps: vec![Step::Folded { kind: Kind::Float }, Step::Apply { f: Scalar::Erf, args: vec![0], of: Kind::Float }], results: vec![1] },
+        body: Body {
+            steps: vec![
+                Step::Read { read: 0, kind: Kind::Float },
+                Step::Read { read: 1, kind: Kind::Float },
+                Step::Apply { f: Scalar::Mul, args: vec![0, 1], of: Kind::Float },
+            ],
+            results: vec![2],
+        },
+        epilogue: Body {
+            steps: vec![
+                Step::Folded { kind: Kind::Float },
+                Step::Apply { f: Scalar::Erf, args: vec![0], of: Kind::Float },
+            ],
+            results: vec![1],
+        },
         writes: vec![Write { result: 0, dtype, offset: 0, strides: vec![16, 1], at: None }],
     })
 }
@@ -47,13 +60,21 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
         for work in [product(dtype), gelu(dtype), attention(dtype), Work::KthLargest { rows: 2, width: 9, k: 3 }] {
             for k in LIST {
                 for s in k.schedules(&work, target).unwrap_or_default() {
-                    let text = k.prepare(&work, &s).unwrap().source(dialect).unwrap_or_else(|e| panic!("{} {s}: {e}", k.name()));
+                    let text = k
+                        .prepare(&work, &s)
+                        .unwrap()
+                        .source(dialect)
+                        .unwrap_or_else(|e| panic!("{} {s}: {e}", k.name()));
                     assert!(text.contains(mark), "{} {s}: no {mark} in\n{text}", k.name());
                     let again = k.prepare(&work, &s).unwrap().source(dialect).unwrap();
                     assert_eq!(text, again, "{} {s}: two texts of one kernel", k.name());
                     seen.insert(k.name());
                     if let Ok(dir) = std::env::var("OMCHAT_SOURCES") {
-                        std::fs::write(format!("{dir}/{}.{dtype}.{}", k.name(), if mark == "@compute" { "wgsl" } else { "cu" }), text).unwrap();
+                        std::fs::write(
+                            format!("{dir}/{}.{dtype}.{}", k.name(), if mark == "@compute" { "wgsl" } else { "cu" }),
+                            text,
+                        )
+                        .unwrap();
                     }
                 }
             }

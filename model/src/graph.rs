@@ -34,10 +34,8 @@ pub const DECODE: &str = "decode";
 pub const FORWARD: &str = "forward";
 
 /// Name and text of each file of blocks.
-pub const BLOCKS: &[(&str, &str)] = &[
-    ("decoder.oir", include_str!("blocks/decoder.oir")),
-    ("vision.oir", include_str!("blocks/vision.oir")),
-];
+pub const BLOCKS: &[(&str, &str)] =
+    &[("decoder.oir", include_str!("blocks/decoder.oir")), ("vision.oir", include_str!("blocks/vision.oir"))];
 
 /// Every template of the blocks.
 ///

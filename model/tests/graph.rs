@@ -47,7 +47,8 @@ fn presets_build_quickly_and_ask_for_the_released_tensors() {
         let vision = quick(&format!("{name} @vision"), || graph::vision_module(&config, 7, Dtype::F16).unwrap());
         let decode = quick(&format!("{name} @decode"), || graph::decoder_module(&config, SPEC, Dtype::F16).unwrap());
         let forward = ForwardSpec { ranks: 4, tokens: 1024, tiles: 2, remat: true };
-        let forward = quick(&format!("{name} @forward"), || graph::forward_module(&config, forward, Dtype::Bf16).unwrap());
+        let forward =
+            quick(&format!("{name} @forward"), || graph::forward_module(&config, forward, Dtype::Bf16).unwrap());
         assert_eq!(elements(&[&vision, &decode]), wanted(&config), "{name}");
         assert_eq!(elements(&[&forward]), wanted(&config), "{name}");
     }
@@ -59,7 +60,13 @@ fn layers_share_one_function() {
         let module = graph::decoder_module(&config, SPEC, Dtype::Bf16).unwrap();
         let layers = module.functions.iter().filter(|f| f.name.ends_with("_layer")).count();
         let entry = graph::entry(&module).unwrap();
-        let calls = entry.nodes.iter().filter(|n| matches!(n.action, Action::Call { callee, .. } if module.function(callee).name.ends_with("_layer"))).count();
+        let calls = entry
+            .nodes
+            .iter()
+            .filter(
+                |n| matches!(n.action, Action::Call { callee, .. } if module.function(callee).name.ends_with("_layer")),
+            )
+            .count();
         assert_eq!((layers, calls), (1, config.text.layers), "{name}");
         let vision = graph::vision_module(&config, 1, Dtype::Bf16).unwrap();
         let of_layer: Vec<_> = vision.functions.iter().filter(|f| f.name == "vision_layer").collect();

@@ -48,7 +48,13 @@ impl Case {
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let numbers = |t: safetensors::tensor::TensorView| {
             let int = t.dtype() == safetensors::Dtype::I32;
-            let word = |b: &[u8]| if int { f64::from(i32::from_le_bytes(b.try_into().unwrap())) } else { f64::from(f32::from_le_bytes(b.try_into().unwrap())) };
+            let word = |b: &[u8]| {
+                if int {
+                    f64::from(i32::from_le_bytes(b.try_into().unwrap()))
+                } else {
+                    f64::from(f32::from_le_bytes(b.try_into().unwrap()))
+                }
+            };
             t.data().chunks(4).map(word).collect()
         };
         let tiles = file.tensor("pixel_values").map_or(0, |t| t.shape()[0]);
@@ -60,10 +66,13 @@ impl Case {
 
     /// Ids with −1 where a feature row stands, and rows with −1 where text stands.
     fn ids_and_rows(&self) -> (Vec<f64>, Vec<f64>) {
-        self.slots.iter().map(|s| match s {
-            Slot::Text(id) => (f64::from(*id), -1.0),
-            Slot::Image(row) => (-1.0, f64::from(*row)),
-        }).unzip()
+        self.slots
+            .iter()
+            .map(|s| match s {
+                Slot::Text(id) => (f64::from(*id), -1.0),
+                Slot::Image(row) => (-1.0, f64::from(*row)),
+            })
+            .unzip()
     }
 
     /// The labels of the next token at each position.
@@ -80,15 +89,18 @@ impl Case {
     /// The operands of an entry: inputs by name, weights from the checkpoint, then the states.
     fn operands(&self, f: &Function, inputs: &Inputs, states: &[Tensor]) -> Vec<Tensor> {
         let mut states = states.iter();
-        f.param_values().zip(&f.params).map(|(v, role)| {
-            let (name, ty) = (&f.value(v).name, f.ty(v).clone());
-            let data = match role {
-                Role::State => return states.next().unwrap().clone(),
-                Role::Weight => self.checkpoint.tensor_f32(name).unwrap().into_iter().map(f64::from).collect(),
-                Role::Input => inputs.get(name.as_str()).unwrap_or_else(|| panic!("no input {name}")).clone(),
-            };
-            Tensor::new(ty, data).unwrap_or_else(|fault| panic!("{name}: {fault}"))
-        }).collect()
+        f.param_values()
+            .zip(&f.params)
+            .map(|(v, role)| {
+                let (name, ty) = (&f.value(v).name, f.ty(v).clone());
+                let data = match role {
+                    Role::State => return states.next().unwrap().clone(),
+                    Role::Weight => self.checkpoint.tensor_f32(name).unwrap().into_iter().map(f64::from).collect(),
+                    Role::Input => inputs.get(name.as_str()).unwrap_or_else(|| panic!("no input {name}")).clone(),
+                };
+                Tensor::new(ty, data).unwrap_or_else(|fault| panic!("{name}: {fault}"))
+            })
+            .collect()
     }
 
     /// The largest difference from a figure, as a share of the figure's largest number.
@@ -192,10 +204,13 @@ fn placed(case: &Case, features: &[f64]) -> Vec<f64> {
     if features.is_empty() {
         return vec![];
     }
-    case.slots.iter().flat_map(|s| match s {
-        Slot::Text(_) => vec![0.0; width],
-        Slot::Image(row) => features[*row as usize * width..][..width].to_vec(),
-    }).collect()
+    case.slots
+        .iter()
+        .flat_map(|s| match s {
+            Slot::Text(_) => vec![0.0; width],
+            Slot::Image(row) => features[*row as usize * width..][..width].to_vec(),
+        })
+        .collect()
 }
 
 #[test]
@@ -216,7 +231,10 @@ fn features_logits_and_losses_are_pytorchs() {
         let counted = case.figures["labels"][1..].iter().filter(|l| **l >= 0.0).count();
         let of_loss = case.error("loss", &[nll.iter().sum::<f64>() / counted as f64]);
 
-        println!("{:<14} features {of_features:.1e}  logits {of_logits:.1e}  nll {of_nll:.1e}  loss {of_loss:.1e}", name(&dir));
+        println!(
+            "{:<14} features {of_features:.1e}  logits {of_logits:.1e}  nll {of_nll:.1e}  loss {of_loss:.1e}",
+            name(&dir)
+        );
         for error in [of_features, of_logits, of_nll, of_loss] {
             assert!(error <= BOUND, "{} is off by {error:.1e}", name(&dir));
         }
@@ -259,24 +277,27 @@ fn losses_of_a_ring_are_pytorchs_whatever_rank_a_token_is_on() {
             let f = graph::entry(&module).unwrap();
             // Token i is on rank i mod R, so every rank holds keys that others must see; the last are padding.
             let of = |r: usize| (0..tokens).map(move |i| i * ranks + r);
-            let pick = |x: &[f64], r: usize, pad: f64| of(r).map(|i| x.get(i).copied().unwrap_or(pad)).collect::<Vec<_>>();
+            let pick =
+                |x: &[f64], r: usize, pad: f64| of(r).map(|i| x.get(i).copied().unwrap_or(pad)).collect::<Vec<_>>();
             let index: Vec<f64> = (0..n).map(|i| i as f64).collect();
-            let operands = (0..ranks).map(|r| {
-                let positions: Vec<u32> = of(r).map(|i| i as u32).collect();
-                let (cos, sin) = case.rope(&positions);
-                let inputs = Inputs::from([
-                    ("pixels", case.figures.get("pixel_values").cloned().unwrap_or_default()),
-                    ("rows", pick(&rows, r, -1.0)),
-                    ("ids", pick(&ids, r, -1.0)),
-                    ("cos", cos),
-                    ("sin", sin),
-                    ("lo", vec![0.0; tokens]),
-                    ("hi", pick(&index, r, -1.0)),
-                    ("at", pick(&index, r, EMPTY)),
-                    ("labels", pick(&labels, r, -100.0)),
-                ]);
-                case.operands(f, &inputs, &[])
-            }).collect();
+            let operands = (0..ranks)
+                .map(|r| {
+                    let positions: Vec<u32> = of(r).map(|i| i as u32).collect();
+                    let (cos, sin) = case.rope(&positions);
+                    let inputs = Inputs::from([
+                        ("pixels", case.figures.get("pixel_values").cloned().unwrap_or_default()),
+                        ("rows", pick(&rows, r, -1.0)),
+                        ("ids", pick(&ids, r, -1.0)),
+                        ("cos", cos),
+                        ("sin", sin),
+                        ("lo", vec![0.0; tokens]),
+                        ("hi", pick(&index, r, -1.0)),
+                        ("at", pick(&index, r, EMPTY)),
+                        ("labels", pick(&labels, r, -100.0)),
+                    ]);
+                    case.operands(f, &inputs, &[])
+                })
+                .collect();
             let out = interpret(&module, last(&module), operands, Mode::Typed).unwrap();
             let nll: Vec<f64> = (0..n - 1).map(|i| out[i % ranks][0].data[i / ranks]).collect();
             worst = worst.max(case.error("nll", &nll));

@@ -54,7 +54,9 @@ impl Device {
     pub fn best() -> Result<(Device, String), Error> {
         faults::watch();
         let mut passed = vec![];
-        for (name, open) in [("cuda", open_cuda as fn() -> Result<Device, String>), ("wgpu", || open_wgpu(true)), ("cpu", open_cpu)] {
+        for (name, open) in
+            [("cuda", open_cuda as fn() -> Result<Device, String>), ("wgpu", || open_wgpu(true)), ("cpu", open_cpu)]
+        {
             match open() {
                 Ok(d) => {
                     let why = if passed.is_empty() { "the best there is".to_string() } else { passed.join("; ") };

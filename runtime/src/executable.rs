@@ -1,17 +1,17 @@
 //! Executables: a program made ready on a device, run as often as wanted.
 
+use crate::Error;
 use crate::device::Device;
 use crate::faults;
 use crate::host::HostTensor;
-use crate::store::{Stored, Store};
-use crate::Error;
+use crate::store::{Store, Stored};
 use cubecl::prelude::Client;
 use cubecl::server::Handle;
 use omchat_codegen::{Context, Kernel, Place, Program, compile};
 use omchat_ir::{Func, Mode, Module, Role, Tensor, Type, interpret};
+use omchat_kernels::{Args, Buffer, LIST, Prepared, by_name};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use omchat_kernels::{Args, Buffer, LIST, Prepared, by_name};
 
 /// Launches that CubeCL's CPU client queues before it makes the host wait.
 const QUEUE: usize = 32;
@@ -77,7 +77,9 @@ impl Executable {
                 module.verify()?;
                 Body::Interpreted { module: Box::new(module.clone()), entry }
             }
-            Device::Cube { client, target } => Body::Compiled(Box::new(Compiled::load(device, client, program(module, entry, target)?)?)),
+            Device::Cube { client, target } => {
+                Body::Compiled(Box::new(Compiled::load(device, client, program(module, entry, target)?)?))
+            }
         };
         Ok(Executable { device: device.clone(), body })
     }
@@ -95,9 +97,17 @@ impl Executable {
         match &self.body {
             Body::Interpreted { module, entry } => {
                 let f = module.function(*entry);
-                f.param_values().zip(&f.params).map(|(v, r)| Param { name: f.value(v).name.clone(), ty: f.ty(v).clone(), role: *r }).collect()
+                f.param_values()
+                    .zip(&f.params)
+                    .map(|(v, r)| Param { name: f.value(v).name.clone(), ty: f.ty(v).clone(), role: *r })
+                    .collect()
             }
-            Body::Compiled(c) => c.program.params.iter().map(|p| Param { name: p.name.clone(), ty: p.ty.clone(), role: p.role }).collect(),
+            Body::Compiled(c) => c
+                .program
+                .params
+                .iter()
+                .map(|p| Param { name: p.name.clone(), ty: p.ty.clone(), role: p.role })
+                .collect(),
         }
     }
 
@@ -130,7 +140,13 @@ impl Executable {
         Ok(timings)
     }
 
-    fn interpreted(&self, module: &Module, entry: Func, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<HostTensor>, Error> {
+    fn interpreted(
+        &self,
+        module: &Module,
+        entry: Func,
+        inputs: &[(&str, HostTensor)],
+        store: &mut Store,
+    ) -> Result<Vec<HostTensor>, Error> {
         let f = module.function(entry);
         let mut operands = vec![];
         for p in self.params() {
@@ -175,14 +191,25 @@ impl Compiled {
     fn load(device: &Device, client: &Client, program: Program) -> Result<Compiled, Error> {
         let need: u64 = program.slabs.iter().map(|s| *s as u64).sum();
         if let Some(have) = device.free_bytes().filter(|have| need > *have) {
-            return Err(Error::OutOfMemory { what: format!("the arena of @{}", program.name), need, have, device: device.name().into() });
+            return Err(Error::OutOfMemory {
+                what: format!("the arena of @{}", program.name),
+                need,
+                have,
+                device: device.name().into(),
+            });
         }
         let slabs = program.slabs.iter().map(|bytes| client.empty(*bytes)).collect();
         let mut prepared = vec![];
         for c in &program.chosen {
-            let kernel = by_name(c.kernel).ok_or_else(|| Error::Device { device: device.name().into(), message: format!("no kernel {}", c.kernel) })?;
+            let kernel = by_name(c.kernel).ok_or_else(|| Error::Device {
+                device: device.name().into(),
+                message: format!("no kernel {}", c.kernel),
+            })?;
             let ready = kernel.prepare(&c.work, &c.schedule)?;
-            let meta = Buffer { handle: client.create_from_slice(bytemuck::cast_slice(ready.meta())), elements: ready.meta().len() };
+            let meta = Buffer {
+                handle: client.create_from_slice(bytemuck::cast_slice(ready.meta())),
+                elements: ready.meta().len(),
+            };
             prepared.push((ready, meta));
         }
         Ok(Compiled { client: client.clone(), program, prepared, slabs, turn: Mutex::new(()) })
@@ -192,14 +219,20 @@ impl Compiled {
         self.go(inputs, store, None)
     }
 
-    fn go(&self, inputs: &[(&str, HostTensor)], store: &mut Store, mut timings: Option<&mut Vec<Timing>>) -> Result<Vec<HostTensor>, Error> {
+    fn go(
+        &self,
+        inputs: &[(&str, HostTensor)],
+        store: &mut Store,
+        mut timings: Option<&mut Vec<Timing>>,
+    ) -> Result<Vec<HostTensor>, Error> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut held: Vec<Option<Handle>> = vec![None; self.program.buffers.len()];
         for p in &self.program.params {
             let param = Param { name: p.name.clone(), ty: p.ty.clone(), role: p.role };
             held[p.buffer] = Some(match p.role {
                 Role::Input => {
-                    let (_, t) = inputs.iter().find(|(n, _)| *n == p.name).ok_or_else(|| missing(&param, &self.program.name))?;
+                    let (_, t) =
+                        inputs.iter().find(|(n, _)| *n == p.name).ok_or_else(|| missing(&param, &self.program.name))?;
                     let t = widened(t, &param.ty);
                     check(&param, &t.ty, &self.program.name)?;
                     self.client.create_from_slice(&t.bytes)
@@ -222,8 +255,13 @@ impl Compiled {
             ready.launch(&self.client, &Args { operands: &operands, results: &results, meta })?;
             if let Some(timings) = timings.as_deref_mut() {
                 let touched: Vec<Handle> = results.iter().map(|b| b.handle.clone()).collect();
-                cubecl::future::block_on(self.client.sync_buffers(touched.iter())).map_err(|e| self.failed(format!("{e:?}")))?;
-                timings.push(Timing { label: l.label.clone(), kernel: self.program.chosen[l.chosen].kernel, took: start.elapsed() });
+                cubecl::future::block_on(self.client.sync_buffers(touched.iter()))
+                    .map_err(|e| self.failed(format!("{e:?}")))?;
+                timings.push(Timing {
+                    label: l.label.clone(),
+                    kernel: self.program.chosen[l.chosen].kernel,
+                    took: start.elapsed(),
+                });
             } else if (at + 1) % QUEUE == 0 {
                 self.client.flush().map_err(|e| self.failed(format!("{e:?}")))?;
             }
@@ -231,7 +269,8 @@ impl Compiled {
         let wanted: Vec<_> = self.program.results.iter().filter(|r| r.role != Role::State).collect();
         let mut out = vec![];
         for r in wanted {
-            let bytes = self.client.read_one(self.buffer(r.buffer, &held).handle).map_err(|e| self.failed(format!("{e:?}")))?;
+            let bytes =
+                self.client.read_one(self.buffer(r.buffer, &held).handle).map_err(|e| self.failed(format!("{e:?}")))?;
             out.push(HostTensor { ty: r.ty.clone(), bytes: bytes[..r.ty.bytes()].to_vec() });
         }
         match faults::take() {

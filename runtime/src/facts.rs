@@ -48,7 +48,8 @@ fn units(p: &DeviceProperties) -> Vec<(&'static str, String)> {
     let planes = if p.features.plane.contains(Plane::Ops) { format!("{low} to {high} units") } else { "none".into() };
     let m = &p.features.matmul;
     let matrix = [("wmma", m.cmma.len()), ("mma", m.mma.len())];
-    let kinds: Vec<String> = matrix.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("{n} shapes of {name}")).collect();
+    let kinds: Vec<String> =
+        matrix.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("{n} shapes of {name}")).collect();
     vec![
         ("planes", planes),
         ("matrix units", if kinds.is_empty() { "none".into() } else { kinds.join(", ") }),

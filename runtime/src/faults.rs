@@ -20,7 +20,11 @@ pub(crate) fn watch() {
                 return before(info);
             }
             let what = info.payload();
-            let text = what.downcast_ref::<&str>().map(|s| (*s).to_string()).or_else(|| what.downcast_ref::<String>().cloned()).unwrap_or_default();
+            let text = what
+                .downcast_ref::<&str>()
+                .map(|s| (*s).to_string())
+                .or_else(|| what.downcast_ref::<String>().cloned())
+                .unwrap_or_default();
             if let Ok(mut seen) = SEEN.lock() {
                 seen.push(text.lines().take(6).collect::<Vec<_>>().join(" "));
             }

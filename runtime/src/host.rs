@@ -75,7 +75,9 @@ impl HostTensor {
     /// From the interpreter's tensor.
     pub fn from_tensor(t: &Tensor) -> HostTensor {
         match t.ty.dtype {
-            Dtype::I32 | Dtype::Bool => HostTensor { ty: t.ty.clone(), bytes: t.data.iter().flat_map(|x| (*x as i32).to_le_bytes()).collect() },
+            Dtype::I32 | Dtype::Bool => {
+                HostTensor { ty: t.ty.clone(), bytes: t.data.iter().flat_map(|x| (*x as i32).to_le_bytes()).collect() }
+            }
             d => HostTensor::floats(d, t.ty.shape.clone(), &t.data.iter().map(|x| *x as f32).collect::<Vec<_>>()),
         }
     }

@@ -11,7 +11,7 @@ mod store;
 
 pub use device::{Device, NAMES};
 pub use error::Error;
-pub use facts::CUBECL;
 pub use executable::{Executable, Param, Timing, program};
+pub use facts::CUBECL;
 pub use host::HostTensor;
 pub use store::{Store, Stored};

@@ -10,22 +10,27 @@ fn random(ty: &Type, seed: &mut u64) -> Tensor {
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (*seed >> 33) as f64 / f64::from(1u32 << 31)
     };
-    let data = (0..ty.elements()).map(|_| match ty.dtype {
-        Dtype::I32 => (next() * 9.0).floor() - 2.0,
-        Dtype::Bool => f64::from(u8::from(next() > 0.5)),
-        _ => next() * 2.0 + 0.1,
-    }).collect();
+    let data = (0..ty.elements())
+        .map(|_| match ty.dtype {
+            Dtype::I32 => (next() * 9.0).floor() - 2.0,
+            Dtype::Bool => f64::from(u8::from(next() > 0.5)),
+            _ => next() * 2.0 + 0.1,
+        })
+        .collect();
     Tensor::new(ty.clone(), data).unwrap().rounded()
 }
 
 fn devices() -> Vec<Device> {
-    ["cpu", "wgpu", "cuda"].iter().filter_map(|name| match Device::open(name) {
-        Ok(d) => Some(d),
-        Err(e) => {
-            println!("skipped: {name}: {e}");
-            None
-        }
-    }).collect()
+    ["cpu", "wgpu", "cuda"]
+        .iter()
+        .filter_map(|name| match Device::open(name) {
+            Ok(d) => Some(d),
+            Err(e) => {
+                println!("skipped: {name}: {e}");
+                None
+            }
+        })
+        .collect()
 }
 
 /// Error of a device run against `Exact` must be at most twice that of the `Typed` interpreter, plus a little.
@@ -47,12 +52,21 @@ fn check(device: &Device, module: &Module, entry: Func, label: &str, seed: &mut 
     let have = exe.run(&feed, &mut store).unwrap_or_else(|e| panic!("{label} on {}: {e}", device.name()));
     for ((h, e), t) in have.iter().map(HostTensor::to_tensor).zip(&exact).zip(&typed) {
         let top = e.data.iter().fold(1e-6f64, |a, b| if b.abs() < 1e29 { a.max(b.abs()) } else { a });
-        let off = |x: &Tensor| x.data.iter().zip(&e.data).fold(0f64, |a, (x, y)| {
-            let d = (x - y).abs();
-            if d.is_nan() { f64::INFINITY } else { a.max(d) }
-        });
+        let off = |x: &Tensor| {
+            x.data.iter().zip(&e.data).fold(0f64, |a, (x, y)| {
+                let d = (x - y).abs();
+                if d.is_nan() { f64::INFINITY } else { a.max(d) }
+            })
+        };
         assert_eq!(h.ty.shape, e.ty.shape);
-        assert!(off(&h) <= 2.0 * off(t) + 2e-6 * top, "{label} on {}: off by {} of {top}, typed {}\n{}", device.name(), off(&h), off(t), exe.program().map(ToString::to_string).unwrap_or_default());
+        assert!(
+            off(&h) <= 2.0 * off(t) + 2e-6 * top,
+            "{label} on {}: off by {} of {top}, typed {}\n{}",
+            device.name(),
+            off(&h),
+            off(t),
+            exe.program().map(ToString::to_string).unwrap_or_default()
+        );
     }
 }
 
@@ -152,7 +166,9 @@ fn what_is_missing_or_misshapen_is_named() {
         let x = ("x", HostTensor::f32([3], &[1.0; 3]));
         assert!(exe.run(&[x.clone()], &mut store).unwrap_err().to_string().contains("`%w` was not given"));
         store.upload(&device, "w", &HostTensor::f32([3], &[2.0; 3]));
-        assert!(exe.run(&[("x", HostTensor::f32([4], &[1.0; 4]))], &mut store).unwrap_err().to_string().contains("f32[4]"));
+        assert!(
+            exe.run(&[("x", HostTensor::f32([4], &[1.0; 4]))], &mut store).unwrap_err().to_string().contains("f32[4]")
+        );
         assert_eq!(exe.run(&[x], &mut store).unwrap()[0].to_f32(), vec![2.0; 3]);
     }
 }

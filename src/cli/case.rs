@@ -70,19 +70,34 @@ pub fn read(path: &Path) -> Result<Vec<(String, Tensor)>, Error> {
     let fail = |e: &dyn std::fmt::Display| Error::input(format!("cannot read {}: {e}", path.display()));
     let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(&e))?;
-    file.iter().map(|(name, view)| {
-        let host = |dtype| HostTensor { ty: Type::new(dtype, view.shape()), bytes: view.data().to_vec() }.to_tensor();
-        let wide = |data: Vec<f64>, dtype| Tensor { ty: Type::new(dtype, view.shape()), data };
-        let tensor = match view.dtype() {
-            Dtype::F32 => host(omchat_ir::Dtype::F32),
-            Dtype::BF16 => host(omchat_ir::Dtype::Bf16),
-            Dtype::F16 => host(omchat_ir::Dtype::F16),
-            Dtype::I32 => host(omchat_ir::Dtype::I32),
-            Dtype::F64 => wide(view.data().as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(), omchat_ir::Dtype::F32),
-            Dtype::I64 => wide(view.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect(), omchat_ir::Dtype::I32),
-            Dtype::BOOL | Dtype::U8 => wide(view.data().iter().map(|b| f64::from(*b)).collect(), omchat_ir::Dtype::Bool),
-            other => return Err(fail(&format!("`{name}` holds {other:?}; write f32, bf16, f16, f64, i32, i64 or bool"))),
-        };
-        Ok((name.to_string(), tensor))
-    }).collect()
+    file.iter()
+        .map(|(name, view)| {
+            let host =
+                |dtype| HostTensor { ty: Type::new(dtype, view.shape()), bytes: view.data().to_vec() }.to_tensor();
+            let wide = |data: Vec<f64>, dtype| Tensor { ty: Type::new(dtype, view.shape()), data };
+            let tensor = match view.dtype() {
+                Dtype::F32 => host(omchat_ir::Dtype::F32),
+                Dtype::BF16 => host(omchat_ir::Dtype::Bf16),
+                Dtype::F16 => host(omchat_ir::Dtype::F16),
+                Dtype::I32 => host(omchat_ir::Dtype::I32),
+                Dtype::F64 => wide(
+                    view.data().as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
+                    omchat_ir::Dtype::F32,
+                ),
+                Dtype::I64 => wide(
+                    view.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect(),
+                    omchat_ir::Dtype::I32,
+                ),
+                Dtype::BOOL | Dtype::U8 => {
+                    wide(view.data().iter().map(|b| f64::from(*b)).collect(), omchat_ir::Dtype::Bool)
+                }
+                other => {
+                    return Err(fail(&format!(
+                        "`{name}` holds {other:?}; write f32, bf16, f16, f64, i32, i64 or bool"
+                    )));
+                }
+            };
+            Ok((name.to_string(), tensor))
+        })
+        .collect()
 }

@@ -74,7 +74,9 @@ pub struct Args {
 /// Chats.
 pub fn run(args: &Args) -> Result<(), Error> {
     let question = match &args.prompt_file {
-        Some(path) => Some(std::fs::read_to_string(path).map_err(|e| Error::input(format!("cannot read {}: {e}", path.display())))?),
+        Some(path) => Some(
+            std::fs::read_to_string(path).map_err(|e| Error::input(format!("cannot read {}: {e}", path.display())))?,
+        ),
         None => args.prompt.clone(),
     };
     let model = Model::open(&args.model)?;
@@ -121,7 +123,9 @@ pub fn look(model: &Model, args: &Args) -> Result<Vec<Visual>, Error> {
     }
     if let Some(path) = &args.video {
         let mut bars = Bars::default();
-        out.push(tile_video(path, args.frames, &tiler, TileMode::Single, &mut |done, total| bars.step("decoding", done, total))?);
+        out.push(tile_video(path, args.frames, &tiler, TileMode::Single, &mut |done, total| {
+            bars.step("decoding", done, total)
+        })?);
         bars.end();
     }
     Ok(out)
@@ -155,7 +159,17 @@ fn report(chat: &Chat, a: &Answer) {
     let e = chat.engine();
     note(format!(
         "{} tokens read ({} tiles), {} answered | first token after {:.2} s, then {:.1} tokens/s | {} of {} slots | {} programs, {} kernels | {} {}",
-        a.prompt, a.tiles, a.ids.len(), a.first.as_secs_f64(), rate(a.steps, a.stepping), chat.session().len(), chat.session().context(), e.programs(), e.kernels(), e.device().name(), e.dtype(),
+        a.prompt,
+        a.tiles,
+        a.ids.len(),
+        a.first.as_secs_f64(),
+        rate(a.steps, a.stepping),
+        chat.session().len(),
+        chat.session().context(),
+        e.programs(),
+        e.kernels(),
+        e.device().name(),
+        e.dtype(),
     ));
 }
 
@@ -169,7 +183,10 @@ fn converse(chat: &mut Chat, mut visuals: Vec<Visual>) -> Result<(), Error> {
             std::io::stdout().flush()?;
         }
         line.clear();
-        let read = input.lock().read_line(&mut line).map_err(|e| Error::input(format!("cannot read a question from stdin: {e}; write lines of UTF-8")))?;
+        let read = input
+            .lock()
+            .read_line(&mut line)
+            .map_err(|e| Error::input(format!("cannot read a question from stdin: {e}; write lines of UTF-8")))?;
         if read == 0 {
             return Ok(());
         }

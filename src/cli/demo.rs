@@ -20,7 +20,15 @@ macro_rules! carried {
 }
 
 /// The model and the video that the command carries.
-const TINY: &[(&str, &[u8])] = carried!["config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "ball.gif"];
+const TINY: &[(&str, &[u8])] = carried![
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "ball.gif"
+];
 const QUESTION: &str = "What happens in this video?";
 const FRAMES: usize = 8;
 
@@ -30,7 +38,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let model = Model::open(&dir.to_string_lossy())?;
     let tiler = model.tiler()?;
     let video = tile_video(&dir.join("ball.gif"), FRAMES, &tiler, TileMode::Single, &mut |_, _| {})?;
-    note("the tiny model that the command carries; its weights are random, so the words are noise and the computation is whole");
+    note(
+        "the tiny model that the command carries; its weights are random, so the words are noise and the computation is whole",
+    );
     let device = device::open(args.device.as_deref())?;
     let mut bars = Bars::default();
     let engine = Engine::load(model, device, &EngineOptions::default(), &mut |p| bars.show(p))?;
@@ -43,7 +53,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
 /// Writes the carried files where models are kept, each whole or not at all.
 fn unpack() -> Result<PathBuf, Error> {
     let dir = home().join(format!("tiny-{}", env!("CARGO_PKG_VERSION")));
-    std::fs::create_dir_all(&dir).map_err(|e| Error::failed(format!("cannot make {}: {e}; set OMCHAT_HOME to a folder that can be written", dir.display())))?;
+    std::fs::create_dir_all(&dir).map_err(|e| {
+        Error::failed(format!("cannot make {}: {e}; set OMCHAT_HOME to a folder that can be written", dir.display()))
+    })?;
     for (name, bytes) in TINY {
         let path = dir.join(name);
         if std::fs::read(&path).is_ok_and(|b| b == *bytes) {

@@ -18,9 +18,11 @@ pub fn open(name: Option<&str>) -> Result<Device, Error> {
 
 /// Engine options with the element type of that name.
 pub fn options(dtype: Option<&str>) -> Result<EngineOptions, Error> {
-    let dtype = dtype.map(|name| match Dtype::from_name(name) {
-        Some(d) if d.is_float() => Ok(d),
-        _ => Err(Error::input(format!("`{name}` is no element type for a model; give f32, bf16 or f16"))),
-    }).transpose()?;
+    let dtype = dtype
+        .map(|name| match Dtype::from_name(name) {
+            Some(d) if d.is_float() => Ok(d),
+            _ => Err(Error::input(format!("`{name}` is no element type for a model; give f32, bf16 or f16"))),
+        })
+        .transpose()?;
     Ok(EngineOptions { dtype, ..EngineOptions::default() })
 }

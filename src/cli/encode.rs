@@ -36,7 +36,12 @@ const AT_ONCE: usize = 16;
 pub fn run(args: &Args) -> Result<(), Error> {
     let (dir, config) = place::with_files(&args.model)?;
     let tokenizer = Tokenizer::from_dir(&dir, &config)?;
-    let format = args.format.as_deref().map(Format::named).transpose()?.unwrap_or_else(|| Format::released(config.vision.as_ref()));
+    let format = args
+        .format
+        .as_deref()
+        .map(Format::named)
+        .transpose()?
+        .unwrap_or_else(|| Format::released(config.vision.as_ref()));
     let mut chat = Conversation::new(&tokenizer, format, &args.system)?;
     let mut tensors = vec![];
     if args.visuals.any() {

@@ -52,7 +52,9 @@ pub fn run(door: Door, args: &Args) -> Result<(), Error> {
     let tiles = case.tiles(&model)?;
     let spliced = splice(&case.ids, tiles, per_tile, vocab)?;
     let labels = match (door, &case.labels) {
-        (Door::Loss, None) => return Err(Error::input(format!("{} holds no `labels`; `loss` needs them", args.input.display()))),
+        (Door::Loss, None) => {
+            return Err(Error::input(format!("{} holds no `labels`; `loss` needs them", args.input.display())));
+        }
         (Door::Loss, Some(labels)) => Some(spliced.labels(labels)?),
         _ => None,
     };
@@ -107,7 +109,12 @@ fn generate(session: &mut Session, spliced: &Spliced, features: &[f32], n: usize
 }
 
 /// The loss of each target, and their mean; a sequence without targets has loss 0.
-fn losses(session: &mut Session, spliced: &Spliced, features: &[f32], labels: &[i32]) -> Result<(Vec<f32>, f32), Error> {
+fn losses(
+    session: &mut Session,
+    spliced: &Spliced,
+    features: &[f32],
+    labels: &[i32],
+) -> Result<(Vec<f32>, f32), Error> {
     // Position t predicts the label of t + 1; the last predicts nothing.
     let mut shifted = labels[1..].to_vec();
     shifted.push(IGNORE);
@@ -137,7 +144,10 @@ impl Case {
         };
         let labels = file.tensor("labels").ok().map(|t| ints("labels", &t)).transpose().map_err(bad)?;
         let (pixels, pixel_shape) = match file.tensor("pixel_values") {
-            Ok(t) if t.dtype() == Dtype::F32 => (t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(), t.shape().to_vec()),
+            Ok(t) if t.dtype() == Dtype::F32 => (
+                t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+                t.shape().to_vec(),
+            ),
             Ok(t) => return Err(bad(format!("`pixel_values` is {:?}; it must be f32 [N, 3, S, S]", t.dtype()))),
             Err(_) => (vec![], vec![]),
         };
@@ -159,7 +169,10 @@ impl Case {
         match self.pixel_shape[..] {
             [] => Ok(0),
             [n, 3, h, w] if h == s && w == s => Ok(n),
-            _ => Err(Error::input(format!("`pixel_values` is {:?}; this model takes [N, 3, {s}, {s}]", self.pixel_shape))),
+            _ => Err(Error::input(format!(
+                "`pixel_values` is {:?}; this model takes [N, 3, {s}, {s}]",
+                self.pixel_shape
+            ))),
         }
     }
 }
@@ -170,7 +183,12 @@ fn ints(name: &str, t: &TensorView) -> Result<Vec<i32>, String> {
     }
     match t.dtype() {
         Dtype::I32 => Ok(t.data().chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
-        Dtype::I64 => t.data().chunks_exact(8).map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])).map(|x| i32::try_from(x).map_err(|_| format!("`{name}` holds {x}; it must fit i32"))).collect(),
+        Dtype::I64 => t
+            .data()
+            .chunks_exact(8)
+            .map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+            .map(|x| i32::try_from(x).map_err(|_| format!("`{name}` holds {x}; it must fit i32")))
+            .collect(),
         other => Err(format!("`{name}` is {other:?}; it must be i32 [T]")),
     }
 }

@@ -22,7 +22,11 @@ pub fn with_files(model: &str) -> Result<(PathBuf, OmChatConfig), Error> {
     match find(model)? {
         (Some(dir), config) => Ok((dir, config)),
         (None, _) => {
-            let mend = if model == "mini" { "fetch it by scripts/mini.sh" } else { "name the folder of its release by --model DIR" };
+            let mend = if model == "mini" {
+                "fetch it by scripts/mini.sh"
+            } else {
+                "name the folder of its release by --model DIR"
+            };
             Err(Error::input(format!("the files of `{model}` are not in {}; {mend}", omchat::home().display())))
         }
     }

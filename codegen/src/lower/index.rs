@@ -43,7 +43,9 @@ pub(super) fn operand_index(axes: Option<&omchat_ir::Axes>, i: usize, ty: &Type,
     match axes {
         None if ty.rank() == 0 => vec![],
         None => index.clone(),
-        Some(a) => a.inputs[i].iter().map(|g| index[a.output.iter().position(|o| o == g).unwrap_or(0)].clone()).collect(),
+        Some(a) => {
+            a.inputs[i].iter().map(|g| index[a.output.iter().position(|o| o == g).unwrap_or(0)].clone()).collect()
+        }
     }
 }
 
@@ -58,19 +60,27 @@ pub(super) fn sliced(s: &omchat_ir::ops::Slice, index: &Index) -> Index {
 pub(super) fn rearranged(r: &omchat_ir::ops::Rearrange, x: &Type, index: &Index, axes: usize) -> Index {
     let words: Vec<&String> = r.axes.output.iter().flatten().collect();
     let sizes = r.moves(x).map(|m| m.sizes).unwrap_or_default();
-    r.axes.inputs[0].iter().map(|group| {
-        let mut out = Affine { offset: 0, steps: vec![0; axes] };
-        for w in group {
-            let Some(i) = words.iter().position(|o| *o == w) else { continue };
-            out.offset = out.offset * sizes[i] + index[i].offset;
-            out.steps.iter_mut().zip(&index[i].steps).for_each(|(o, s)| *o = *o * sizes[i] + s);
-        }
-        out
-    }).collect()
+    r.axes.inputs[0]
+        .iter()
+        .map(|group| {
+            let mut out = Affine { offset: 0, steps: vec![0; axes] };
+            for w in group {
+                let Some(i) = words.iter().position(|o| *o == w) else { continue };
+                out.offset = out.offset * sizes[i] + index[i].offset;
+                out.steps.iter_mut().zip(&index[i].steps).for_each(|(o, s)| *o = *o * sizes[i] + s);
+            }
+            out
+        })
+        .collect()
 }
 
 /// Folded sizes, the fold and the operands' indices from axes words.
-pub(super) fn contraction(inputs: &[Vec<Vec<String>>], output: &[Vec<String>], types: &[&Type], fold: Fold) -> Contraction {
+pub(super) fn contraction(
+    inputs: &[Vec<Vec<String>>],
+    output: &[Vec<String>],
+    types: &[&Type],
+    fold: Fold,
+) -> Contraction {
     let out: Vec<&String> = output.iter().flatten().collect();
     let mut folded: Vec<(&String, usize)> = vec![];
     for (own, t) in inputs.iter().zip(types) {
@@ -81,8 +91,12 @@ pub(super) fn contraction(inputs: &[Vec<Vec<String>>], output: &[Vec<String>], t
         }
     }
     let axes = out.len() + folded.len();
-    let place = |w: &String| out.iter().position(|o| *o == w).or_else(|| folded.iter().position(|(f, _)| *f == w).map(|i| out.len() + i)).unwrap_or(0);
+    let place = |w: &String| {
+        out.iter()
+            .position(|o| *o == w)
+            .or_else(|| folded.iter().position(|(f, _)| *f == w).map(|i| out.len() + i))
+            .unwrap_or(0)
+    };
     let index = inputs.iter().map(|own| own.iter().flatten().map(|w| unit(place(w), axes)).collect()).collect();
     Contraction { folded: folded.iter().map(|f| f.1).collect(), fold: Some(fold), operands: index }
 }
-

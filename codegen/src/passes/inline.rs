@@ -7,7 +7,12 @@ use std::collections::BTreeSet;
 
 pub(super) fn run(mut unit: Unit, context: &Context) -> Result<Unit, Error> {
     let old = unit.module.function(unit.entry).clone();
-    let mut out = Function { name: old.name.clone(), binds: old.binds.clone(), params: old.params.clone(), ..Function::default() };
+    let mut out = Function {
+        name: old.name.clone(),
+        binds: old.binds.clone(),
+        params: old.params.clone(),
+        ..Function::default()
+    };
     let mut names = BTreeSet::new();
     let args: Vec<Value> = old.param_values().map(|v| define(&mut out, &mut names, old.value(v).clone())).collect();
     out.results = splice(&unit.module, &old, &args, &mut out, &mut names, context);
@@ -18,12 +23,19 @@ pub(super) fn run(mut unit: Unit, context: &Context) -> Result<Unit, Error> {
 
 /// The work that a call asks for.
 pub(crate) fn call_work(f: &Function) -> Work {
-    Work::Function { name: f.name.clone(), binds: f.binds.clone(), operands: f.param_types(), results: f.result_types() }
+    Work::Function {
+        name: f.name.clone(),
+        binds: f.binds.clone(),
+        operands: f.param_types(),
+        results: f.result_types(),
+    }
 }
 
 fn kept(f: &Function, context: &Context) -> bool {
     context.kernels.iter().any(|k| match k.implements() {
-        Implements::Function(name) => name == f.name && k.schedules(&call_work(f), context.target).is_ok_and(|s| !s.is_empty()),
+        Implements::Function(name) => {
+            name == f.name && k.schedules(&call_work(f), context.target).is_ok_and(|s| !s.is_empty())
+        }
         _ => false,
     })
 }
@@ -40,7 +52,14 @@ fn define(out: &mut Function, names: &mut BTreeSet<String>, mut value: Named) ->
 }
 
 /// Copies a function's nodes into `out`; yields the values of its results.
-fn splice(module: &Module, f: &Function, args: &[Value], out: &mut Function, names: &mut BTreeSet<String>, context: &Context) -> Vec<Value> {
+fn splice(
+    module: &Module,
+    f: &Function,
+    args: &[Value],
+    out: &mut Function,
+    names: &mut BTreeSet<String>,
+    context: &Context,
+) -> Vec<Value> {
     let mut map: Vec<Option<Value>> = vec![None; f.values.len()];
     for (v, a) in f.param_values().zip(args) {
         map[v.0 as usize] = Some(*a);
@@ -49,9 +68,12 @@ fn splice(module: &Module, f: &Function, args: &[Value], out: &mut Function, nam
     for node in &f.nodes {
         let operands: Vec<Value> = node.operands.iter().map(|v| at(&map, v)).collect();
         let results = match &node.action {
-            Action::Call { callee, .. } if !kept(module.function(*callee), context) => splice(module, module.function(*callee), &operands, out, names, context),
+            Action::Call { callee, .. } if !kept(module.function(*callee), context) => {
+                splice(module, module.function(*callee), &operands, out, names, context)
+            }
             action => {
-                let results: Vec<Value> = node.results.iter().map(|v| define(out, names, f.value(*v).clone())).collect();
+                let results: Vec<Value> =
+                    node.results.iter().map(|v| define(out, names, f.value(*v).clone())).collect();
                 out.nodes.push(Node { action: action.clone(), operands, results: results.clone() });
                 results
             }

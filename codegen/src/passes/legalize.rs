@@ -22,7 +22,10 @@ pub(super) fn run(mut unit: Unit, context: &Context) -> Result<Unit, Error> {
             }
         }
         for n in &mut f.nodes {
-            if let Action::Op(Op::Cast(Cast { dtype }) | Op::Constant(Constant { dtype, .. }) | Op::Einsum(Einsum { dtype, .. })) = &mut n.action {
+            if let Action::Op(
+                Op::Cast(Cast { dtype }) | Op::Constant(Constant { dtype, .. }) | Op::Einsum(Einsum { dtype, .. }),
+            ) = &mut n.action
+            {
                 *dtype = wide(*dtype);
             }
         }
@@ -34,10 +37,13 @@ pub(super) fn run(mut unit: Unit, context: &Context) -> Result<Unit, Error> {
 /// Instances that differed only in a dtype that is now the same: callers go to the first.
 fn merge_twins(unit: &mut Unit) {
     let functions = &unit.module.functions;
-    let first: Vec<Func> = functions.iter().map(|f| {
-        let at = functions.iter().position(|g| g.name == f.name && g.binds == f.binds).unwrap_or(0);
-        Func(at as u32)
-    }).collect();
+    let first: Vec<Func> = functions
+        .iter()
+        .map(|f| {
+            let at = functions.iter().position(|g| g.name == f.name && g.binds == f.binds).unwrap_or(0);
+            Func(at as u32)
+        })
+        .collect();
     for n in unit.module.functions.iter_mut().flat_map(|f| &mut f.nodes) {
         if let Action::Call { callee, .. } = &mut n.action {
             *callee = first[callee.0 as usize];

@@ -46,10 +46,18 @@ pub struct Pass {
 pub const PIPELINE: &[Pass] = &[
     Pass { name: "legalize", why: "the target may lack a dtype: WGSL has no bf16", run: legalize::run },
     Pass { name: "inline", why: "a call that no kernel offers to take becomes its body", run: inline::run },
-    Pass { name: "canonicalize", why: "one form for what is the same: folded constants, no idle casts", run: canonicalize::run },
+    Pass {
+        name: "canonicalize",
+        why: "one form for what is the same: folded constants, no idle casts",
+        run: canonicalize::run,
+    },
     Pass { name: "cse", why: "layers repeat themselves: masks and tables are computed once", run: cse::cse },
     Pass { name: "dce", why: "what no result needs is not run", run: cse::dce },
-    Pass { name: "outline", why: "pointwise work joins the fold it feeds or follows, and each group becomes one launch", run: outline::run },
+    Pass {
+        name: "outline",
+        why: "pointwise work joins the fold it feeds or follows, and each group becomes one launch",
+        run: outline::run,
+    },
 ];
 
 /// Runs the pipeline up to and including the pass of that name, or all of it.

@@ -84,7 +84,12 @@ fn kind(f: &Function, node: &Node) -> Kind {
         Op::Pointwise(_) | Op::Cast(_) | Op::Gather(_) | Op::Copy(_) => Kind::Point,
         Op::Reduce(_) | Op::ArgMax(_) | Op::Einsum(_) => Kind::Fold,
         Op::Concat(_) => Kind::Concat,
-        Op::Rearrange(_) | Op::KthLargest(_) | Op::ScatterAdd(_) | Op::UpdateSlice(_) | Op::CollectivePermute(_) | Op::AllReduce(_) => Kind::Alone,
+        Op::Rearrange(_)
+        | Op::KthLargest(_)
+        | Op::ScatterAdd(_)
+        | Op::UpdateSlice(_)
+        | Op::CollectivePermute(_)
+        | Op::AllReduce(_) => Kind::Alone,
     }
 }
 

@@ -23,7 +23,10 @@ impl Memory<'_> {
             Place::Own => (&mut self.own[b], i * wide),
             Place::Arena { slab, offset } => (&mut self.slabs[slab], offset / 2 + i * wide),
         };
-        let (head, tail) = cells.get_mut(at..at + wide).ok_or_else(|| format!("element {i} of buffer {b} lies outside its slab"))?.split_at_mut(1);
+        let (head, tail) = cells
+            .get_mut(at..at + wide)
+            .ok_or_else(|| format!("element {i} of buffer {b} lies outside its slab"))?
+            .split_at_mut(1);
         Ok((&mut head[0], tail.first_mut()))
     }
 
@@ -58,7 +61,11 @@ impl Memory<'_> {
 /// The results of a program: those of its entry, states last.
 pub fn run(p: &Program, module: &Module, inputs: &[Tensor]) -> Result<Vec<Tensor>, String> {
     let cells = |bytes: usize| vec![f64::NAN; bytes.div_ceil(2)];
-    let mut m = Memory { p, own: p.buffers.iter().map(|b| if b.place == Place::Own { cells(b.ty.bytes()) } else { vec![] }).collect(), slabs: p.slabs.iter().map(|n| cells(*n)).collect() };
+    let mut m = Memory {
+        p,
+        own: p.buffers.iter().map(|b| if b.place == Place::Own { cells(b.ty.bytes()) } else { vec![] }).collect(),
+        slabs: p.slabs.iter().map(|n| cells(*n)).collect(),
+    };
     for (port, t) in p.params.iter().zip(inputs) {
         for (i, x) in t.data.iter().enumerate() {
             m.set(port.buffer, i, *x)?;
@@ -76,10 +83,13 @@ pub fn run(p: &Program, module: &Module, inputs: &[Tensor]) -> Result<Vec<Tensor
             }
         }
     }
-    p.results.iter().map(|r| {
-        let data = (0..r.ty.elements()).map(|i| m.get(r.buffer, i)).collect::<Result<_, _>>()?;
-        Tensor::new(r.ty.clone(), data)
-    }).collect()
+    p.results
+        .iter()
+        .map(|r| {
+            let data = (0..r.ty.elements()).map(|i| m.get(r.buffer, i)).collect::<Result<_, _>>()?;
+            Tensor::new(r.ty.clone(), data)
+        })
+        .collect()
 }
 
 fn launch(m: &mut Memory, module: &Module, work: &Work, operands: &[usize], results: &[usize]) -> Result<(), String> {
@@ -87,7 +97,8 @@ fn launch(m: &mut Memory, module: &Module, work: &Work, operands: &[usize], resu
         Work::Nest(n) => nest(m, n, operands, results),
         Work::KthLargest { rows, width, k } => {
             for r in 0..*rows {
-                let mut row = (0..*width).map(|i| m.get(operands[0], r * width + i)).collect::<Result<Vec<f64>, _>>()?;
+                let mut row =
+                    (0..*width).map(|i| m.get(operands[0], r * width + i)).collect::<Result<Vec<f64>, _>>()?;
                 row.sort_by(|a, b| b.total_cmp(a));
                 m.set(results[0], r, row[k - 1])?;
             }

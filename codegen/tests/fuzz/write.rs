@@ -3,8 +3,30 @@
 use crate::common::Rng;
 use omchat_ir::{Dtype, Function, Scalar, Type, Value, parse};
 
-const PARAMS: [&str; 22] = ["f32[3, 4]", "f32[3, 4]", "f32[4, 3]", "f32[4, 4]", "f32[4]", "f32[3]", "f32", "f32[2, 3, 4]", "f32[12]", "f32[1, 4]", "f32[0, 4]", "bf16[3, 4]", "bf16[4]",
-    "bf16[5, 4]", "f16[3, 4]", "i32[3]", "i32[5]", "i32[3, 4]", "i32", "bool[3, 4]", "bool[3]", "f32[5, 4]"];
+const PARAMS: [&str; 22] = [
+    "f32[3, 4]",
+    "f32[3, 4]",
+    "f32[4, 3]",
+    "f32[4, 4]",
+    "f32[4]",
+    "f32[3]",
+    "f32",
+    "f32[2, 3, 4]",
+    "f32[12]",
+    "f32[1, 4]",
+    "f32[0, 4]",
+    "bf16[3, 4]",
+    "bf16[4]",
+    "bf16[5, 4]",
+    "f16[3, 4]",
+    "i32[3]",
+    "i32[5]",
+    "i32[3, 4]",
+    "i32",
+    "bool[3, 4]",
+    "bool[3]",
+    "f32[5, 4]",
+];
 const LETTERS: [&str; 8] = ["a", "b", "c", "d", "e", "g", "h", "k"];
 
 /// The text of a random function `@f`.
@@ -37,7 +59,12 @@ pub fn function(rng: &mut Rng) -> String {
         let fit: Vec<Value> = all.iter().copied().filter(|x| f.ty(*x) == f.ty(v)).collect();
         out.push(recent(rng, &fit));
     }
-    text(&head, &lines, &out.iter().map(|v| name(*v)).collect::<Vec<_>>(), &out.iter().map(|v| f.ty(*v).to_string()).collect::<Vec<_>>())
+    text(
+        &head,
+        &lines,
+        &out.iter().map(|v| name(*v)).collect::<Vec<_>>(),
+        &out.iter().map(|v| f.ty(*v).to_string()).collect::<Vec<_>>(),
+    )
 }
 
 /// Values that have a name in the text: a number among operands has none.
@@ -53,7 +80,13 @@ fn recent(rng: &mut Rng, all: &[Value]) -> Value {
 
 fn text(head: &[(&str, String, String)], lines: &[String], results: &[String], types: &[String]) -> String {
     let params: Vec<String> = head.iter().map(|(r, n, t)| format!("{r}{n}: {t}")).collect();
-    format!("func @f({}) -> ({}) {{\n    {}\n    return {}\n}}\n", params.join(", "), types.join(", "), lines.join("\n    "), results.join(", "))
+    format!(
+        "func @f({}) -> ({}) {{\n    {}\n    return {}\n}}\n",
+        params.join(", "),
+        types.join(", "),
+        lines.join("\n    "),
+        results.join(", ")
+    )
 }
 
 fn attempt(head: &[(&str, String, String)], lines: &[String], results: &[String]) -> Option<Function> {
@@ -76,18 +109,26 @@ fn pick(rng: &mut Rng, f: &Function, fit: impl Fn(&Type) -> bool) -> Option<(Str
 /// Words of operands: axes of one size share a word where they can; now and then none do.
 fn words(rng: &mut Rng, types: &[&Type]) -> Vec<Vec<&'static str>> {
     let mut sizes: Vec<(usize, &'static str)> = vec![];
-    types.iter().map(|t| {
-        let mut own: Vec<&'static str> = vec![];
-        for n in &t.shape {
-            let fit: Vec<&'static str> = sizes.iter().filter(|(m, w)| m == n && !own.contains(w)).map(|(_, w)| *w).collect();
-            let w = if fit.is_empty() || rng.below(12) == 0 { LETTERS[sizes.len() % 8] } else { fit[rng.below(fit.len())] };
-            if !sizes.iter().any(|(_, x)| *x == w) {
-                sizes.push((*n, w));
+    types
+        .iter()
+        .map(|t| {
+            let mut own: Vec<&'static str> = vec![];
+            for n in &t.shape {
+                let fit: Vec<&'static str> =
+                    sizes.iter().filter(|(m, w)| m == n && !own.contains(w)).map(|(_, w)| *w).collect();
+                let w = if fit.is_empty() || rng.below(12) == 0 {
+                    LETTERS[sizes.len() % 8]
+                } else {
+                    fit[rng.below(fit.len())]
+                };
+                if !sizes.iter().any(|(_, x)| *x == w) {
+                    sizes.push((*n, w));
+                }
+                own.push(w);
             }
-            own.push(w);
-        }
-        own
-    }).collect()
+            own
+        })
+        .collect()
 }
 
 fn union(words: &[Vec<&'static str>]) -> Vec<&'static str> {
@@ -141,7 +182,11 @@ fn line(rng: &mut Rng, f: &Function, n: usize) -> Option<String> {
         15 => {
             let (x, t) = pick(rng, f, |t| t.rank() > 0)?;
             let axis = rng.below(t.rank());
-            let fits = |u: &Type| u.dtype == t.dtype && u.rank() == t.rank() && (0..t.rank()).all(|a| a == axis || u.shape[a] == t.shape[a]);
+            let fits = |u: &Type| {
+                u.dtype == t.dtype
+                    && u.rank() == t.rank()
+                    && (0..t.rank()).all(|a| a == axis || u.shape[a] == t.shape[a])
+            };
             let mut all = vec![x];
             for _ in 0..1 + rng.below(2) {
                 all.push(pick(rng, f, fits)?.0);
@@ -157,21 +202,29 @@ fn line(rng: &mut Rng, f: &Function, n: usize) -> Option<String> {
             if own[1].contains(&table[row]) {
                 table[row] = "z";
             }
-            let rest: Vec<&str> = table.iter().enumerate().filter(|(i, w)| *i != row && !own[1].contains(w)).map(|(_, w)| *w).collect();
+            let rest: Vec<&str> =
+                table.iter().enumerate().filter(|(i, w)| *i != row && !own[1].contains(w)).map(|(_, w)| *w).collect();
             let out = [&own[1][..], &rest[..]].concat();
             format!("gather {x}, {ids} {}", axes(&[table, own[1].clone()], &turned(rng, out)))
         }
         17 => {
             let (x, t) = pick(rng, f, |t| t.rank() > 0 && t.dtype.is_float())?;
             let (ids, u) = pick(rng, f, |u| u.dtype == Dtype::I32 && u.rank() == 1)?;
-            let (rows, _) = pick(rng, f, |r| r.dtype == t.dtype && r.rank() == t.rank() && r.shape[0] == u.shape[0] && r.shape[1..] == t.shape[1..])?;
+            let (rows, _) = pick(rng, f, |r| {
+                r.dtype == t.dtype && r.rank() == t.rank() && r.shape[0] == u.shape[0] && r.shape[1..] == t.shape[1..]
+            })?;
             let rest = ["c", "d"][..t.rank().min(3) - 1].join(" ");
             format!("scatter_add {x}, {ids}, {rows} \"v {rest}, t, t {rest} -> v {rest}\"")
         }
         18 => {
             let (x, t) = pick(rng, f, |t| t.rank() > 0)?;
             let axis = rng.below(t.rank());
-            let fits = |u: &Type| u.dtype == t.dtype && u.rank() == t.rank() && (0..t.rank()).all(|a| if a == axis { u.shape[a] <= t.shape[a] } else { u.shape[a] == t.shape[a] });
+            let fits = |u: &Type| {
+                u.dtype == t.dtype
+                    && u.rank() == t.rank()
+                    && (0..t.rank())
+                        .all(|a| if a == axis { u.shape[a] <= t.shape[a] } else { u.shape[a] == t.shape[a] })
+            };
             format!("update_slice {x}, {}, %s axis={axis}", pick(rng, f, fits)?.0)
         }
         19 => {
@@ -185,11 +238,17 @@ fn line(rng: &mut Rng, f: &Function, n: usize) -> Option<String> {
             0 => format!("iota {}", [3, 4, 5, 1][rng.below(4)]),
             1 => format!("constant.{} {}", ["f32", "bf16", "i32"][rng.below(3)], 1 + rng.below(3)),
             2 => format!("copy {}", pick(rng, f, |_| true)?.0),
-            _ => format!("{} {}", ["all_reduce.sum", "all_reduce.max"][rng.below(2)], pick(rng, f, |t| t.dtype.is_float())?.0),
+            _ => format!(
+                "{} {}",
+                ["all_reduce.sum", "all_reduce.max"][rng.below(2)],
+                pick(rng, f, |t| t.dtype.is_float())?.0
+            ),
         },
         _ => {
             let (x, t) = pick(rng, f, |t| t.dtype.is_float() && t.rank() == 2)?;
-            let row = |rng: &mut Rng| pick(rng, f, |u| u.dtype == t.dtype && u.rank() == 1 && u.shape[0] == t.shape[1]).map(|w| w.0);
+            let row = |rng: &mut Rng| {
+                pick(rng, f, |u| u.dtype == t.dtype && u.rank() == 1 && u.shape[0] == t.shape[1]).map(|w| w.0)
+            };
             match rng.below(4) {
                 0 => format!("call @softmax({x})"),
                 1 => format!("call @silu({x})"),
@@ -209,12 +268,19 @@ fn pointwise(rng: &mut Rng, f: &Function) -> Option<String> {
     };
     if s.arity() == 1 {
         let own = words(rng, &[&t]);
-        return Some(if rng.below(6) > 0 { format!("{} {x}", s.name()) } else { let out = turned(rng, own[0].clone()); format!("{} {x} {}", s.name(), axes(&own, &out)) });
+        return Some(if rng.below(6) > 0 {
+            format!("{} {x}", s.name())
+        } else {
+            let out = turned(rng, own[0].clone());
+            format!("{} {x} {}", s.name(), axes(&own, &out))
+        });
     }
     if rng.below(4) == 0 && s.arity() == 2 && s.name() != "and" {
         // A sum with 0 is left out: it tells -0 from 0, which no pass need keep; a file test shows the rule.
         let number = if s == Scalar::Add { 1 + rng.below(2) } else { rng.below(3) };
-        return Some(if rng.below(4) > 0 { format!("{} {x}, {number}", s.name()) } else {
+        return Some(if rng.below(4) > 0 {
+            format!("{} {x}, {number}", s.name())
+        } else {
             let own = words(rng, &[&t]);
             let out = turned(rng, own[0].clone());
             format!("{} {x}, {number} \"{}, -> {}\"", s.name(), own[0].join(" "), out.join(" "))
@@ -245,7 +311,11 @@ fn rearrange(rng: &mut Rng, f: &Function) -> Option<String> {
     let (left, right, sizes) = match rng.below(5) {
         0 => (left, rng.order(own.len()).into_iter().map(|i| own[i]).collect::<Vec<_>>().join(" "), ""),
         1 => (left.clone(), format!("({left})"), ""),
-        2 if t.rank() > 0 && t.shape[0] % 2 == 0 => (format!("(y z) {}", own[1..].join(" ")), format!("{} {}", own[1..].join(" "), ["y z", "z y", "(z y)"][rng.below(3)]), " y=2"),
+        2 if t.rank() > 0 && t.shape[0] % 2 == 0 => (
+            format!("(y z) {}", own[1..].join(" ")),
+            format!("{} {}", own[1..].join(" "), ["y z", "z y", "(z y)"][rng.below(3)]),
+            " y=2",
+        ),
         2 | 3 => (left.clone(), format!("n {left}"), " n=2"),
         _ => (left.clone(), format!("{left} n"), " n=3"),
     };

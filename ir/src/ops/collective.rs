@@ -75,7 +75,8 @@ impl OpDef for AllReduce {
 
     fn eval(&self, ranks: &[Vec<&Tensor>], to: &Type) -> Vec<Tensor> {
         let n = to.elements();
-        let data: Vec<f64> = (0..n).map(|i| ranks.iter().fold(self.fold.unit(), |a, x| self.fold.join(a, x[0].data[i]))).collect();
+        let data: Vec<f64> =
+            (0..n).map(|i| ranks.iter().fold(self.fold.unit(), |a, x| self.fold.join(a, x[0].data[i]))).collect();
         ranks.iter().map(|_| Tensor { ty: to.clone(), data: data.clone() }).collect()
     }
 

@@ -56,7 +56,10 @@ impl OpDef for Einsum {
     }
 
     fn write(&self) -> (&'static str, Attrs) {
-        ("einsum", Attrs { suffix: Some(self.dtype.to_string()), axes: Some(self.axes.to_string()), ..Attrs::default() })
+        (
+            "einsum",
+            Attrs { suffix: Some(self.dtype.to_string()), axes: Some(self.axes.to_string()), ..Attrs::default() },
+        )
     }
 
     fn infer(&self, x: &[Type]) -> Result<Type, Fault> {
@@ -65,7 +68,11 @@ impl OpDef for Einsum {
             want("einsum", "an operand", t, t.dtype.is_float(), "a float")?;
         }
         if x[0].dtype != x[1].dtype {
-            return Err(Fault::new(Code::Dtype, format!("`einsum` takes operands of one dtype, not {}, {}", x[0].dtype, x[1].dtype)).help("`cast` one of them"));
+            return Err(Fault::new(
+                Code::Dtype,
+                format!("`einsum` takes operands of one dtype, not {}, {}", x[0].dtype, x[1].dtype),
+            )
+            .help("`cast` one of them"));
         }
         if !self.dtype.is_float() {
             return Err(Fault::new(Code::Dtype, format!("`einsum.{}` has no float result", self.dtype)));
@@ -83,9 +90,16 @@ impl OpDef for Einsum {
     }
 
     fn samples() -> Vec<String> {
-        [("f32[3, 7], %b: f32[5, 7]", "t c, o c -> t o", "f32[3, 5]"), ("f32[2, 3, 4], %b: f32[2, 4, 5]", "b t s, b s d -> b t d", "f32[2, 3, 5]"),
-         ("f32[2, 3, 2, 4], %b: f32[3, 2, 4, 6]", "t h g d, h g d c -> c t", "f32[6, 2]"), ("f32[6], %b: f32[4]", "a, b -> b a", "f32[4, 6]"), ("f32[6], %b: f32[6]", "a, a ->", "f32")]
-            .iter().map(|(p, a, t)| format!("func @f(%a: {p}) -> {t} {{ %y = einsum.f32 %a, %b \"{a}\" return %y }}")).collect()
+        [
+            ("f32[3, 7], %b: f32[5, 7]", "t c, o c -> t o", "f32[3, 5]"),
+            ("f32[2, 3, 4], %b: f32[2, 4, 5]", "b t s, b s d -> b t d", "f32[2, 3, 5]"),
+            ("f32[2, 3, 2, 4], %b: f32[3, 2, 4, 6]", "t h g d, h g d c -> c t", "f32[6, 2]"),
+            ("f32[6], %b: f32[4]", "a, b -> b a", "f32[4, 6]"),
+            ("f32[6], %b: f32[6]", "a, a ->", "f32"),
+        ]
+        .iter()
+        .map(|(p, a, t)| format!("func @f(%a: {p}) -> {t} {{ %y = einsum.f32 %a, %b \"{a}\" return %y }}"))
+        .collect()
     }
 }
 
@@ -102,10 +116,12 @@ impl Einsum {
         }
         let [(ak, af), (bk, bf)] = &at[..] else { return Ok(vec![]) };
         let (a, b) = (&x[0].data, &x[1].data);
-        Ok((0..to.elements()).map(|i| {
-            // Over nothing, the first element may lie outside an empty operand.
-            let (a, b) = (a.get(ak[i]..).unwrap_or_default(), b.get(bk[i]..).unwrap_or_default());
-            af.iter().zip(bf).fold(0.0, |sum, (&p, &q)| sum + a[p] * b[q])
-        }).collect())
+        Ok((0..to.elements())
+            .map(|i| {
+                // Over nothing, the first element may lie outside an empty operand.
+                let (a, b) = (a.get(ak[i]..).unwrap_or_default(), b.get(bk[i]..).unwrap_or_default());
+                af.iter().zip(bf).fold(0.0, |sum, (&p, &q)| sum + a[p] * b[q])
+            })
+            .collect())
     }
 }

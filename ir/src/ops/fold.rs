@@ -27,7 +27,8 @@ impl FoldKind {
         match attrs.suffix.take().as_deref() {
             Some("sum") => Ok(FoldKind::Sum),
             Some("max") => Ok(FoldKind::Max),
-            other => Err(Fault::new(Code::Attribute, format!("`{mnemonic}.{}` is no fold", other.unwrap_or(""))).help(format!("write `{mnemonic}.sum` or `{mnemonic}.max`"))),
+            other => Err(Fault::new(Code::Attribute, format!("`{mnemonic}.{}` is no fold", other.unwrap_or("")))
+                .help(format!("write `{mnemonic}.sum` or `{mnemonic}.max`"))),
         }
     }
 
@@ -104,7 +105,10 @@ impl OpDef for Reduce {
     }
 
     fn write(&self) -> (&'static str, Attrs) {
-        ("reduce", Attrs { suffix: Some(self.fold.name().into()), axes: Some(self.axes.to_string()), ..Attrs::default() })
+        (
+            "reduce",
+            Attrs { suffix: Some(self.fold.name().into()), axes: Some(self.axes.to_string()), ..Attrs::default() },
+        )
     }
 
     fn infer(&self, x: &[Type]) -> Result<Type, Fault> {
@@ -116,14 +120,20 @@ impl OpDef for Reduce {
     fn eval(&self, ranks: &[Vec<&Tensor>], to: &Type) -> Vec<Tensor> {
         each(ranks, |x| {
             let (kept, folded) = walk(&self.axes, &x[0].ty);
-            let data = kept.iter().map(|k| folded.iter().fold(self.fold.unit(), |a, f| self.fold.join(a, x[0].data[k + f]))).collect();
+            let data = kept
+                .iter()
+                .map(|k| folded.iter().fold(self.fold.unit(), |a, f| self.fold.join(a, x[0].data[k + f])))
+                .collect();
             Tensor { ty: to.clone(), data }
         })
     }
 
     fn samples() -> Vec<String> {
-        ["reduce.sum %x \"a b c -> a c\"", "reduce.max %x \"a b c -> c a\"", "reduce.sum %x \"a b c -> a b c\""].iter().zip(["f32[3, 4]", "f32[4, 3]", "f32[3, 5, 4]"])
-            .map(|(s, t)| format!("func @f(%x: f32[3, 5, 4]) -> {t} {{ %y = {s} return %y }}")).collect()
+        ["reduce.sum %x \"a b c -> a c\"", "reduce.max %x \"a b c -> c a\"", "reduce.sum %x \"a b c -> a b c\""]
+            .iter()
+            .zip(["f32[3, 4]", "f32[4, 3]", "f32[3, 5, 4]"])
+            .map(|(s, t)| format!("func @f(%x: f32[3, 5, 4]) -> {t} {{ %y = {s} return %y }}"))
+            .collect()
     }
 }
 
@@ -159,15 +169,18 @@ impl OpDef for ArgMax {
     fn eval(&self, ranks: &[Vec<&Tensor>], to: &Type) -> Vec<Tensor> {
         each(ranks, |x| {
             let (kept, folded) = walk(&self.axes, &x[0].ty);
-            let data = kept.iter().map(|k| {
-                let mut best = 0;
-                for (i, f) in folded.iter().enumerate() {
-                    if x[0].data[k + f] > x[0].data[k + folded[best]] {
-                        best = i;
+            let data = kept
+                .iter()
+                .map(|k| {
+                    let mut best = 0;
+                    for (i, f) in folded.iter().enumerate() {
+                        if x[0].data[k + f] > x[0].data[k + folded[best]] {
+                            best = i;
+                        }
                     }
-                }
-                best as f64
-            }).collect();
+                    best as f64
+                })
+                .collect();
             Tensor { ty: to.clone(), data }
         })
     }
@@ -200,7 +213,10 @@ impl OpDef for KthLargest {
     }
 
     fn write(&self) -> (&'static str, Attrs) {
-        ("kth_largest", Attrs { axes: Some(self.axes.to_string()), ints: vec![("k".into(), self.k as i64)], ..Attrs::default() })
+        (
+            "kth_largest",
+            Attrs { axes: Some(self.axes.to_string()), ints: vec![("k".into(), self.k as i64)], ..Attrs::default() },
+        )
     }
 
     fn infer(&self, x: &[Type]) -> Result<Type, Fault> {
@@ -208,11 +224,15 @@ impl OpDef for KthLargest {
         want("kth_largest", "the operand", &x[0], x[0].dtype == Dtype::F32, "f32")?;
         let (own, out, folded) = words(&self.axes)?;
         if folded.len() != 1 || own.last() != folded.first() || own[..own.len() - 1] != out[..] {
-            return Err(Fault::new(Code::Axes, format!("`kth_largest` folds the last axis and keeps the others in order, not \"{}\"", self.axes)));
+            return Err(Fault::new(
+                Code::Axes,
+                format!("`kth_largest` folds the last axis and keeps the others in order, not \"{}\"", self.axes),
+            ));
         }
         let width = x[0].shape.last().copied().unwrap_or(0);
         if self.k == 0 || self.k > width {
-            return Err(Fault::new(Code::Attribute, format!("`k` is {}, the last axis has {width}", self.k)).help("1 <= k <= size of the last axis"));
+            return Err(Fault::new(Code::Attribute, format!("`k` is {}, the last axis has {width}", self.k))
+                .help("1 <= k <= size of the last axis"));
         }
         Ok(Type::new(Dtype::F32, result_shape(&self.axes, &x[0])?))
     }
@@ -220,16 +240,23 @@ impl OpDef for KthLargest {
     fn eval(&self, ranks: &[Vec<&Tensor>], to: &Type) -> Vec<Tensor> {
         each(ranks, |x| {
             let width = x[0].ty.shape.last().copied().unwrap_or(1).max(1);
-            let data = x[0].data.chunks(width).map(|row| {
-                let mut row = row.to_vec();
-                row.sort_by(|a, b| b.total_cmp(a));
-                row.get(self.k - 1).copied().unwrap_or(0.0)
-            }).collect();
+            let data = x[0]
+                .data
+                .chunks(width)
+                .map(|row| {
+                    let mut row = row.to_vec();
+                    row.sort_by(|a, b| b.total_cmp(a));
+                    row.get(self.k - 1).copied().unwrap_or(0.0)
+                })
+                .collect();
             Tensor { ty: to.clone(), data }
         })
     }
 
     fn samples() -> Vec<String> {
-        vec!["func @f(%x: f32[3, 17]) -> f32[3] { %y = kth_largest %x \"b v -> b\" k=5 return %y }".into(), "func @f(%x: f32[33]) -> f32 { %y = kth_largest %x \"v ->\" k=33 return %y }".into()]
+        vec![
+            "func @f(%x: f32[3, 17]) -> f32[3] { %y = kth_largest %x \"b v -> b\" k=5 return %y }".into(),
+            "func @f(%x: f32[33]) -> f32 { %y = kth_largest %x \"v ->\" k=33 return %y }".into(),
+        ]
     }
 }

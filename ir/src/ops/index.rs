@@ -19,7 +19,10 @@ fn words<'a>(table: &'a [axes::Group], ids: &'a [axes::Group], picked: &'a [axes
     let (table, ids, picked) = (Axes::flat(table)?, Axes::flat(ids)?, Axes::flat(picked)?);
     let rows: Vec<&str> = table.iter().copied().filter(|w| !picked.contains(w)).collect();
     let [row] = rows[..] else {
-        return Err(Fault::new(Code::Axes, format!("the ids must pick along one axis; the picked tensor lacks {} of the table's", rows.len())));
+        return Err(Fault::new(
+            Code::Axes,
+            format!("the ids must pick along one axis; the picked tensor lacks {} of the table's", rows.len()),
+        ));
     };
     if let Some(w) = picked.iter().find(|w| !table.contains(w) && !ids.contains(w)) {
         return Err(Fault::new(Code::Axes, format!("axis `{w}` is in neither the table nor the ids")));
@@ -64,7 +67,11 @@ impl Gather {
 fn picks(w: &Words, table: &Type, ids: &Type) -> Result<Picks, Fault> {
     let strides = table.strides();
     let axis = w.table.iter().position(|x| *x == w.row).unwrap_or(0);
-    Ok(Picks { table: view(&w.picked, &w.table, &strides), ids: view(&w.picked, &w.ids, &ids.strides()), row: (table.shape[axis], strides[axis]) })
+    Ok(Picks {
+        table: view(&w.picked, &w.table, &strides),
+        ids: view(&w.picked, &w.ids, &ids.strides()),
+        row: (table.shape[axis], strides[axis]),
+    })
 }
 
 fn picked_shape(w: &Words, table: &Type, ids: &Type) -> Result<Vec<usize>, Fault> {
@@ -99,10 +106,14 @@ impl OpDef for Gather {
         each(ranks, |x| {
             let Ok(p) = self.picks(&x[0].ty, &x[1].ty) else { return Tensor::full(to.clone(), 0.0) };
             let (table, ids) = (offsets(&to.shape, &p.table), offsets(&to.shape, &p.ids));
-            let data = table.iter().zip(ids).map(|(&t, i)| {
-                let id = x[1].data[i];
-                if id >= 0.0 && (id as usize) < p.row.0 { x[0].data[t + id as usize * p.row.1] } else { 0.0 }
-            }).collect();
+            let data = table
+                .iter()
+                .zip(ids)
+                .map(|(&t, i)| {
+                    let id = x[1].data[i];
+                    if id >= 0.0 && (id as usize) < p.row.0 { x[0].data[t + id as usize * p.row.1] } else { 0.0 }
+                })
+                .collect();
             Tensor { ty: to.clone(), data }
         })
     }
@@ -128,7 +139,10 @@ impl ScatterAdd {
     fn words(&self) -> Result<Words<'_>, Fault> {
         self.axes.operands(3)?;
         if self.axes.output != self.axes.inputs[0] {
-            return Err(Fault::new(Code::Axes, format!("`scatter_add` yields the table's axes, not \"{}\"", self.axes)));
+            return Err(Fault::new(
+                Code::Axes,
+                format!("`scatter_add` yields the table's axes, not \"{}\"", self.axes),
+            ));
         }
         words(&self.axes.inputs[0], &self.axes.inputs[1], &self.axes.inputs[2])
     }
@@ -157,7 +171,13 @@ impl OpDef for ScatterAdd {
     fn infer(&self, x: &[Type]) -> Result<Type, Fault> {
         arity("scatter_add", x, 3)?;
         want("scatter_add", "the ids", &x[1], x[1].dtype == Dtype::I32, "i32")?;
-        want("scatter_add", "the rows", &x[2], x[2].dtype == x[0].dtype && x[0].dtype.is_float(), "of the table's float dtype")?;
+        want(
+            "scatter_add",
+            "the rows",
+            &x[2],
+            x[2].dtype == x[0].dtype && x[0].dtype.is_float(),
+            "of the table's float dtype",
+        )?;
         let w = self.words()?;
         let need = picked_shape(&w, &x[0], &x[1])?;
         if need != x[2].shape {
@@ -217,7 +237,10 @@ impl OpDef for UpdateSlice {
         let mut shape = x[1].shape.clone();
         shape[self.axis] = size;
         if x[1].dtype != x[0].dtype || shape != x[0].shape || part > size {
-            return Err(Fault::new(Code::Dim, format!("a part {} does not fit {} along axis {}", x[1], x[0], self.axis)));
+            return Err(Fault::new(
+                Code::Dim,
+                format!("a part {} does not fit {} along axis {}", x[1], x[0], self.axis),
+            ));
         }
         Ok(x[0].clone())
     }

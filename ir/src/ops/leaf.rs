@@ -22,7 +22,10 @@ impl OpDef for Constant {
     }
 
     fn read(mnemonic: &str, attrs: &mut Attrs) -> Result<Self, Fault> {
-        let value = attrs.number.take().ok_or_else(|| Fault::new(Code::Attribute, "`constant` has no number").help("write `constant.f32 0.5`"))?;
+        let value = attrs
+            .number
+            .take()
+            .ok_or_else(|| Fault::new(Code::Attribute, "`constant` has no number").help("write `constant.f32 0.5`"))?;
         Ok(Constant { dtype: attrs.take_dtype(mnemonic)?, value })
     }
 
@@ -35,7 +38,11 @@ impl OpDef for Constant {
         let held = self.dtype.round(self.value);
         let whole = matches!(self.dtype, Dtype::I32 | Dtype::Bool);
         if !held.is_finite() || (whole && held != self.value) {
-            return Err(Fault::new(Code::Attribute, format!("{} is not a number of {}", crate::text::number(self.value), self.dtype)).help("a constant must be finite in its dtype, and whole as an i32; a bool is 0 or 1"));
+            return Err(Fault::new(
+                Code::Attribute,
+                format!("{} is not a number of {}", crate::text::number(self.value), self.dtype),
+            )
+            .help("a constant must be finite in its dtype, and whole as an i32; a bool is 0 or 1"));
         }
         Ok(Type::new(self.dtype, []))
     }

@@ -39,7 +39,8 @@ impl Attrs {
     /// Errors: `Attribute` if it is missing or negative.
     pub fn take(&mut self, name: &str) -> Result<usize, Fault> {
         let value = self.take_signed(name)?;
-        usize::try_from(value).map_err(|_| Fault::new(Code::Attribute, format!("`{name}` is {value}; it must not be negative")))
+        usize::try_from(value)
+            .map_err(|_| Fault::new(Code::Attribute, format!("`{name}` is {value}; it must not be negative")))
     }
 
     /// Takes the integer of that name, of any sign.
@@ -48,7 +49,8 @@ impl Attrs {
     pub fn take_signed(&mut self, name: &str) -> Result<i64, Fault> {
         match self.ints.iter().position(|(n, _)| n == name) {
             Some(i) => Ok(self.ints.remove(i).1),
-            None => Err(Fault::new(Code::Attribute, format!("`{name}` is missing")).help(format!("write `{name}=…` after the operands"))),
+            None => Err(Fault::new(Code::Attribute, format!("`{name}` is missing"))
+                .help(format!("write `{name}=…` after the operands"))),
         }
     }
 
@@ -58,7 +60,10 @@ impl Attrs {
     pub fn take_axes(&mut self) -> Result<crate::axes::Axes, Fault> {
         match self.axes.take() {
             Some(text) => crate::axes::Axes::parse(&text),
-            None => Err(Fault::new(Code::Axes, "the axes string is missing").help("write it after the operands: \"a b -> a\"")),
+            None => {
+                Err(Fault::new(Code::Axes, "the axes string is missing")
+                    .help("write it after the operands: \"a b -> a\""))
+            }
         }
     }
 
@@ -68,7 +73,8 @@ impl Attrs {
     pub fn take_dtype(&mut self, mnemonic: &str) -> Result<Dtype, Fault> {
         let text = self.suffix.take().unwrap_or_default();
         Dtype::from_name(&text).ok_or_else(|| {
-            Fault::new(Code::Dtype, format!("`{mnemonic}.{text}` names no dtype")).help(format!("write `{mnemonic}.f32`, .bf16, .f16, .i32 or .bool"))
+            Fault::new(Code::Dtype, format!("`{mnemonic}.{text}` names no dtype"))
+                .help(format!("write `{mnemonic}.f32`, .bf16, .f16, .i32 or .bool"))
         })
     }
 

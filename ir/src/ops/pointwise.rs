@@ -37,11 +37,14 @@ impl Pointwise {
                 let words = |g: &[axes::Group]| g.iter().map(|w| w.join(" ")).collect::<Vec<_>>();
                 let out = words(&a.output);
                 let out: Vec<&str> = out.iter().map(String::as_str).collect();
-                x.iter().zip(&a.inputs).map(|(t, own)| {
-                    let own = words(own);
-                    let own: Vec<&str> = own.iter().map(String::as_str).collect();
-                    view(&out, &own, &t.strides())
-                }).collect()
+                x.iter()
+                    .zip(&a.inputs)
+                    .map(|(t, own)| {
+                        let own = words(own);
+                        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+                        view(&out, &own, &t.strides())
+                    })
+                    .collect()
             }
         }
     }
@@ -51,7 +54,11 @@ impl Pointwise {
             let mut shape: &[usize] = &[];
             for t in x.iter().filter(|t| t.rank() > 0) {
                 if !shape.is_empty() && shape != t.shape.as_slice() {
-                    return Err(Fault::new(Code::Dim, format!("`{}` has operands of shapes {shape:?} and {:?}", self.f.name(), t.shape)).help("give an axes string to repeat one along the other"));
+                    return Err(Fault::new(
+                        Code::Dim,
+                        format!("`{}` has operands of shapes {shape:?} and {:?}", self.f.name(), t.shape),
+                    )
+                    .help("give an axes string to repeat one along the other"));
                 }
                 shape = &t.shape;
             }
@@ -64,7 +71,11 @@ impl Pointwise {
             let own = Axes::flat(own)?;
             axes::bind(&mut sizes, &own, &t.shape)?;
             if let Some(w) = own.iter().find(|w| !out.contains(w)) {
-                return Err(Fault::new(Code::Axes, format!("axis `{w}` of an operand is not in the result of `{}`", self.f.name())).help("a scalar function folds nothing: use `reduce` first"));
+                return Err(Fault::new(
+                    Code::Axes,
+                    format!("axis `{w}` of an operand is not in the result of `{}`", self.f.name()),
+                )
+                .help("a scalar function folds nothing: use `reduce` first"));
             }
         }
         axes::shape(&sizes, &out)
@@ -77,7 +88,8 @@ impl OpDef for Pointwise {
     }
 
     fn read(mnemonic: &str, attrs: &mut Attrs) -> Result<Self, Fault> {
-        let f = Scalar::from_name(mnemonic).ok_or_else(|| Fault::new(Code::Name, format!("there is no op `{mnemonic}`")))?;
+        let f = Scalar::from_name(mnemonic)
+            .ok_or_else(|| Fault::new(Code::Name, format!("there is no op `{mnemonic}`")))?;
         let axes = attrs.axes.take().map(|t| Axes::parse(&t)).transpose()?;
         Ok(Pointwise { f, axes })
     }
@@ -99,13 +111,15 @@ impl OpDef for Pointwise {
             let at: Vec<Vec<usize>> = self.views(&types).iter().map(|s| offsets(&to.shape, s)).collect();
             let int = x.last().is_some_and(|t| t.ty.dtype == Dtype::I32) && self.f.class() == Class::Number;
             let mut args = [0.0; 3];
-            let data = (0..to.elements()).map(|i| {
-                for (k, t) in x.iter().enumerate() {
-                    args[k] = t.data[at[k][i]];
-                }
-                let args = &args[..x.len()];
-                if int { self.f.value_i32(args) } else { self.f.value(args) }
-            }).collect();
+            let data = (0..to.elements())
+                .map(|i| {
+                    for (k, t) in x.iter().enumerate() {
+                        args[k] = t.data[at[k][i]];
+                    }
+                    let args = &args[..x.len()];
+                    if int { self.f.value_i32(args) } else { self.f.value(args) }
+                })
+                .collect();
             Tensor { ty: to.clone(), data }
         })
     }
@@ -124,7 +138,10 @@ impl OpDef for Pointwise {
             });
         }
         out.push("func @f(%x: i32[6], %b: i32[6]) -> i32[6] { %y = div %x, %b return %y }".into());
-        out.push("func @f(%x: i32[6], %b: i32[6]) -> i32[6] { %y = max %x, %b %z = sub %y, %b %w = mul %z, 3 return %w }".into());
+        out.push(
+            "func @f(%x: i32[6], %b: i32[6]) -> i32[6] { %y = max %x, %b %z = sub %y, %b %w = mul %z, 3 return %w }"
+                .into(),
+        );
         out
     }
 }
@@ -165,7 +182,10 @@ impl OpDef for Cast {
     }
 
     fn samples() -> Vec<String> {
-        ["bf16", "f16", "i32", "bool"].iter().map(|d| format!("func @f(%x: f32[3, 7]) -> f32[3, 7] {{ %h = cast.{d} %x %y = cast.f32 %h return %y }}")).collect()
+        ["bf16", "f16", "i32", "bool"]
+            .iter()
+            .map(|d| format!("func @f(%x: f32[3, 7]) -> f32[3, 7] {{ %h = cast.{d} %x %y = cast.f32 %h return %y }}"))
+            .collect()
     }
 }
 

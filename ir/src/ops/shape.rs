@@ -39,7 +39,10 @@ impl Rearrange {
         self.axes.operands(1)?;
         let groups = &self.axes.inputs[0];
         if groups.len() != x.rank() {
-            return Err(Fault::new(Code::Axes, format!("axes \"{}\" name {} axes, the operand {x} has {}", self.axes, groups.len(), x.rank())));
+            return Err(Fault::new(
+                Code::Axes,
+                format!("axes \"{}\" name {} axes, the operand {x} has {}", self.axes, groups.len(), x.rank()),
+            ));
         }
         let mut sizes = self.sizes.clone();
         for (g, &n) in groups.iter().zip(&x.shape) {
@@ -49,12 +52,22 @@ impl Rearrange {
         let own_sizes: Vec<usize> = own.iter().map(|w| sizes[*w]).collect();
         let out: Vec<&str> = self.axes.output.iter().flatten().map(String::as_str).collect();
         if let Some(w) = own.iter().find(|w| !out.contains(w) && sizes[**w] != 1) {
-            return Err(Fault::new(Code::Axes, format!("axis `{w}` of the operand is not in the result")).help("`reduce` folds an axis, `slice` drops part of one"));
+            return Err(Fault::new(Code::Axes, format!("axis `{w}` of the operand is not in the result"))
+                .help("`reduce` folds an axis, `slice` drops part of one"));
         }
-        let size = |w: &str| sizes.get(w).copied().ok_or_else(|| Fault::new(Code::Attribute, format!("the size of axis `{w}` is not given")).help(format!("write `{w}=…`")));
+        let size = |w: &str| {
+            sizes.get(w).copied().ok_or_else(|| {
+                Fault::new(Code::Attribute, format!("the size of axis `{w}` is not given"))
+                    .help(format!("write `{w}=…`"))
+            })
+        };
         let merged = |g: &axes::Group| g.iter().try_fold(1usize, |n, w| Ok(n.saturating_mul(size(w)?)));
         let shape = self.axes.output.iter().map(merged).collect::<Result<_, Fault>>()?;
-        Ok(Moves { sizes: out.iter().map(|w| size(w)).collect::<Result<_, _>>()?, strides: view(&out, &own, &strides(&own_sizes)), shape })
+        Ok(Moves {
+            sizes: out.iter().map(|w| size(w)).collect::<Result<_, _>>()?,
+            strides: view(&out, &own, &strides(&own_sizes)),
+            shape,
+        })
     }
 
     fn split(&self, sizes: &mut BTreeMap<String, usize>, group: &[String], n: usize) -> Result<(), Fault> {
@@ -68,7 +81,11 @@ impl Rearrange {
                 Ok(())
             }
             [_] => Err(Fault::new(Code::Dim, format!("({}) does not divide: {n} by {known}", group.join(" ")))),
-            _ => Err(Fault::new(Code::Attribute, format!("({}) has {} axes of unknown size", group.join(" "), unknown.len())).help("give the size of all but one")),
+            _ => Err(Fault::new(
+                Code::Attribute,
+                format!("({}) has {} axes of unknown size", group.join(" "), unknown.len()),
+            )
+            .help("give the size of all but one")),
         }
     }
 }
@@ -82,17 +99,28 @@ impl OpDef for Rearrange {
         let axes = attrs.take_axes()?;
         let mut sizes = BTreeMap::new();
         for (name, n) in std::mem::take(&mut attrs.ints) {
-            let n = usize::try_from(n).map_err(|_| Fault::new(Code::Attribute, format!("`{name}` is {n}; it must not be negative")))?;
+            let n = usize::try_from(n)
+                .map_err(|_| Fault::new(Code::Attribute, format!("`{name}` is {n}; it must not be negative")))?;
             let known = axes.inputs.iter().chain([&axes.output]).flatten().flatten().any(|w| *w == name);
             if !known || sizes.insert(name.clone(), n).is_some() {
-                return Err(Fault::new(Code::Attribute, format!("`{name}` is no axis of \"{axes}\", or is given twice")));
+                return Err(Fault::new(
+                    Code::Attribute,
+                    format!("`{name}` is no axis of \"{axes}\", or is given twice"),
+                ));
             }
         }
         Ok(Rearrange { axes, sizes })
     }
 
     fn write(&self) -> (&'static str, Attrs) {
-        ("rearrange", Attrs { axes: Some(self.axes.to_string()), ints: self.sizes.iter().map(|(n, s)| (n.clone(), *s as i64)).collect(), ..Attrs::default() })
+        (
+            "rearrange",
+            Attrs {
+                axes: Some(self.axes.to_string()),
+                ints: self.sizes.iter().map(|(n, s)| (n.clone(), *s as i64)).collect(),
+                ..Attrs::default()
+            },
+        )
     }
 
     fn infer(&self, x: &[Type]) -> Result<Type, Fault> {
@@ -108,10 +136,14 @@ impl OpDef for Rearrange {
     }
 
     fn samples() -> Vec<String> {
-        ["func @f(%x: f32[2, 3, 8]) -> f32[2, 4, 3, 2] { %y = rearrange %x \"b t (h d) -> b h t d\" h=4 return %y }",
-         "func @f(%x: f32[2, 3, 5]) -> f32[5, 6] { %y = rearrange %x \"a b c -> c (a b)\" return %y }",
-         "func @f(%x: f32[5]) -> f32[3, 5, 2] { %y = rearrange %x \"c -> a c b\" a=3 b=2 return %y }",
-         "func @f(%x: f32[6, 4]) -> f32[3, 8] { %y = rearrange %x \"(a b) c -> a (b c)\" a=3 return %y }"].map(String::from).to_vec()
+        [
+            "func @f(%x: f32[2, 3, 8]) -> f32[2, 4, 3, 2] { %y = rearrange %x \"b t (h d) -> b h t d\" h=4 return %y }",
+            "func @f(%x: f32[2, 3, 5]) -> f32[5, 6] { %y = rearrange %x \"a b c -> c (a b)\" return %y }",
+            "func @f(%x: f32[5]) -> f32[3, 5, 2] { %y = rearrange %x \"c -> a c b\" a=3 b=2 return %y }",
+            "func @f(%x: f32[6, 4]) -> f32[3, 8] { %y = rearrange %x \"(a b) c -> a (b c)\" a=3 return %y }",
+        ]
+        .map(String::from)
+        .to_vec()
     }
 }
 
@@ -139,7 +171,9 @@ impl OpDef for Slice {
     }
 
     fn write(&self) -> (&'static str, Attrs) {
-        let ints = [("axis", self.axis), ("start", self.start), ("end", self.end)].map(|(n, v)| (n.to_string(), v as i64)).to_vec();
+        let ints = [("axis", self.axis), ("start", self.start), ("end", self.end)]
+            .map(|(n, v)| (n.to_string(), v as i64))
+            .to_vec();
         ("slice", Attrs { ints, ..Attrs::default() })
     }
 
@@ -147,7 +181,10 @@ impl OpDef for Slice {
         arity("slice", x, 1)?;
         let size = axis_size("slice", &x[0], self.axis)?;
         if self.start > self.end || self.end > size {
-            return Err(Fault::new(Code::Attribute, format!("`slice` of {}..{} does not fit an axis of {size}", self.start, self.end)));
+            return Err(Fault::new(
+                Code::Attribute,
+                format!("`slice` of {}..{} does not fit an axis of {size}", self.start, self.end),
+            ));
         }
         let mut shape = x[0].shape.clone();
         shape[self.axis] = self.end - self.start;
@@ -199,7 +236,8 @@ impl OpDef for Concat {
             let own = axis_size("concat", t, self.axis)?;
             other[self.axis] = shape[self.axis];
             if t.dtype != first.dtype || other != shape {
-                return Err(Fault::new(Code::Dim, format!("`concat` along axis {} joins {first} and {t}", self.axis)).help("operands agree in dtype and in every other axis"));
+                return Err(Fault::new(Code::Dim, format!("`concat` along axis {} joins {first} and {t}", self.axis))
+                    .help("operands agree in dtype and in every other axis"));
             }
             shape[self.axis] = shape[self.axis].saturating_add(own);
         }
@@ -222,11 +260,15 @@ impl OpDef for Concat {
     }
 
     fn samples() -> Vec<String> {
-        vec!["func @f(%a: f32[3, 2], %b: f32[3, 5]) -> f32[3, 7] { %y = concat %a, %b axis=1 return %y }".into(),
-             "func @f(%a: f32[1, 3], %b: f32[4, 3]) -> f32[6, 3] { %y = concat %a, %b, %a axis=0 return %y }".into()]
+        vec![
+            "func @f(%a: f32[3, 2], %b: f32[3, 5]) -> f32[3, 7] { %y = concat %a, %b axis=1 return %y }".into(),
+            "func @f(%a: f32[1, 3], %b: f32[4, 3]) -> f32[6, 3] { %y = concat %a, %b, %a axis=0 return %y }".into(),
+        ]
     }
 }
 
 pub(super) fn axis_size(mnemonic: &str, x: &Type, axis: usize) -> Result<usize, Fault> {
-    x.shape.get(axis).copied().ok_or_else(|| Fault::new(Code::Attribute, format!("`{mnemonic}` names axis {axis}, the operand {x} has {}", x.rank())))
+    x.shape.get(axis).copied().ok_or_else(|| {
+        Fault::new(Code::Attribute, format!("`{mnemonic}` names axis {axis}, the operand {x} has {}", x.rank()))
+    })
 }

@@ -24,7 +24,8 @@ impl Env {
         for (name, bind) in binds {
             match bind {
                 Bind::Size(n) => {
-                    let n = i64::try_from(*n).map_err(|_| Fault::new(Code::Dim, format!("`{name}` is {n}; a size is too large")))?;
+                    let n = i64::try_from(*n)
+                        .map_err(|_| Fault::new(Code::Dim, format!("`{name}` is {n}; a size is too large")))?;
                     env.sizes.insert(name.clone(), n);
                 }
                 Bind::Dtype(d) => {
@@ -42,7 +43,9 @@ impl Env {
         let overflow = || Fault::new(Code::Dim, "a size is too large");
         match d {
             Dim::Number(n) => Ok(*n),
-            Dim::Letter(l) => self.sizes.get(l).copied().ok_or_else(|| Fault::new(Code::Name, format!("there is no size `{l}`"))),
+            Dim::Letter(l) => {
+                self.sizes.get(l).copied().ok_or_else(|| Fault::new(Code::Name, format!("there is no size `{l}`")))
+            }
             Dim::Join(op, a, b) => {
                 let (a, b) = (self.dim(a)?, self.dim(b)?);
                 match op {
@@ -72,7 +75,11 @@ impl Env {
     pub(super) fn ty(&self, t: &TypeText) -> Result<Type, Fault> {
         let dtype = match &t.dtype {
             DtypeText::Known(d) => *d,
-            DtypeText::Letter(l) => self.dtypes.get(l).copied().ok_or_else(|| Fault::new(Code::Dtype, format!("`{l}` stands for no dtype")))?,
+            DtypeText::Letter(l) => self
+                .dtypes
+                .get(l)
+                .copied()
+                .ok_or_else(|| Fault::new(Code::Dtype, format!("`{l}` stands for no dtype")))?,
         };
         let ty = Type::new(dtype, t.dims.iter().map(|d| self.size(d)).collect::<Result<Vec<_>, _>>()?);
         if !ty.fits() {

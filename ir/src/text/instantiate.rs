@@ -1,7 +1,8 @@
 //! Templates to concrete functions: letters become numbers, loops unroll, calls become instances.
 
-use super::ast::{Bare, Dim, DtypeText, Expr, File, Given, Operand, Stmt, Template, TypeText};
+use super::ast::{Bare, Dim, Expr, File, Given, Operand, Stmt, Template, TypeText};
 use super::env::Env;
+use super::unify::unify;
 use crate::Bind;
 use crate::build::Builder;
 use crate::fault::{Code, Diagnostic, Diagnostics, Fault, Place, count};
@@ -35,7 +36,12 @@ pub struct Scope<'a> {
 /// Instantiates one function of a scope; see [`Scope::instantiate`].
 ///
 /// Errors: all faults.
-pub fn instantiate_call(scope: &Scope, module: &mut Module, name: &str, letters: &[(&str, Bind)]) -> Result<Func, Diagnostics> {
+pub fn instantiate_call(
+    scope: &Scope,
+    module: &mut Module,
+    name: &str,
+    letters: &[(&str, Bind)],
+) -> Result<Func, Diagnostics> {
     let given = letters.iter().map(|(n, b)| ((*n).to_string(), *b)).collect();
     let place = Place::default();
     let t = scope.pick(name, &given).map_err(|f| f.at(place.clone()))?;
@@ -67,7 +73,8 @@ impl<'a> Scope<'a> {
                 faults.push(Fault::new(Code::Name, format!("@{} is defined twice", t.name)).at(t.place.clone()));
                 continue;
             }
-            let bound: Option<BTreeMap<String, Bind>> = t.letters.iter().map(|(n, b)| b.map(|b| (n.clone(), b))).collect();
+            let bound: Option<BTreeMap<String, Bind>> =
+                t.letters.iter().map(|(n, b)| b.map(|b| (n.clone(), b))).collect();
             let Some(bound) = bound else { continue };
             if module.find(&t.name, &bound).is_none()
                 && let Err(Diagnostics(more)) = self.build(&mut module, t, &bound, 0)
@@ -82,7 +89,14 @@ impl<'a> Scope<'a> {
     /// The instance of a function for operands of these types (`None` for a bare number), made if it is not there.
     ///
     /// Errors: all faults of the callee; a letter that nothing binds; an operand that does not fit.
-    pub fn instantiate(&self, module: &mut Module, name: &str, given: &BTreeMap<String, Bind>, operands: &[Option<Type>], depth: usize) -> Result<Func, Diagnostics> {
+    pub fn instantiate(
+        &self,
+        module: &mut Module,
+        name: &str,
+        given: &BTreeMap<String, Bind>,
+        operands: &[Option<Type>],
+        depth: usize,
+    ) -> Result<Func, Diagnostics> {
         let t = self.pick(name, given)?;
         let binds = unify(t, given, operands)?;
         match module.find(name, &binds) {
@@ -93,23 +107,46 @@ impl<'a> Scope<'a> {
 
     fn pick(&self, name: &str, given: &BTreeMap<String, Bind>) -> Result<&'a Template, Fault> {
         let Some(list) = self.templates.get(name) else {
-            return Err(Fault::new(Code::Name, format!("there is no function @{name}")).help("define it in the text, or see ir/library for what may be called"));
+            return Err(Fault::new(Code::Name, format!("there is no function @{name}"))
+                .help("define it in the text, or see ir/library for what may be called"));
         };
         let exact = list.iter().find(|t| t.letters.iter().all(|(n, b)| b.is_some() && given.get(n) == b.as_ref()));
         let free = list.iter().find(|t| t.letters.iter().any(|(_, b)| b.is_none()));
-        exact.or(free).or(list.first()).copied().ok_or_else(|| Fault::new(Code::Name, format!("there is no function @{name}")))
+        exact
+            .or(free)
+            .or(list.first())
+            .copied()
+            .ok_or_else(|| Fault::new(Code::Name, format!("there is no function @{name}")))
     }
 
-    fn build(&self, module: &mut Module, t: &Template, binds: &BTreeMap<String, Bind>, depth: usize) -> Result<Func, Diagnostics> {
+    fn build(
+        &self,
+        module: &mut Module,
+        t: &Template,
+        binds: &BTreeMap<String, Bind>,
+        depth: usize,
+    ) -> Result<Func, Diagnostics> {
         if depth == 0 {
             self.steps.store(0, Ordering::Relaxed);
         }
         self.step(FUNCTION).map_err(|f| f.at(t.place.clone()))?;
         if depth > DEPTH {
-            return Err(Fault::new(Code::Name, format!("calls nest deeper than {DEPTH}: @{} calls itself?", t.name)).help("functions may not recurse").at(t.place.clone()).into());
+            return Err(Fault::new(Code::Name, format!("calls nest deeper than {DEPTH}: @{} calls itself?", t.name))
+                .help("functions may not recurse")
+                .at(t.place.clone())
+                .into());
         }
         let mut env = Env::new(binds).map_err(|f| f.at(t.place.clone()))?;
-        let mut b = Body { scope: self, b: Builder::new(module, &t.name, binds.clone()), names: BTreeMap::new(), faults: vec![], function: &t.name, depth, results: None, stopped: false };
+        let mut b = Body {
+            scope: self,
+            b: Builder::new(module, &t.name, binds.clone()),
+            names: BTreeMap::new(),
+            faults: vec![],
+            function: &t.name,
+            depth,
+            results: None,
+            stopped: false,
+        };
         for (role, name, ty) in &t.params {
             match env.ty(ty) {
                 Ok(ty) => {
@@ -139,65 +176,10 @@ impl<'a> Scope<'a> {
     /// Counts work against [`STEPS`].
     fn step(&self, n: usize) -> Result<(), Fault> {
         if self.steps.fetch_add(n, Ordering::Relaxed) > STEPS {
-            return Err(Fault::new(Code::Dim, format!("unrolled, the text has more than {STEPS} steps")).help("fewer rounds of its loops, or fewer instances of its functions"));
+            return Err(Fault::new(Code::Dim, format!("unrolled, the text has more than {STEPS} steps"))
+                .help("fewer rounds of its loops, or fewer instances of its functions"));
         }
         Ok(())
-    }
-}
-
-/// What the letters of a template stand for at a call.
-fn unify(t: &Template, given: &BTreeMap<String, Bind>, operands: &[Option<Type>]) -> Result<BTreeMap<String, Bind>, Fault> {
-    let mut binds: BTreeMap<String, Bind> = t.letters.iter().filter_map(|(n, b)| b.map(|b| (n.clone(), b))).collect();
-    let mut told: BTreeMap<String, &str> = BTreeMap::new();
-    for (n, b) in given {
-        if !t.letters.iter().any(|(l, _)| l == n) {
-            return Err(Fault::new(Code::Name, format!("@{} has no letter `{n}`", t.name)));
-        }
-        binds.insert(n.clone(), *b);
-    }
-    if t.params.len() != operands.len() {
-        return Err(Fault::new(Code::Arity, format!("@{} takes {}, not {}", t.name, count(t.params.len(), "operand"), operands.len())));
-    }
-    let letter = |n: &str| t.letters.iter().any(|(l, _)| l == n);
-    for ((_, name, want), have) in t.params.iter().zip(operands) {
-        let Some(have) = have else { continue };
-        let mut put = |l: &str, b: Bind| match binds.insert(l.to_string(), b) {
-            Some(old) if old != b => {
-                let code = if matches!(b, Bind::Dtype(_)) { Code::Dtype } else { Code::Dim };
-                let first = told.get(l).map_or(" in the letters of the call".to_string(), |n| if n == name { String::new() } else { format!(" in %{n}") });
-                Err(Fault::new(code, format!("`{l}` of @{} is {}{first} and {} in %{name}", t.name, show(old), show(b))))
-            }
-            _ => {
-                told.entry(l.to_string()).or_insert(name);
-                Ok(())
-            }
-        };
-        if let DtypeText::Letter(l) = &want.dtype
-            && letter(l)
-        {
-            put(l, Bind::Dtype(have.dtype))?;
-        }
-        if want.dims.len() != have.rank() {
-            return Err(Fault::new(Code::Dim, format!("%{name} of @{} has {} axes, the operand is {have}", t.name, want.dims.len())));
-        }
-        for (d, &n) in want.dims.iter().zip(&have.shape) {
-            if let Dim::Letter(l) = d
-                && letter(l)
-            {
-                put(l, Bind::Size(n))?;
-            }
-        }
-    }
-    if let Some((l, _)) = t.letters.iter().find(|(l, _)| !binds.contains_key(l)) {
-        return Err(Fault::new(Code::Dim, format!("no operand tells the letter `{l}` of @{}", t.name)).help(format!("write `call @{}[{l}=…](…)`", t.name)));
-    }
-    Ok(binds)
-}
-
-fn show(b: Bind) -> String {
-    match b {
-        Bind::Size(n) => n.to_string(),
-        Bind::Dtype(d) => d.to_string(),
     }
 }
 
@@ -261,7 +243,9 @@ impl Body<'_, '_, '_> {
             }
             match s {
                 Stmt::Let { names, expr, types, place } => self.let_stmt(names, expr, types, place, env),
-                Stmt::For { variable, from, to, body, place, .. } => self.for_stmt(variable, (from, to), body, place, env),
+                Stmt::For { variable, from, to, body, place, .. } => {
+                    self.for_stmt(variable, (from, to), body, place, env)
+                }
                 Stmt::Return { values, place } => {
                     let values: Vec<_> = values.iter().map(|o| self.operand(o, None)).collect();
                     if self.results.is_some() {
@@ -287,7 +271,10 @@ impl Body<'_, '_, '_> {
             (Err(f), _) | (_, Err(f)) => return self.fault(f, place),
         };
         if to.saturating_sub(from) > ROUNDS {
-            return self.fault(Fault::new(Code::Dim, format!("a loop of {} rounds; the most is {ROUNDS}", to.saturating_sub(from))), place);
+            return self.fault(
+                Fault::new(Code::Dim, format!("a loop of {} rounds; the most is {ROUNDS}", to.saturating_sub(from))),
+                place,
+            );
         }
         let hidden = env.sizes.get(variable).copied();
         for i in from..to {
@@ -323,7 +310,13 @@ impl Body<'_, '_, '_> {
             self.names.insert(name.clone(), *v);
         }
         if !types.is_empty() && types.len() != names.len() {
-            self.fault(Fault::new(Code::Arity, format!("{} written for {}", count(types.len(), "type"), count(names.len(), "result"))), place);
+            self.fault(
+                Fault::new(
+                    Code::Arity,
+                    format!("{} written for {}", count(types.len(), "type"), count(names.len(), "result")),
+                ),
+                place,
+            );
         }
         for (v, t) in values.iter().zip(types) {
             let Some(v) = v else { continue };
@@ -354,13 +347,20 @@ impl Body<'_, '_, '_> {
             (Operand::Name(n), _) => match self.names.get(n) {
                 Some(Some(v)) => Ok(*v),
                 Some(None) => Err(Stop::Silent),
-                None => Err(Fault::new(Code::Name, format!("`%{n}` is not bound")).help("bind it above, or check the spelling").into()),
+                None => Err(Fault::new(Code::Name, format!("`%{n}` is not bound"))
+                    .help("bind it above, or check the spelling")
+                    .into()),
             },
             (Operand::Number(x), Some(dtype)) => {
-                let op = Op::read("constant", Attrs { suffix: Some(dtype.to_string()), number: Some(*x), ..Attrs::default() })?;
+                let op = Op::read(
+                    "constant",
+                    Attrs { suffix: Some(dtype.to_string()), number: Some(*x), ..Attrs::default() },
+                )?;
                 Ok(self.b.op("c", op, &[])?)
             }
-            (Operand::Number(x), None) => Err(Fault::new(Code::Dtype, format!("no operand tells the dtype of {x}")).help("bind it with `constant.f32`").into()),
+            (Operand::Number(x), None) => Err(Fault::new(Code::Dtype, format!("no operand tells the dtype of {x}"))
+                .help("bind it with `constant.f32`")
+                .into()),
         }
     }
 
@@ -380,7 +380,10 @@ impl Body<'_, '_, '_> {
                 };
                 let ints = ints.iter().map(|(n, d)| Ok((n.clone(), env.dim(d)?))).collect::<Result<Vec<_>, Fault>>()?;
                 let op = if mnemonic == "dim" {
-                    let dtype = suffix.as_deref().and_then(Dtype::from_name).ok_or_else(|| Fault::new(Code::Dtype, "`dim` needs a dtype").help("write `dim.f32 D`"))?;
+                    let dtype = suffix
+                        .as_deref()
+                        .and_then(Dtype::from_name)
+                        .ok_or_else(|| Fault::new(Code::Dtype, "`dim` needs a dtype").help("write `dim.f32 D`"))?;
                     if axes.is_some() || !ints.is_empty() {
                         return Err(Fault::new(Code::Attribute, "`dim` takes a dtype and a size, no more").into());
                     }
@@ -394,7 +397,15 @@ impl Body<'_, '_, '_> {
         }
     }
 
-    fn call(&mut self, names: &[String], name: &str, letters: &[(String, Given)], operands: &[Operand], remat: bool, env: &Env) -> Result<Vec<Value>, Stop> {
+    fn call(
+        &mut self,
+        names: &[String],
+        name: &str,
+        letters: &[(String, Given)],
+        operands: &[Operand],
+        remat: bool,
+        env: &Env,
+    ) -> Result<Vec<Value>, Stop> {
         let mut given = BTreeMap::new();
         for (l, g) in letters {
             let bind = match g {
@@ -411,9 +422,11 @@ impl Body<'_, '_, '_> {
                 Operand::Number(_) => None,
             });
         }
-        let callee = self.scope.instantiate(self.b.module(), name, &given, &types, self.depth + 1).map_err(Stop::Faults)?;
+        let callee =
+            self.scope.instantiate(self.b.module(), name, &given, &types, self.depth + 1).map_err(Stop::Faults)?;
         let want = self.b.module().function(callee).param_types();
-        let operands = operands.iter().zip(want).map(|(o, t)| self.operand(o, Some(t.dtype))).collect::<Result<Vec<_>, _>>()?;
+        let operands =
+            operands.iter().zip(want).map(|(o, t)| self.operand(o, Some(t.dtype))).collect::<Result<Vec<_>, _>>()?;
         Ok(self.b.node(names, Action::Call { callee, remat }, &operands)?)
     }
 
@@ -428,12 +441,19 @@ impl Body<'_, '_, '_> {
             return self.fault(Fault::new(Code::Return, format!("@{} returns nothing", t.name)), &t.place);
         }
         if results.len() != t.results.len() {
-            return self.fault(Fault::new(Code::Return, format!("@{} returns {}, it declares {}", t.name, count(results.len(), "value"), t.results.len())), &t.place);
+            return self.fault(
+                Fault::new(
+                    Code::Return,
+                    format!("@{} returns {}, it declares {}", t.name, count(results.len(), "value"), t.results.len()),
+                ),
+                &t.place,
+            );
         }
         for (v, want) in results.iter().zip(&t.results) {
             match env.ty(want) {
                 Ok(ty) if ty != *self.b.ty(*v) => {
-                    let f = Fault::new(Code::Return, format!("@{} returns {}, it declares {ty}", t.name, self.b.ty(*v)));
+                    let f =
+                        Fault::new(Code::Return, format!("@{} returns {}, it declares {ty}", t.name, self.b.ty(*v)));
                     self.fault(f, &want.place);
                 }
                 Ok(_) => {}

@@ -72,7 +72,9 @@ pub fn lex(file: &'static str, text: &str) -> Result<Lexed, Diagnostic> {
 fn next(s: &str) -> Result<(Token, usize), Fault> {
     let first = s.chars().next().unwrap_or(' ');
     if first == '"' {
-        let end = s[1..].find('"').ok_or_else(|| Fault::new(Code::Syntax, "a string is not closed").help("end it with `\"` on the same line"))?;
+        let end = s[1..].find('"').ok_or_else(|| {
+            Fault::new(Code::Syntax, "a string is not closed").help("end it with `\"` on the same line")
+        })?;
         return Ok((Token::Text(s[1..=end].to_string()), end + 2));
     }
     let negative = first == '-' && s[1..].starts_with(|c: char| c.is_ascii_digit());
@@ -95,7 +97,10 @@ fn next(s: &str) -> Result<(Token, usize), Fault> {
         }
         return Ok((Token::Word(s[..n].to_string()), n));
     }
-    MARKS.iter().find(|m| s.starts_with(**m)).map(|m| (Token::Mark(m), m.len()))
+    MARKS
+        .iter()
+        .find(|m| s.starts_with(**m))
+        .map(|m| (Token::Mark(m), m.len()))
         .ok_or_else(|| Fault::new(Code::Syntax, format!("`{first}` starts no token")))
 }
 

@@ -6,6 +6,7 @@ mod instantiate;
 mod lex;
 mod parse;
 mod print;
+mod unify;
 
 pub use ast::{Comment, File, Template};
 pub use instantiate::{Scope, instantiate_call};

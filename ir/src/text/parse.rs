@@ -120,7 +120,9 @@ impl Parser {
     /// From a place to the token before this one, as far as they share a line.
     fn span(&self, from: Place) -> Place {
         let last = self.tokens[..self.at].iter().rev().find(|(_, p)| p.line <= from.line);
-        let width = last.filter(|(_, p)| p.line == from.line).map_or(1, |(_, p)| (p.column + p.width).saturating_sub(from.column));
+        let width = last
+            .filter(|(_, p)| p.line == from.line)
+            .map_or(1, |(_, p)| (p.column + p.width).saturating_sub(from.column));
         Place { width, ..from }
     }
 
@@ -239,7 +241,11 @@ impl Parser {
         let dtype = match Dtype::from_name(&word) {
             Some(d) => DtypeText::Known(d),
             None if word.starts_with(|c: char| c.is_ascii_uppercase()) => DtypeText::Letter(word),
-            None => return Err(Fault::new(Code::Dtype, format!("`{word}` is no dtype")).help("f32, bf16, f16, i32, bool, or a capital letter").at(place)),
+            None => {
+                return Err(Fault::new(Code::Dtype, format!("`{word}` is no dtype"))
+                    .help("f32, bf16, f16, i32, bool, or a capital letter")
+                    .at(place));
+            }
         };
         let dims = if self.eat("[") { self.list("]", Parser::dim)? } else { vec![] };
         Ok(TypeText { dtype, dims, place: self.span(place) })
@@ -257,7 +263,13 @@ impl Parser {
                 }
                 _ => false,
             };
-            let op = if negative || self.eat("-") { '-' } else if self.eat("+") { '+' } else { return Ok(left) };
+            let op = if negative || self.eat("-") {
+                '-'
+            } else if self.eat("+") {
+                '+'
+            } else {
+                return Ok(left);
+            };
             left = Dim::Join(op, Box::new(left), Box::new(self.product()?));
         }
         self.too_long()
@@ -266,7 +278,13 @@ impl Parser {
     fn product(&mut self) -> Parsed<Dim> {
         let mut left = self.atom()?;
         for _ in 0..TERMS {
-            let op = if self.eat("*") { '*' } else if self.eat("/") { '/' } else { return Ok(left) };
+            let op = if self.eat("*") {
+                '*'
+            } else if self.eat("/") {
+                '/'
+            } else {
+                return Ok(left);
+            };
             left = Dim::Join(op, Box::new(left), Box::new(self.atom()?));
         }
         self.too_long()
@@ -373,7 +391,9 @@ impl Parser {
         let place = self.span(place);
         let body = self.block()?;
         if let Some(Stmt::Return { place, .. }) = body.last() {
-            return Err(Fault::new(Code::Return, "`return` stands in a loop").help("put it after the loop").at(Place { function: self.function.clone(), ..place.clone() }));
+            return Err(Fault::new(Code::Return, "`return` stands in a loop")
+                .help("put it after the loop")
+                .at(Place { function: self.function.clone(), ..place.clone() }));
         }
         Ok(Stmt::For { variable, from, to, body, place, end: self.line_before() })
     }
@@ -450,7 +470,8 @@ impl Parser {
             axes = Some(t);
         }
         let mut ints = vec![];
-        while let (Token::Word(name), Some((Token::Mark("="), _))) = (self.peek().clone(), self.tokens.get(self.at + 1)) {
+        while let (Token::Word(name), Some((Token::Mark("="), _))) = (self.peek().clone(), self.tokens.get(self.at + 1))
+        {
             self.at += 2;
             ints.push((name, self.dim()?));
         }

@@ -10,10 +10,13 @@ use std::fmt::Write as _;
 
 /// A name and its letters, as a call spells them: `@f[B=1, E=f32]`.
 pub fn spell(name: &str, binds: &BTreeMap<String, Bind>) -> String {
-    let list: Vec<String> = binds.iter().map(|(n, b)| match b {
-        Bind::Size(s) => format!("{n}={s}"),
-        Bind::Dtype(d) => format!("{n}={d}"),
-    }).collect();
+    let list: Vec<String> = binds
+        .iter()
+        .map(|(n, b)| match b {
+            Bind::Size(s) => format!("{n}={s}"),
+            Bind::Dtype(d) => format!("{n}={d}"),
+        })
+        .collect();
     if list.is_empty() { format!("@{name}") } else { format!("@{name}[{}]", list.join(", ")) }
 }
 
@@ -79,9 +82,21 @@ fn template(module: &Module, f: &Function) -> Template {
     let name = |v: &Value| f.value(*v).name.clone();
     let params = f.param_values().zip(&f.params).map(|(v, r)| (*r, name(&v), type_text(f.ty(v)))).collect();
     let mut body: Vec<Stmt> = f.nodes.iter().map(|n| statement(module, f, n)).collect();
-    body.push(Stmt::Return { values: f.results.iter().map(|v| Operand::Name(name(v))).collect(), place: Place::default() });
+    body.push(Stmt::Return {
+        values: f.results.iter().map(|v| Operand::Name(name(v))).collect(),
+        place: Place::default(),
+    });
     let letters = f.binds.iter().map(|(n, b)| (n.clone(), Some(*b))).collect();
-    Template { doc: vec![], name: f.name.clone(), letters, params, results: f.results.iter().map(|v| type_text(f.ty(*v))).collect(), body, place: Place::default(), end: 0 }
+    Template {
+        doc: vec![],
+        name: f.name.clone(),
+        letters,
+        params,
+        results: f.results.iter().map(|v| type_text(f.ty(*v))).collect(),
+        body,
+        place: Place::default(),
+        end: 0,
+    }
 }
 
 fn statement(module: &Module, f: &Function, n: &Node) -> Stmt {
@@ -89,15 +104,32 @@ fn statement(module: &Module, f: &Function, n: &Node) -> Stmt {
     let expr = match &n.action {
         Action::Op(op) => {
             let (mnemonic, a) = op.write();
-            let bare = a.number.map(|x| if mnemonic == "iota" { Bare::Dim(Dim::Number(x as i64)) } else { Bare::Number(x) });
-            Expr::Op { mnemonic: mnemonic.into(), suffix: a.suffix, operands, bare, axes: a.axes, ints: a.ints.into_iter().map(|(n, v)| (n, Dim::Number(v))).collect() }
+            let bare =
+                a.number.map(|x| if mnemonic == "iota" { Bare::Dim(Dim::Number(x as i64)) } else { Bare::Number(x) });
+            Expr::Op {
+                mnemonic: mnemonic.into(),
+                suffix: a.suffix,
+                operands,
+                bare,
+                axes: a.axes,
+                ints: a.ints.into_iter().map(|(n, v)| (n, Dim::Number(v))).collect(),
+            }
         }
         Action::Call { callee, remat } => {
             let c = module.function(*callee);
-            let letters = c.binds.iter().map(|(n, b)| (n.clone(), match b {
-                Bind::Size(s) => Given::Dim(Dim::Number(*s as i64)),
-                Bind::Dtype(d) => Given::Dtype(*d),
-            })).collect();
+            let letters = c
+                .binds
+                .iter()
+                .map(|(n, b)| {
+                    (
+                        n.clone(),
+                        match b {
+                            Bind::Size(s) => Given::Dim(Dim::Number(*s as i64)),
+                            Bind::Dtype(d) => Given::Dtype(*d),
+                        },
+                    )
+                })
+                .collect();
             Expr::Call { name: c.name.clone(), letters, operands, remat: *remat }
         }
     };
@@ -110,20 +142,29 @@ fn statement(module: &Module, f: &Function, n: &Node) -> Stmt {
 }
 
 fn type_text(t: &Type) -> TypeText {
-    TypeText { dtype: DtypeText::Known(t.dtype), dims: t.shape.iter().map(|n| Dim::Number(*n as i64)).collect(), place: Place::default() }
+    TypeText {
+        dtype: DtypeText::Known(t.dtype),
+        dims: t.shape.iter().map(|n| Dim::Number(*n as i64)).collect(),
+        place: Place::default(),
+    }
 }
 
 fn function(out: &mut Out, t: &Template) {
     for line in &t.doc {
         let _ = writeln!(out.text, "{}", format!(";; {line}").trim_end());
     }
-    let letters: Vec<String> = t.letters.iter().map(|(n, b)| match b {
-        None => n.clone(),
-        Some(Bind::Size(s)) => format!("{n}={s}"),
-        Some(Bind::Dtype(d)) => format!("{n}={d}"),
-    }).collect();
+    let letters: Vec<String> = t
+        .letters
+        .iter()
+        .map(|(n, b)| match b {
+            None => n.clone(),
+            Some(Bind::Size(s)) => format!("{n}={s}"),
+            Some(Bind::Dtype(d)) => format!("{n}={d}"),
+        })
+        .collect();
     let letters = if letters.is_empty() { String::new() } else { format!("[{}]", letters.join(", ")) };
-    let params: Vec<String> = t.params.iter().map(|(r, n, ty)| format!("{}%{n}: {}", role(*r), ty_string(ty))).collect();
+    let params: Vec<String> =
+        t.params.iter().map(|(r, n, ty)| format!("{}%{n}: {}", role(*r), ty_string(ty))).collect();
     let results: Vec<String> = t.results.iter().map(ty_string).collect();
     let results = match results.as_slice() {
         [] => String::new(),
@@ -186,9 +227,15 @@ fn expr_string(e: &Expr) -> String {
                 let _ = write!(out, ".{s}");
             }
             match bare {
-                Some(Bare::Dim(d)) => { let _ = write!(out, " {}", dim(d, 0)); }
-                Some(Bare::Number(x)) => { let _ = write!(out, " {}", number(*x)); }
-                None => { let _ = write!(out, " {}", operands(list)); }
+                Some(Bare::Dim(d)) => {
+                    let _ = write!(out, " {}", dim(d, 0));
+                }
+                Some(Bare::Number(x)) => {
+                    let _ = write!(out, " {}", number(*x));
+                }
+                None => {
+                    let _ = write!(out, " {}", operands(list));
+                }
             }
             if let Some(a) = axes {
                 let _ = write!(out, " \"{a}\"");
@@ -199,10 +246,13 @@ fn expr_string(e: &Expr) -> String {
             out
         }
         Expr::Call { name, letters, operands: list, remat } => {
-            let given: Vec<String> = letters.iter().map(|(n, g)| match g {
-                Given::Dtype(d) => format!("{n}={d}"),
-                Given::Dim(d) => format!("{n}={}", dim(d, 0)),
-            }).collect();
+            let given: Vec<String> = letters
+                .iter()
+                .map(|(n, g)| match g {
+                    Given::Dtype(d) => format!("{n}={d}"),
+                    Given::Dim(d) => format!("{n}={}", dim(d, 0)),
+                })
+                .collect();
             let given = if given.is_empty() { String::new() } else { format!("[{}]", given.join(", ")) };
             format!("call @{name}{given}({}){}", operands(list), if *remat { " remat" } else { "" })
         }
@@ -210,10 +260,13 @@ fn expr_string(e: &Expr) -> String {
 }
 
 fn operands(list: &[Operand]) -> String {
-    list.iter().map(|o| match o {
-        Operand::Name(n) => format!("%{n}"),
-        Operand::Number(x) => number(*x),
-    }).collect::<Vec<_>>().join(", ")
+    list.iter()
+        .map(|o| match o {
+            Operand::Name(n) => format!("%{n}"),
+            Operand::Number(x) => number(*x),
+        })
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// A number that reads back as the same double.

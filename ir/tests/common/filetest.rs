@@ -56,7 +56,10 @@ pub fn blessing() -> bool {
 /// The folder of the file tests.
 pub fn folder() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    [here.join("tests/filetests"), here.join("../tests/filetests")].into_iter().find(|p| p.is_dir()).expect("tests/filetests is missing")
+    [here.join("tests/filetests"), here.join("../tests/filetests")]
+        .into_iter()
+        .find(|p| p.is_dir())
+        .expect("tests/filetests is missing")
 }
 
 /// All `.oir` files below a folder, sorted.
@@ -84,10 +87,14 @@ impl FileTest {
 
     /// The header's commands.
     pub fn commands(&self) -> Vec<Command> {
-        self.lines.iter().filter_map(|l| l.strip_prefix("; test ")).map(|l| {
-            let mut words = l.split_whitespace().map(String::from);
-            Command { name: words.next().unwrap_or_default(), words: words.collect() }
-        }).collect()
+        self.lines
+            .iter()
+            .filter_map(|l| l.strip_prefix("; test "))
+            .map(|l| {
+                let mut words = l.split_whitespace().map(String::from);
+                Command { name: words.next().unwrap_or_default(), words: words.collect() }
+            })
+            .collect()
     }
 
     /// The IR text.
@@ -98,7 +105,10 @@ impl FileTest {
     /// The lines of a section `; NAME:` at the end of the file.
     pub fn section(&self, name: &str) -> Option<String> {
         let (from, to) = self.bounds(name)?;
-        let lines: Vec<&str> = self.lines[from + 1..to].iter().map(|l| l.strip_prefix("; ").unwrap_or_else(|| l.trim_start_matches(';'))).collect();
+        let lines: Vec<&str> = self.lines[from + 1..to]
+            .iter()
+            .map(|l| l.strip_prefix("; ").unwrap_or_else(|| l.trim_start_matches(';')))
+            .collect();
         Some(lines.join("\n"))
     }
 
@@ -110,9 +120,12 @@ impl FileTest {
         }
         if !blessing() {
             let want = self.section(name).unwrap_or_else(|| format!("(there is no section `; {name}:`)"));
-            return Outcome::Failed(format!("`test {name}` expects\n{want}\n\nbut it is\n{text}\n\nBLESS=1 rewrites it"));
+            return Outcome::Failed(format!(
+                "`test {name}` expects\n{want}\n\nbut it is\n{text}\n\nBLESS=1 rewrites it"
+            ));
         }
-        let section = std::iter::once(format!("; {name}:")).chain(text.lines().map(|l| format!("; {l}").trim_end().to_string()));
+        let section =
+            std::iter::once(format!("; {name}:")).chain(text.lines().map(|l| format!("; {l}").trim_end().to_string()));
         match self.bounds(name) {
             Some((from, to)) => drop(self.lines.splice(from..to, section)),
             None => {
@@ -126,9 +139,13 @@ impl FileTest {
     }
 
     fn bounds(&self, name: &str) -> Option<(usize, usize)> {
-        let head = |l: &str| l.strip_prefix("; ").and_then(|l| l.strip_suffix(':')).filter(|n| SECTIONS.contains(n)).map(String::from);
+        let head = |l: &str| {
+            l.strip_prefix("; ").and_then(|l| l.strip_suffix(':')).filter(|n| SECTIONS.contains(n)).map(String::from)
+        };
         let from = self.lines.iter().position(|l| head(l).as_deref() == Some(name))?;
-        let to = (from + 1..self.lines.len()).find(|&i| head(&self.lines[i]).is_some() || !self.lines[i].starts_with(';')).unwrap_or(self.lines.len());
+        let to = (from + 1..self.lines.len())
+            .find(|&i| head(&self.lines[i]).is_some() || !self.lines[i].starts_with(';'))
+            .unwrap_or(self.lines.len());
         Some((from, to))
     }
 }
@@ -139,10 +156,13 @@ pub const SECTIONS: [&str; 7] = ["print", "format", "render", "pass", "plan", "s
 /// Runs every file whose commands this binary knows, and ends the process.
 pub fn main(run: fn(&mut FileTest, &Command) -> Outcome) {
     let root = folder();
-    let trials = files(&root).into_iter().map(|path| {
-        let name = path.strip_prefix(&root).unwrap_or(&path).display().to_string();
-        Trial::test(name, move || one(&path, run))
-    }).collect();
+    let trials = files(&root)
+        .into_iter()
+        .map(|path| {
+            let name = path.strip_prefix(&root).unwrap_or(&path).display().to_string();
+            Trial::test(name, move || one(&path, run))
+        })
+        .collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 

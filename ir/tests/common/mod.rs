@@ -61,7 +61,13 @@ pub fn caller(callee: &str, results: &str, names: usize, operands: &[Tensor]) ->
     let params: Vec<String> = operands.iter().enumerate().map(|(i, t)| format!("%p{i}: {}", t.ty)).collect();
     let args: Vec<String> = (0..operands.len()).map(|i| format!("%p{i}")).collect();
     let outs: Vec<String> = (0..names).map(|i| format!("%r{i}")).collect();
-    format!("func @main({}) -> ({results}) {{ {} = call {callee}({}) return {} }}", params.join(", "), outs.join(", "), args.join(", "), outs.join(", "))
+    format!(
+        "func @main({}) -> ({results}) {{ {} = call {callee}({}) return {} }}",
+        params.join(", "),
+        outs.join(", "),
+        args.join(", "),
+        outs.join(", ")
+    )
 }
 
 /// The results of `@main` on every rank; what parses must also verify, print and parse back.

@@ -50,7 +50,10 @@ fn check(m: &Module, line: &str) -> Result<String, String> {
     if holds(&results, want, sign == "==").unwrap_or(false) {
         return Ok(line.to_string());
     }
-    let text: Vec<String> = results.iter().map(|r| r.iter().map(|t| write(&t.ty, &t.ty.shape, &t.data, sign == "==")).collect::<Vec<_>>().join(", ")).collect();
+    let text: Vec<String> = results
+        .iter()
+        .map(|r| r.iter().map(|t| write(&t.ty, &t.ty.shape, &t.data, sign == "==")).collect::<Vec<_>>().join(", "))
+        .collect();
     Ok(format!("{} {sign} {}", calls.trim_end(), text.join(" | ")))
 }
 
@@ -62,7 +65,11 @@ fn holds(results: &[Vec<Tensor>], want: &str, exact: bool) -> Result<bool, Strin
         ok &= want.len() == result.len();
         for (t, w) in result.iter().zip(want) {
             let w = read(&w, &t.ty)?;
-            ok &= t.data.iter().zip(&w.data).all(|(a, b)| if exact { a == b } else { (a - b).abs() <= 1e-6 * b.abs().max(1e-3) });
+            ok &= t
+                .data
+                .iter()
+                .zip(&w.data)
+                .all(|(a, b)| if exact { a == b } else { (a - b).abs() <= 1e-6 * b.abs().max(1e-3) });
         }
     }
     Ok(ok)
@@ -72,7 +79,11 @@ fn holds(results: &[Vec<Tensor>], want: &str, exact: bool) -> Result<bool, Strin
 fn parts(text: &str) -> Vec<String> {
     let (mut out, mut depth) = (vec![String::new()], 0);
     for c in text.trim().chars() {
-        depth += match c { '[' => 1, ']' => -1, _ => 0 };
+        depth += match c {
+            '[' => 1,
+            ']' => -1,
+            _ => 0,
+        };
         match (c, depth, out.last_mut()) {
             (',', 0, _) => out.push(String::new()),
             (_, _, Some(last)) => last.push(c),
@@ -104,7 +115,8 @@ fn collect(text: &str, shape: &[usize], data: &mut Vec<f64>) -> Result<(), Strin
         });
         return Ok(());
     };
-    let inner = parts(text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).ok_or_else(|| format!("`{text}` is no list"))?);
+    let inner =
+        parts(text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).ok_or_else(|| format!("`{text}` is no list"))?);
     if inner.len() != *n {
         return Err(format!("{} elements where {n} are wanted", inner.len()));
     }

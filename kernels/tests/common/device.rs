@@ -51,7 +51,9 @@ fn numbers(dtype: Dtype, b: &[u8]) -> Vec<f64> {
         Dtype::F32 => b.chunks_exact(4).map(|c| f64::from(f32::from_le_bytes([c[0], c[1], c[2], c[3]]))).collect(),
         Dtype::Bf16 => b.chunks_exact(2).map(|c| bf16::from_le_bytes([c[0], c[1]]).to_f64()).collect(),
         Dtype::F16 => b.chunks_exact(2).map(|c| f16::from_le_bytes([c[0], c[1]]).to_f64()).collect(),
-        Dtype::I32 | Dtype::Bool => b.chunks_exact(4).map(|c| f64::from(i32::from_le_bytes([c[0], c[1], c[2], c[3]]))).collect(),
+        Dtype::I32 | Dtype::Bool => {
+            b.chunks_exact(4).map(|c| f64::from(i32::from_le_bytes([c[0], c[1], c[2], c[3]]))).collect()
+        }
     }
 }
 
@@ -62,14 +64,25 @@ pub fn poison(dtype: Dtype) -> f64 {
 
 impl Present {
     /// Runs a kernel; buffers lie at an offset in larger ones, as in an arena.
-    pub fn run(&self, kernel: &dyn Launch, work: &Work, schedule: &Schedule, operands: &[Host], results: &[Host]) -> Vec<Vec<f64>> {
+    pub fn run(
+        &self,
+        kernel: &dyn Launch,
+        work: &Work,
+        schedule: &Schedule,
+        operands: &[Host],
+        results: &[Host],
+    ) -> Vec<Vec<f64>> {
         let up = |h: &Host| {
             let mut b = vec![0xee; self.target.align];
             b.extend(bytes(h));
             b.extend([0xee; 64]);
             let len = b.len() as u64;
             let body = (h.data.len() * h.dtype.bytes()) as u64;
-            let handle = self.client.create_from_slice(&b).offset_start(self.target.align as u64).offset_end(len - self.target.align as u64 - body);
+            let handle = self
+                .client
+                .create_from_slice(&b)
+                .offset_start(self.target.align as u64)
+                .offset_end(len - self.target.align as u64 - body);
             Buffer { handle, elements: h.data.len() }
         };
         let prepared = kernel.prepare(work, schedule).expect("prepares");
@@ -77,9 +90,12 @@ impl Present {
         let meta = Buffer { handle: self.client.create_from_slice(&words), elements: prepared.meta().len() };
         let (ins, outs): (Vec<_>, Vec<_>) = (operands.iter().map(up).collect(), results.iter().map(up).collect());
         prepared.launch(&self.client, &Args { operands: &ins, results: &outs, meta: &meta }).expect("launches");
-        outs.iter().zip(results).map(|(b, h)| {
-            let read = self.client.read_one(b.handle.clone()).expect("reads");
-            numbers(h.dtype, &read)[..h.data.len()].to_vec()
-        }).collect()
+        outs.iter()
+            .zip(results)
+            .map(|(b, h)| {
+                let read = self.client.read_one(b.handle.clone()).expect("reads");
+                numbers(h.dtype, &read)[..h.data.len()].to_vec()
+            })
+            .collect()
     }
 }

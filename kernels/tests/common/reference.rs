@@ -61,7 +61,13 @@ fn run(nest: &Nest, body: &Body, at: &[usize], folded: f64, operands: &[Host]) -
                 let x: Vec<f64> = args.iter().map(|&a| v[a]).collect();
                 if *of == Kind::Int && f.class() == Class::Number { f.value_i32(&x) } else { f.value(&x) }
             }
-            Step::Convert { arg, to } => if *to == Kind::Int { f64::from(v[*arg] as i32) } else { v[*arg] },
+            Step::Convert { arg, to } => {
+                if *to == Kind::Int {
+                    f64::from(v[*arg] as i32)
+                } else {
+                    v[*arg]
+                }
+            }
             Step::Round { arg, to } => to.round(v[*arg]),
             Step::Truth { arg } => f64::from(u8::from(v[*arg] != 0.0)),
         };
@@ -78,14 +84,34 @@ pub fn nest(nest: &Nest, operands: &[Host], results: &mut [Host]) -> Vec<Vec<f64
         let (values, size) = match nest.fold {
             None => (run(nest, &nest.body, kept, 0.0, operands), 0.0),
             Some(fold) => {
-                let (mut held, mut size, mut count, mut place) = (match fold { Fold::Sum => 0.0, Fold::Max => -1e30, Fold::ArgMax => f64::NEG_INFINITY }, 0.0f64, 0, 0);
+                let (mut held, mut size, mut count, mut place) = (
+                    match fold {
+                        Fold::Sum => 0.0,
+                        Fold::Max => -1e30,
+                        Fold::ArgMax => f64::NEG_INFINITY,
+                    },
+                    0.0f64,
+                    0,
+                    0,
+                );
                 each(&nest.folded, |folded| {
                     let at = [kept, folded].concat();
                     let x = run(nest, &nest.body, &at, 0.0, operands)[0];
                     match fold {
-                        Fold::Sum => { held += x; size += x.abs(); }
-                        Fold::Max => { held = held.max(x); size = size.max(x.abs()); }
-                        Fold::ArgMax => if x > held { held = x; place = count; },
+                        Fold::Sum => {
+                            held += x;
+                            size += x.abs();
+                        }
+                        Fold::Max => {
+                            held = held.max(x);
+                            size = size.max(x.abs());
+                        }
+                        Fold::ArgMax => {
+                            if x > held {
+                                held = x;
+                                place = count;
+                            }
+                        }
                     }
                     count += 1;
                 });
@@ -117,7 +143,15 @@ pub struct Sizes {
 }
 
 /// `@attention`: (out, lse).
-pub fn attention(n: Sizes, q: &[f64], k: &[f64], v: &[f64], lo: &[f64], hi: &[f64], at: &[f64]) -> (Vec<f64>, Vec<f64>) {
+pub fn attention(
+    n: Sizes,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    lo: &[f64],
+    hi: &[f64],
+    at: &[f64],
+) -> (Vec<f64>, Vec<f64>) {
     let Sizes { b: nb, h: nh, g: ng, t: nt, s: ns, d: nd } = n;
     let (mut out, mut lse) = (Vec::new(), Vec::new());
     let scale = 1.0 / (nd as f64).sqrt();
@@ -127,12 +161,18 @@ pub fn attention(n: Sizes, q: &[f64], k: &[f64], v: &[f64], lo: &[f64], hi: &[f6
                 for t in 0..nt {
                     let row = &q[(((b * nh + h) * ng + g) * nt + t) * nd..][..nd];
                     let key = |s: usize| ((b * nh + h) * ns + s) * nd;
-                    let sees: Vec<(usize, f64)> = (0..ns).filter(|&s| lo[b * nt + t] <= at[b * ns + s] && at[b * ns + s] <= hi[b * nt + t])
-                        .map(|s| (s, scale * row.iter().zip(&k[key(s)..]).map(|(x, y)| x * y).sum::<f64>())).collect();
+                    let sees: Vec<(usize, f64)> = (0..ns)
+                        .filter(|&s| lo[b * nt + t] <= at[b * ns + s] && at[b * ns + s] <= hi[b * nt + t])
+                        .map(|s| (s, scale * row.iter().zip(&k[key(s)..]).map(|(x, y)| x * y).sum::<f64>()))
+                        .collect();
                     let top = sees.iter().map(|x| x.1).fold(-1e30, f64::max);
                     let sum: f64 = sees.iter().map(|x| (x.1 - top).exp()).sum();
                     for d in 0..nd {
-                        out.push(if sees.is_empty() { 0.0 } else { sees.iter().map(|x| (x.1 - top).exp() * v[key(x.0) + d]).sum::<f64>() / sum });
+                        out.push(if sees.is_empty() {
+                            0.0
+                        } else {
+                            sees.iter().map(|x| (x.1 - top).exp() * v[key(x.0) + d]).sum::<f64>() / sum
+                        });
                     }
                     lse.push(if sees.is_empty() { -1e30 } else { top + sum.ln() });
                 }

@@ -75,7 +75,14 @@ pub fn decoder_module(config: &OmChatConfig, spec: DecoderSpec, dtype: Dtype) ->
     verified(module)
 }
 
-fn head(e: &mut Entry, spec: &DecoderSpec, w: &Weights, x: Value, eps: Value, asked: Option<Value>) -> Result<Vec<Value>, Diagnostics> {
+fn head(
+    e: &mut Entry,
+    spec: &DecoderSpec,
+    w: &Weights,
+    x: Value,
+    eps: Value,
+    asked: Option<Value>,
+) -> Result<Vec<Value>, Diagnostics> {
     match (spec.output, asked) {
         (Output::Loss, Some(labels)) => {
             let x = e.call("x", "rms_norm", &[x, w.norm, eps])?;
@@ -143,10 +150,12 @@ impl Weights {
     pub fn declare(e: &mut Entry, t: &TextConfig) -> Weights {
         let embed = e.weight("language_model.model.embed_tokens.weight", &[t.vocab, t.hidden]);
         let list = layer_weights(t);
-        let layers = (0..t.layers).map(|layer| {
-            let at = format!("language_model.model.layers.{layer}");
-            list.iter().map(|(name, shape)| e.weight(&format!("{at}.{name}"), shape)).collect()
-        }).collect();
+        let layers = (0..t.layers)
+            .map(|layer| {
+                let at = format!("language_model.model.layers.{layer}");
+                list.iter().map(|(name, shape)| e.weight(&format!("{at}.{name}"), shape)).collect()
+            })
+            .collect();
         let norm = e.weight("language_model.model.norm.weight", &[t.hidden]);
         let head = if t.tied { embed } else { e.weight("language_model.lm_head.weight", &[t.vocab, t.hidden]) };
         Weights { embed, layers, norm, head }
@@ -191,10 +200,12 @@ impl Cache {
         let shape = [1, t.kv_heads, slots, t.head_dim];
         let at = e.state("cache.at", Dtype::I32, &[1, slots]);
         let dtype = e.dtype();
-        let layers = (0..t.layers).map(|n| {
-            let keys = e.state(&format!("cache.k.{n}"), dtype, &shape);
-            (keys, e.state(&format!("cache.v.{n}"), dtype, &shape))
-        }).collect();
+        let layers = (0..t.layers)
+            .map(|n| {
+                let keys = e.state(&format!("cache.k.{n}"), dtype, &shape);
+                (keys, e.state(&format!("cache.v.{n}"), dtype, &shape))
+            })
+            .collect();
         Cache { at, layers }
     }
 }

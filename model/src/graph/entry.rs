@@ -16,9 +16,16 @@ impl<'m, 's> Entry<'m, 's> {
     /// Starts the entry of that name.
     ///
     /// Errors: an element type that is no float.
-    pub fn new(module: &'m mut Module, scope: &'s Scope<'static>, name: &str, dtype: Dtype) -> Result<Self, Diagnostics> {
+    pub fn new(
+        module: &'m mut Module,
+        scope: &'s Scope<'static>,
+        name: &str,
+        dtype: Dtype,
+    ) -> Result<Self, Diagnostics> {
         if !dtype.is_float() {
-            return Err(Fault::new(Code::Dtype, format!("a model's element type is {dtype}")).help("f32, bf16 or f16").into());
+            return Err(Fault::new(Code::Dtype, format!("a model's element type is {dtype}"))
+                .help("f32, bf16 or f16")
+                .into());
         }
         Ok(Entry { builder: Builder::new(module, name, BTreeMap::new()), scope, dtype, remat: false })
     }
@@ -43,7 +50,9 @@ impl<'m, 's> Entry<'m, 's> {
         if n <= most {
             return Ok(());
         }
-        Err(Fault::new(Code::Dim, format!("{of} is {most}, it must be at least {n}")).help(format!("raise {of}, or lower {what}")).into())
+        Err(Fault::new(Code::Dim, format!("{of} is {most}, it must be at least {n}"))
+            .help(format!("raise {of}, or lower {what}"))
+            .into())
     }
 
     /// A parameter given at each run.
@@ -82,7 +91,13 @@ impl<'m, 's> Entry<'m, 's> {
     }
 
     /// The one result of a block, with the letters that its operands do not tell.
-    pub fn call_with(&mut self, name: &str, block: &str, letters: &[(&str, usize)], operands: &[Value]) -> Result<Value, Diagnostics> {
+    pub fn call_with(
+        &mut self,
+        name: &str,
+        block: &str,
+        letters: &[(&str, usize)],
+        operands: &[Value],
+    ) -> Result<Value, Diagnostics> {
         Ok(self.calls_with(&[name], block, letters, operands)?[0])
     }
 
@@ -92,7 +107,13 @@ impl<'m, 's> Entry<'m, 's> {
     }
 
     /// The results of a block, with the letters that its operands do not tell.
-    pub fn calls_with(&mut self, names: &[&str], block: &str, letters: &[(&str, usize)], operands: &[Value]) -> Result<Vec<Value>, Diagnostics> {
+    pub fn calls_with(
+        &mut self,
+        names: &[&str],
+        block: &str,
+        letters: &[(&str, usize)],
+        operands: &[Value],
+    ) -> Result<Vec<Value>, Diagnostics> {
         let given = letters.iter().map(|(letter, n)| ((*letter).to_string(), Bind::Size(*n))).collect();
         let types: Vec<Option<Type>> = operands.iter().map(|v| Some(self.builder.ty(*v).clone())).collect();
         let callee = self.scope.instantiate(self.builder.module(), block, &given, &types, 0)?;

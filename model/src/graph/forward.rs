@@ -37,7 +37,9 @@ pub fn forward_module(config: &OmChatConfig, spec: ForwardSpec, dtype: Dtype) ->
     e.positive("ranks", spec.ranks)?;
     e.positive("tokens", n)?;
     let v = if spec.tiles > 0 { Some(tower(config)?) } else { None };
-    let pictures = v.map(|(v, _)| (e.input("pixels", Dtype::F32, &[spec.tiles, 3, v.image_size, v.image_size]), e.input("rows", Dtype::I32, &[n])));
+    let pictures = v.map(|(v, _)| {
+        (e.input("pixels", Dtype::F32, &[spec.tiles, 3, v.image_size, v.image_size]), e.input("rows", Dtype::I32, &[n]))
+    });
     let ids = e.input("ids", Dtype::I32, &[n]);
     let [cos, sin] = ["cos", "sin"].map(|name| e.input(name, Dtype::F32, &[n, t.head_dim / 2]));
     let [lo, hi, at] = ["lo", "hi", "at"].map(|name| e.input(name, Dtype::I32, &[1, n]));

@@ -58,7 +58,14 @@ fn norm(e: &mut Entry, v: &VisionConfig, layer: &mut Layer, x: Value, eps: Value
     e.call("norm", block, &operands)
 }
 
-fn qkv(e: &mut Entry, v: &VisionConfig, layer: &mut Layer, tiles: usize, x: Value, eps: Value) -> Result<Vec<Value>, Diagnostics> {
+fn qkv(
+    e: &mut Entry,
+    v: &VisionConfig,
+    layer: &mut Layer,
+    tiles: usize,
+    x: Value,
+    eps: Value,
+) -> Result<Vec<Value>, Diagnostics> {
     let (block, n) = match (v.kind, v.qkv_bias, v.qk_norm) {
         (VisionKind::Siglip, _, _) => ("split_qkv", 6),
         (_, false, false) => ("fused_qkv", 1),
@@ -84,7 +91,9 @@ fn mlp(v: &VisionConfig) -> Result<&'static str, Diagnostics> {
     match v.activation {
         Activation::Gelu => Ok("gelu_mlp"),
         Activation::GeluTanh => Ok("gelu_tanh_mlp"),
-        Activation::Silu => Err(Fault::new(Code::Name, "a vision tower's activation is SiLU").help("gelu or gelu_pytorch_tanh").into()),
+        Activation::Silu => {
+            Err(Fault::new(Code::Name, "a vision tower's activation is SiLU").help("gelu or gelu_pytorch_tanh").into())
+        }
     }
 }
 
@@ -132,5 +141,10 @@ fn norm_weights(v: &VisionConfig, names: [&'static str; 2]) -> Vec<(&'static str
 
 fn mlp_weights(v: &VisionConfig) -> [(&'static str, Vec<usize>); 4] {
     let (c, f) = (v.hidden, v.mlp);
-    [("mlp.fc1.weight", vec![f, c]), ("mlp.fc1.bias", vec![f]), ("mlp.fc2.weight", vec![c, f]), ("mlp.fc2.bias", vec![c])]
+    [
+        ("mlp.fc1.weight", vec![f, c]),
+        ("mlp.fc1.bias", vec![f]),
+        ("mlp.fc2.weight", vec![c, f]),
+        ("mlp.fc2.bias", vec![c]),
+    ]
 }

@@ -49,14 +49,27 @@ pub(super) struct Vision<'c> {
 impl<'c> Vision<'c> {
     /// Declares them under their released names.
     pub fn declare(e: &mut Entry, v: &'c VisionConfig, p: &ProjectorConfig) -> Vision<'c> {
-        let embeddings = embeddings(v).into_iter().map(|(name, shape)| e.weight(&format!("{}.embeddings.{name}", root(v)), &shape)).collect();
+        let embeddings = embeddings(v)
+            .into_iter()
+            .map(|(name, shape)| e.weight(&format!("{}.embeddings.{name}", root(v)), &shape))
+            .collect();
         let list = Layer::weights(v);
-        let layers = (0..v.layers_used()).map(|layer| {
-            let at = format!("{}.encoder.layers.{layer}", root(v));
-            list.iter().map(|(name, shape)| e.weight(&format!("{at}.{name}"), shape)).collect()
-        }).collect();
-        let linears = [("linear_1.weight", vec![p.output, p.input]), ("linear_1.bias", vec![p.output]), ("linear_2.weight", vec![p.output, p.output]), ("linear_2.bias", vec![p.output])];
-        let projector = linears.into_iter().map(|(name, shape)| e.weight(&format!("multi_modal_projector.{name}"), &shape)).collect();
+        let layers = (0..v.layers_used())
+            .map(|layer| {
+                let at = format!("{}.encoder.layers.{layer}", root(v));
+                list.iter().map(|(name, shape)| e.weight(&format!("{at}.{name}"), shape)).collect()
+            })
+            .collect();
+        let linears = [
+            ("linear_1.weight", vec![p.output, p.input]),
+            ("linear_1.bias", vec![p.output]),
+            ("linear_2.weight", vec![p.output, p.output]),
+            ("linear_2.bias", vec![p.output]),
+        ];
+        let projector = linears
+            .into_iter()
+            .map(|(name, shape)| e.weight(&format!("multi_modal_projector.{name}"), &shape))
+            .collect();
         Vision { config: v, embeddings, layers, projector }
     }
 
@@ -97,7 +110,8 @@ impl<'c> Vision<'c> {
             }
         }
         let [kernel, bias, rest @ ..] = &self.embeddings[..] else { return Ok(pixels) };
-        let patches = e.call_with("patches", "patch_embed", &[("Y", v.side()), ("P", v.patch_size)], &[pixels, *kernel, *bias])?;
+        let patches =
+            e.call_with("patches", "patch_embed", &[("Y", v.side()), ("P", v.patch_size)], &[pixels, *kernel, *bias])?;
         let block = if v.has_cls() { "class_and_position" } else { "position" };
         let operands: Vec<Value> = [patches].iter().chain(rest).copied().collect();
         e.call("x", block, &operands)
@@ -112,7 +126,10 @@ fn root(v: &VisionConfig) -> &'static str {
 }
 
 fn embeddings(v: &VisionConfig) -> Vec<(&'static str, Vec<usize>)> {
-    let mut list = vec![("patch_embedding.weight", vec![v.hidden, 3 * v.patch_size * v.patch_size]), ("patch_embedding.bias", vec![v.hidden])];
+    let mut list = vec![
+        ("patch_embedding.weight", vec![v.hidden, 3 * v.patch_size * v.patch_size]),
+        ("patch_embedding.bias", vec![v.hidden]),
+    ];
     let positions = vec![v.positions(), v.hidden];
     match v.kind {
         VisionKind::InternVit => list.extend([("class_embedding", vec![v.hidden]), ("position_embedding", positions)]),

@@ -17,7 +17,9 @@ pub fn ffmpeg() -> Value {
     let program = std::env::var("OMCHAT_FFMPEG").unwrap_or_else(|_| "ffmpeg".into());
     match first_line(&program, "-version") {
         Some(found) => json!({ "present": true, "found": found }),
-        None => json!({ "present": false, "mend": "apt-get install ffmpeg, or name a program in OMCHAT_FFMPEG; folders of frames and animated GIF need none" }),
+        None => {
+            json!({ "present": false, "mend": "apt-get install ffmpeg, or name a program in OMCHAT_FFMPEG; folders of frames and animated GIF need none" })
+        }
     }
 }
 

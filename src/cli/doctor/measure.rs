@@ -17,7 +17,11 @@ pub fn trial(device: &Device) -> Result<(), Error> {
     let results = exe.run(&[("x", HostTensor::f32([5, 3], &x))], &mut store)?;
     let have = results.first().map(HostTensor::to_f32).unwrap_or_default();
     let want: Vec<f32> = x.chunks(3).map(|row| row.iter().map(|v| v * v).sum()).collect();
-    if have == want { Ok(()) } else { Err(Error::failed(format!("the sums of squares are {want:?}, it computed {have:?}"))) }
+    if have == want {
+        Ok(())
+    } else {
+        Err(Error::failed(format!("the sums of squares are {want:?}, it computed {have:?}")))
+    }
 }
 
 /// Bytes copied and products summed in a second, by name.
@@ -25,14 +29,28 @@ pub fn ceilings(device: &Device) -> Value {
     let mut out = Map::new();
     let slow = device.name().contains("software");
     let cuda = device.name() == "cuda";
-    let mebibytes: usize = if cuda { 1024 } else if slow { 8 } else { 64 };
-    let said = |r: Result<f64, Error>, unit: &str| r.map_or_else(|e| json!(e.to_string()), |x| json!(format!("{x:.1} {unit}")));
+    let mebibytes: usize = if cuda {
+        1024
+    } else if slow {
+        8
+    } else {
+        64
+    };
+    let said = |r: Result<f64, Error>, unit: &str| {
+        r.map_or_else(|e| json!(e.to_string()), |x| json!(format!("{x:.1} {unit}")))
+    };
     out.insert("memory traffic".into(), said(copies(device, mebibytes << 18), "GB/s"));
     for dtype in [Dtype::F32, Dtype::Bf16] {
         if !device.target().holds(dtype) {
             continue;
         }
-        let sizes: &[usize] = if cuda { &[1024, 4096] } else if slow { &[128] } else { &[256, 512] };
+        let sizes: &[usize] = if cuda {
+            &[1024, 4096]
+        } else if slow {
+            &[128]
+        } else {
+            &[256, 512]
+        };
         let best = sizes.iter().map(|n| (products(device, *n, dtype), n)).max_by(|a, b| {
             let speed = |r: &Result<f64, Error>| r.as_ref().ok().copied().unwrap_or_default();
             speed(&a.0).total_cmp(&speed(&b.0))
@@ -46,7 +64,9 @@ pub fn ceilings(device: &Device) -> Value {
 
 /// Gigabytes read and written in a second by a pass over `n` floats.
 fn copies(device: &Device, n: usize) -> Result<f64, Error> {
-    let text = format!("func @pass(%one: f32[1], state %x: f32[{n}]) -> (f32[1], f32[{n}]) {{ %z = add %one, 1 %y = add %x, 1 return %z, %y }}");
+    let text = format!(
+        "func @pass(%one: f32[1], state %x: f32[{n}]) -> (f32[1], f32[{n}]) {{ %z = add %one, 1 %y = add %x, 1 return %z, %y }}"
+    );
     let (exe, mut store) = load(device, &text)?;
     store.upload(device, "x", &HostTensor::zeros(omchat_ir::Type::new(Dtype::F32, [n])));
     let seconds = best(|| exe.run(&[("one", HostTensor::f32([1], &[0.0]))], &mut store).map(|_| ()))?;
@@ -60,7 +80,8 @@ fn copies(device: &Device, n: usize) -> Result<f64, Error> {
 /// Billions of additions and multiplications in a second by a chain of products of square matrices.
 fn products(device: &Device, n: usize, dtype: Dtype) -> Result<f64, Error> {
     const CHAIN: usize = 4;
-    let mut text = format!("func @chain(weight %c0: {dtype}[{n}, {n}], weight %b: {dtype}[{n}, {n}]) -> {dtype}[1, {n}] {{\n");
+    let mut text =
+        format!("func @chain(weight %c0: {dtype}[{n}, {n}], weight %b: {dtype}[{n}, {n}]) -> {dtype}[1, {n}] {{\n");
     for i in 0..CHAIN {
         text += &format!("%c{} = einsum.{dtype} %c{i}, %b \"m k, n k -> m n\"\n", i + 1);
     }

@@ -49,12 +49,16 @@ fn device(name: &str, measured: bool) -> Value {
         }
         Ok(device) => {
             out.insert("present".into(), json!(true));
-            let facts: Map<String, Value> = device.facts().into_iter().map(|(n, v)| (n.to_string(), json!(v))).collect();
+            let facts: Map<String, Value> =
+                device.facts().into_iter().map(|(n, v)| (n.to_string(), json!(v))).collect();
             out.insert("facts".into(), Value::Object(facts));
             let start = Instant::now();
             let works = measure::trial(&device);
             let seconds = start.elapsed().as_secs_f64();
-            out.insert("works".into(), works.map_or_else(|e| json!({ "error": e.to_string() }), |()| json!({ "seconds": seconds })));
+            out.insert(
+                "works".into(),
+                works.map_or_else(|e| json!({ "error": e.to_string() }), |()| json!({ "seconds": seconds })),
+            );
             if measured && name != "interp" {
                 out.insert("measured".into(), measure::ceilings(&device));
             }
@@ -78,7 +82,10 @@ fn lines(report: &Value) -> String {
         }
         let works = match d["works"]["error"].as_str() {
             Some(e) => format!("present, but a trial program failed: {e}"),
-            None => format!("present; a trial program was compiled and ran in {:.3} s", d["works"]["seconds"].as_f64().unwrap_or_default()),
+            None => format!(
+                "present; a trial program was compiled and ran in {:.3} s",
+                d["works"]["seconds"].as_f64().unwrap_or_default()
+            ),
         };
         out += &format!("{name:<12} {works}\n");
         for part in ["facts", "measured"] {
@@ -90,7 +97,11 @@ fn lines(report: &Value) -> String {
     out += &format!("{:<12} {}\n", "chosen", text(&report["chosen"]["why"]));
     for part in ["ffmpeg", "mini"] {
         let p = &report[part];
-        let line = if p["present"] == json!(true) { text(&p["found"]) } else { format!("absent; to get it: {}", text(&p["mend"])) };
+        let line = if p["present"] == json!(true) {
+            text(&p["found"])
+        } else {
+            format!("absent; to get it: {}", text(&p["mend"]))
+        };
         out += &format!("{part:<12} {line}\n");
     }
     out += &format!("{:<12} {} bytes free\n", "memory", report["free_memory"]);

@@ -9,7 +9,6 @@ use omchat_model::OmChatConfig;
 use omchat_model::graph::{DecoderSpec, Output, decoder_module, vision_module};
 use serde_json::{Map, Value, json};
 
-
 /// Adds the forecast to the report. A program that the device cannot hold is said, not an error: nothing was to run.
 ///
 /// Errors: no device of that name; a dtype that is no float.
@@ -18,8 +17,15 @@ pub fn show(report: &mut Report, args: &Args, config: &OmChatConfig) -> Result<(
     let usual = if target.family == Family::Cuda { Dtype::Bf16 } else { Dtype::F32 };
     let dtype = device::options(args.dtype.as_deref())?.dtype.unwrap_or(usual);
     let context = args.context as usize;
-    report.line(format!("memory on {}{note} in {dtype}, room for {} tokens, bytes:", target.name, grouped(context as u64)));
-    report.line(format!("  {:<30} {:>16} {:>16} {:>14} {:>14} {:>16}", "program", "weights", "state", "inputs", "outputs", "workspace"));
+    report.line(format!(
+        "memory on {}{note} in {dtype}, room for {} tokens, bytes:",
+        target.name,
+        grouped(context as u64)
+    ));
+    report.line(format!(
+        "  {:<30} {:>16} {:>16} {:>14} {:>14} {:>16}",
+        "program", "weights", "state", "inputs", "outputs", "workspace"
+    ));
     let mut programs = Map::new();
     let mut total = [0u64; 5];
     let (mut decoder_held, mut refused) = (false, 0);
@@ -50,10 +56,13 @@ pub fn show(report: &mut Report, args: &Args, config: &OmChatConfig) -> Result<(
         None => String::new(),
     };
     report.line(format!("  {} bytes in all{fits}", grouped(sum)));
-    report.put("memory", json!({
-        "device": target.name, "dtype": dtype.name(), "context": context, "programs": programs,
-        "classes": classes(total), "total": sum, "free": free,
-    }));
+    report.put(
+        "memory",
+        json!({
+            "device": target.name, "dtype": dtype.name(), "context": context, "programs": programs,
+            "classes": classes(total), "total": sum, "free": free,
+        }),
+    );
     Ok(())
 }
 
@@ -81,7 +90,10 @@ fn modules(config: &OmChatConfig, context: usize, dtype: Dtype) -> Result<Vec<(S
     }
     let spec = |tokens, features| DecoderSpec { tokens, capacity: context, features, output: Output::Last };
     let chunk = omchat::CHUNKS[0].min(context);
-    out.push((format!("prompt, {chunk} tokens a run"), decoder_module(config, spec(chunk, config.vision.is_some()), dtype)?));
+    out.push((
+        format!("prompt, {chunk} tokens a run"),
+        decoder_module(config, spec(chunk, config.vision.is_some()), dtype)?,
+    ));
     out.push(("decode, 1 token a run".into(), decoder_module(config, spec(1, false), dtype)?));
     Ok(out)
 }

@@ -14,19 +14,35 @@ use std::path::Path;
 /// Errors: weights that are not those of the configuration.
 pub fn show(report: &mut Report, name: &str, dir: Option<&Path>, config: &OmChatConfig) -> Result<(), Error> {
     let count = parameters(config);
-    report.line(format!("model {name}{}", dir.map_or(" (preset; no weights here)".into(), |d| format!(" in {}", d.display()))));
-    let mut part = |what: &str, n: u64, layout: String| report.line(format!("  {what:<10} {:>16} parameters  {layout}", grouped(n)));
+    report.line(format!(
+        "model {name}{}",
+        dir.map_or(" (preset; no weights here)".into(), |d| format!(" in {}", d.display()))
+    ));
+    let mut part = |what: &str, n: u64, layout: String| {
+        report.line(format!("  {what:<10} {:>16} parameters  {layout}", grouped(n)))
+    };
     if let Some(v) = &config.vision {
         let kind = if v.kind == VisionKind::InternVit { "InternViT" } else { "SigLIP" };
         let norm = if v.norm == Norm::Rms { "RMS norm" } else { "layer norm" };
-        part("vision", count.vision, format!("{kind}, {} layers, {} wide, {} heads, {norm}", v.layers, v.hidden, v.heads));
+        part(
+            "vision",
+            count.vision,
+            format!("{kind}, {} layers, {} wide, {} heads, {norm}", v.layers, v.hidden, v.heads),
+        );
     }
     if let Some(p) = &config.projector {
         part("projector", count.projector, format!("{} to {} to {}", p.input, p.output, p.output));
     }
     let t = &config.text;
     let kind = if t.kind == TextKind::Qwen2 { "Qwen2" } else { "Llama" };
-    part("decoder", count.text, format!("{kind}, {} layers, {} wide, {} heads on {} key heads, {} ids", t.layers, t.hidden, t.heads, t.kv_heads, t.vocab));
+    part(
+        "decoder",
+        count.text,
+        format!(
+            "{kind}, {} layers, {} wide, {} heads on {} key heads, {} ids",
+            t.layers, t.hidden, t.heads, t.kv_heads, t.vocab
+        ),
+    );
     part("total", count.total(), format!("declared as {}", precision(config.dtype)));
     report.put("model", json!({
         "name": name,
@@ -41,7 +57,12 @@ pub fn show(report: &mut Report, name: &str, dir: Option<&Path>, config: &OmChat
     if let Some(v) = &config.vision {
         let tiles = |(w, h): &(u32, u32)| format!("{}x{}", *w as usize / v.image_size, *h as usize / v.image_size);
         let canvases: Vec<String> = config.grid.iter().map(tiles).collect();
-        report.line(format!("  tiles of {} pixels, {} tokens each; canvases of {} tiles", v.image_size, config.tokens_per_tile(), canvases.join(", ")));
+        report.line(format!(
+            "  tiles of {} pixels, {} tokens each; canvases of {} tiles",
+            v.image_size,
+            config.tokens_per_tile(),
+            canvases.join(", ")
+        ));
     }
     report.line(format!("  trained for {} positions", grouped(t.max_positions as u64)));
     match dir {
@@ -52,7 +73,9 @@ pub fn show(report: &mut Report, name: &str, dir: Option<&Path>, config: &OmChat
 
 /// The stored tensors, if the folder has any.
 fn weights(report: &mut Report, dir: &Path, config: &OmChatConfig) -> Result<(), Error> {
-    let stored = |item: std::io::Result<std::fs::DirEntry>| item.is_ok_and(|i| i.path().extension().is_some_and(|e| e == "safetensors"));
+    let stored = |item: std::io::Result<std::fs::DirEntry>| {
+        item.is_ok_and(|i| i.path().extension().is_some_and(|e| e == "safetensors"))
+    };
     if !std::fs::read_dir(dir).is_ok_and(|mut list| list.any(stored)) {
         report.line("  no weights in the folder");
         report.put("weights", Value::Null);
@@ -65,7 +88,11 @@ fn weights(report: &mut Report, dir: &Path, config: &OmChatConfig) -> Result<(),
     }
     let list: Vec<String> = dtypes.iter().map(|(d, n)| format!("{n} of {d}")).collect();
     let n: usize = dtypes.values().sum();
-    report.line(format!("  {n} tensors ({}), {} bytes in files, all as the configuration asks", list.join(", "), grouped(checkpoint.file_bytes())));
+    report.line(format!(
+        "  {n} tensors ({}), {} bytes in files, all as the configuration asks",
+        list.join(", "),
+        grouped(checkpoint.file_bytes())
+    ));
     report.put("weights", json!({ "tensors": n, "dtypes": dtypes, "file_bytes": checkpoint.file_bytes() }));
     Ok(())
 }

@@ -44,7 +44,10 @@ pub fn run(args: &Args) -> Result<(), Error> {
         let mut operands = vec![];
         for v in f.param_values() {
             let (name, ty) = (&f.value(v).name, f.ty(v));
-            let found = given.iter().find(|(n, _)| *n == format!("{name}.{rank}")).or_else(|| given.iter().find(|(n, _)| n == name));
+            let found = given
+                .iter()
+                .find(|(n, _)| *n == format!("{name}.{rank}"))
+                .or_else(|| given.iter().find(|(n, _)| n == name));
             operands.push(match found {
                 Some((_, t)) => fitted(name, t, ty)?,
                 None => random.tensor(ty),
@@ -62,7 +65,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
         }
     }
     match &args.output {
-        Some(path) => case::write(path, &named.into_iter().map(|(n, t)| (n, case::Data::of(&t, args.exact))).collect::<Vec<_>>()),
+        Some(path) => {
+            case::write(path, &named.into_iter().map(|(n, t)| (n, case::Data::of(&t, args.exact))).collect::<Vec<_>>())
+        }
         None => named.iter().try_for_each(|(name, t)| say(shown(name, t))),
     }
 }
@@ -80,7 +85,13 @@ fn shown(name: &str, t: &Tensor) -> String {
     let mut out = format!("%{name}: {}", t.ty);
     if t.ty.elements() > SHOWN {
         let fold = |f: fn(f64, f64) -> f64, x: f64| t.data.iter().copied().fold(x, f);
-        let _ = write!(out, "  min {} max {} sum {}", fold(f64::min, f64::INFINITY), fold(f64::max, f64::NEG_INFINITY), t.data.iter().sum::<f64>());
+        let _ = write!(
+            out,
+            "  min {} max {} sum {}",
+            fold(f64::min, f64::INFINITY),
+            fold(f64::max, f64::NEG_INFINITY),
+            t.data.iter().sum::<f64>()
+        );
     }
     out.push_str("\n ");
     for x in t.data.iter().take(SHOWN) {

@@ -125,7 +125,8 @@ pub fn source(args: &Source) -> Result<(), Error> {
 
 fn kernel_text(program: &Program, chosen: &Chosen, dialect: Dialect) -> Result<String, Error> {
     let what = format!("{} of @{}", chosen.kernel, program.name);
-    let kernel = by_name(chosen.kernel).ok_or_else(|| Error::failed(format!("no kernel is called {}", chosen.kernel)))?;
+    let kernel =
+        by_name(chosen.kernel).ok_or_else(|| Error::failed(format!("no kernel is called {}", chosen.kernel)))?;
     let prepared = kernel.prepare(&chosen.work, &chosen.schedule).map_err(|e| Error::failed(format!("{what}: {e}")))?;
     // A kernel that cannot be expanded panics inside CubeCL.
     let text = catch_unwind(AssertUnwindSafe(|| prepared.source(dialect)));

@@ -3,8 +3,8 @@
 use super::text::Text;
 use crate::cli::Error;
 use omchat::{CHUNKS, EngineOptions};
-use omchat_ir::text::{Template, instantiate_call};
 use omchat_codegen::{Implements, Kernel};
+use omchat_ir::text::{Template, instantiate_call};
 use omchat_ir::{Action, Bind, Builder, Diagnostics, Dtype, Func, Module, Scope, Value};
 use omchat_model::OmChatConfig;
 use omchat_model::graph::{DecoderSpec, Output, decoder_module, vision_module};
@@ -51,7 +51,11 @@ impl Picked {
         }
         let f = f.clone();
         let mut b = Builder::new(&mut self.module, &f.name, BTreeMap::new());
-        let params: Vec<Value> = f.param_values().zip(&f.params).map(|(v, role)| b.param(*role, &f.value(v).name, f.ty(v).clone())).collect();
+        let params: Vec<Value> = f
+            .param_values()
+            .zip(&f.params)
+            .map(|(v, role)| b.param(*role, &f.value(v).name, f.ty(v).clone()))
+            .collect();
         let names: Vec<String> = f.results.iter().map(|v| f.value(*v).name.clone()).collect();
         let action = Action::Call { callee: self.entry, remat: false };
         let results = b.node(&names, action, &params).map_err(Diagnostics::from)?;
@@ -84,18 +88,23 @@ impl Pick {
         match (&self.file, &self.function) {
             (Some(path), name) => of_text(&Text::open(path)?, name.as_deref(), &letters),
             (None, Some(name)) => Ok(vec![of_library(name, &letters)?]),
-            (None, None) => Err(Error::input("name a FILE, or a function of the library by `--function NAME --bind LETTER=VALUE,…`")),
+            (None, None) => Err(Error::input(
+                "name a FILE, or a function of the library by `--function NAME --bind LETTER=VALUE,…`",
+            )),
         }
     }
 
     fn letters(&self) -> Result<Vec<(&str, Bind)>, Error> {
         let help = "a letter is bound to a size or a dtype, as `T=16,E=f32`";
-        self.bind.iter().map(|b| {
-            let (letter, value) = b.split_once('=').ok_or_else(|| Error::input(format!("`--bind {b}`: {help}")))?;
-            let size = value.trim().parse().ok().map(Bind::Size);
-            let bind = size.or_else(|| Dtype::from_name(value.trim()).map(Bind::Dtype));
-            Ok((letter.trim(), bind.ok_or_else(|| Error::input(format!("`--bind {b}`: {help}")))?))
-        }).collect()
+        self.bind
+            .iter()
+            .map(|b| {
+                let (letter, value) = b.split_once('=').ok_or_else(|| Error::input(format!("`--bind {b}`: {help}")))?;
+                let size = value.trim().parse().ok().map(Bind::Size);
+                let bind = size.or_else(|| Dtype::from_name(value.trim()).map(Bind::Dtype));
+                Ok((letter.trim(), bind.ok_or_else(|| Error::input(format!("`--bind {b}`: {help}")))?))
+            })
+            .collect()
     }
 }
 
@@ -132,7 +141,11 @@ fn concrete(text: &Text, name: Option<&str>) -> Result<Vec<Picked>, Error> {
     }
     if all.is_empty() {
         let names: Vec<&str> = text.file.functions.iter().map(|t| t.name.as_str()).collect();
-        return Err(Error::input(format!("{}: every function has free letters; choose one by `--function` and bind them by `--bind`: {}", text.name, names.join(", "))));
+        return Err(Error::input(format!(
+            "{}: every function has free letters; choose one by `--function` and bind them by `--bind`: {}",
+            text.name,
+            names.join(", ")
+        )));
     }
     Ok(all)
 }
@@ -146,7 +159,8 @@ fn of_model(model: &str, dtype: &str, name: Option<&str>) -> Result<Vec<Picked>,
         Ok(config) => config,
         Err(_) => OmChatConfig::from_dir(Path::new(model))?,
     };
-    let dtype = Dtype::from_name(dtype).ok_or_else(|| Error::input(format!("`{dtype}` is no dtype; give f32, bf16 or f16")))?;
+    let dtype =
+        Dtype::from_name(dtype).ok_or_else(|| Error::input(format!("`{dtype}` is no dtype; give f32, bf16 or f16")))?;
     let mut all = vec![];
     if config.vision.is_some() {
         all.push(("vision", vision_module(&config, EngineOptions::default().tiles, dtype)?));
@@ -157,9 +171,17 @@ fn of_model(model: &str, dtype: &str, name: Option<&str>) -> Result<Vec<Picked>,
     all.push(("loss", decoder_module(&config, spec(CHUNKS[1], features, Output::Loss), dtype)?));
     all.push(("decode", decoder_module(&config, spec(1, false, Output::Last), dtype)?));
     let names: Vec<&str> = all.iter().map(|(n, _)| *n).collect();
-    let taken: Vec<Picked> = all.iter().filter(|(n, _)| name.is_none_or(|want| want == *n)).map(|(_, m)| Picked { entry: Func(m.functions.len() as u32 - 1), module: m.clone() }).collect();
+    let taken: Vec<Picked> = all
+        .iter()
+        .filter(|(n, _)| name.is_none_or(|want| want == *n))
+        .map(|(_, m)| Picked { entry: Func(m.functions.len() as u32 - 1), module: m.clone() })
+        .collect();
     if taken.is_empty() {
-        return Err(Error::input(format!("the model has no program `{}`; it has {}", name.unwrap_or_default(), names.join(", "))));
+        return Err(Error::input(format!(
+            "the model has no program `{}`; it has {}",
+            name.unwrap_or_default(),
+            names.join(", ")
+        )));
     }
     Ok(taken)
 }
@@ -171,16 +193,26 @@ fn of_library(name: &str, letters: &[(&str, Bind)]) -> Result<Picked, Error> {
     instance(&omchat_model::graph::scope()?, t, letters, &Error::failed)
 }
 
-fn instance(scope: &Scope, t: &Template, letters: &[(&str, Bind)], fault: &dyn Fn(Diagnostics) -> Error) -> Result<Picked, Error> {
+fn instance(
+    scope: &Scope,
+    t: &Template,
+    letters: &[(&str, Bind)],
+    fault: &dyn Fn(Diagnostics) -> Error,
+) -> Result<Picked, Error> {
     let free: Vec<&str> = t.letters.iter().filter(|(_, b)| b.is_none()).map(|(n, _)| n.as_str()).collect();
     if let Some((letter, _)) = letters.iter().find(|(n, _)| !free.contains(n)) {
         return Err(Error::input(format!("@{} has no free letter `{letter}`; it has {}", t.name, free.join(", "))));
     }
     let unbound: Vec<&str> = free.iter().copied().filter(|n| !letters.iter().any(|(l, _)| l == n)).collect();
     if !unbound.is_empty() {
-        return Err(Error::input(format!("@{} has free letters {}; bind each by `--bind LETTER=VALUE,…`", t.name, unbound.join(", "))));
+        return Err(Error::input(format!(
+            "@{} has free letters {}; bind each by `--bind LETTER=VALUE,…`",
+            t.name,
+            unbound.join(", ")
+        )));
     }
-    let given: Vec<(&str, Bind)> = t.letters.iter().filter_map(|(n, b)| b.map(|b| (n.as_str(), b))).chain(letters.iter().copied()).collect();
+    let given: Vec<(&str, Bind)> =
+        t.letters.iter().filter_map(|(n, b)| b.map(|b| (n.as_str(), b))).chain(letters.iter().copied()).collect();
     let mut module = Module::default();
     let entry = instantiate_call(scope, &mut module, &t.name, &given).map_err(fault)?;
     Ok(Picked { module, entry })

@@ -95,7 +95,10 @@ pub fn print(args: &Print) -> Result<(), Error> {
         let text = Text::open(path)?;
         let module = text.module()?;
         if module.functions.is_empty() {
-            return Err(Error::input(format!("{}: every function has free letters; choose one by `--function` and bind them by `--bind`", text.name)));
+            return Err(Error::input(format!(
+                "{}: every function has free letters; choose one by `--function` and bind them by `--bind`",
+                text.name
+            )));
         }
         say(module.to_string())?;
     }
@@ -120,7 +123,11 @@ fn verified(path: &Path) -> Result<String, Error> {
     let module = text.module()?;
     module.verify().map_err(|faults| text.shown(&faults))?;
     let free = text.file.functions.iter().filter(|t| t.letters.iter().any(|(_, b)| b.is_none())).count();
-    let rest = if free > 0 { format!("; {free} with free letters, of which only the grammar was checked") } else { String::new() };
+    let rest = if free > 0 {
+        format!("; {free} with free letters, of which only the grammar was checked")
+    } else {
+        String::new()
+    };
     Ok(format!("ok: {}: {} functions{rest}\n", text.name, text.file.functions.len() - free))
 }
 
@@ -159,7 +166,9 @@ fn rewrite(path: &Path, name: &str, source: &str, laid: &str) -> Result<(), Erro
 fn read(path: &Path) -> Result<(String, String), Error> {
     if path == Path::new("-") {
         let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map_err(|e| Error::input(format!("cannot read the standard input: {e}")))?;
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .map_err(|e| Error::input(format!("cannot read the standard input: {e}")))?;
         return Ok(("<stdin>".into(), text));
     }
     let name = path.display().to_string();

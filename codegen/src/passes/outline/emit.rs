@@ -11,7 +11,14 @@ pub(crate) const FUSED: &str = "fused.";
 
 pub(super) fn emit(unit: &Unit, facts: &Facts, order: &[Vec<usize>]) -> Unit {
     let f = unit.module.function(unit.entry);
-    let mut e = Emit { f, facts, module: unit.module.clone(), seen: HashMap::new(), nodes: vec![], stored: vec![false; f.values.len()] };
+    let mut e = Emit {
+        f,
+        facts,
+        module: unit.module.clone(),
+        seen: HashMap::new(),
+        nodes: vec![],
+        stored: vec![false; f.values.len()],
+    };
     let entry = e.module.functions.pop().unwrap_or_default();
     e.stored.iter_mut().take(f.params.len()).for_each(|s| *s = true);
     for nodes in order {
@@ -41,17 +48,32 @@ struct Emit<'a> {
 impl Emit<'_> {
     /// Stores what a group that is no loop nest reads through free nodes.
     fn store_for(&mut self, nodes: &[usize]) {
-        let needs_memory = |n: &usize| matches!(&self.f.nodes[*n].action, Action::Call { .. } | Action::Op(
-            omchat_ir::Op::KthLargest(_) | omchat_ir::Op::UpdateSlice(_) | omchat_ir::Op::ScatterAdd(_) | omchat_ir::Op::CollectivePermute(_) | omchat_ir::Op::AllReduce(_)));
-        let operands: Vec<Value> = nodes.iter().filter(|n| needs_memory(n)).flat_map(|n| self.f.nodes[*n].operands.clone()).collect();
+        let needs_memory = |n: &usize| {
+            matches!(
+                &self.f.nodes[*n].action,
+                Action::Call { .. }
+                    | Action::Op(
+                        omchat_ir::Op::KthLargest(_)
+                            | omchat_ir::Op::UpdateSlice(_)
+                            | omchat_ir::Op::ScatterAdd(_)
+                            | omchat_ir::Op::CollectivePermute(_)
+                            | omchat_ir::Op::AllReduce(_)
+                    )
+            )
+        };
+        let operands: Vec<Value> =
+            nodes.iter().filter(|n| needs_memory(n)).flat_map(|n| self.f.nodes[*n].operands.clone()).collect();
         operands.into_iter().for_each(|v| self.store(v));
         // A gather addresses memory: a table or ids that are made of nothing in memory are stored too.
         let gathers = nodes.iter().filter(|n| matches!(self.f.nodes[**n].action, Action::Op(omchat_ir::Op::Gather(_))));
-        let made: Vec<Value> = gathers.flat_map(|n| self.f.nodes[*n].operands.clone()).filter(|v| {
-            let mut bases = vec![];
-            self.facts.bases(self.f, *v, &mut bases);
-            bases.is_empty()
-        }).collect();
+        let made: Vec<Value> = gathers
+            .flat_map(|n| self.f.nodes[*n].operands.clone())
+            .filter(|v| {
+                let mut bases = vec![];
+                self.facts.bases(self.f, *v, &mut bases);
+                bases.is_empty()
+            })
+            .collect();
         made.into_iter().for_each(|v| self.store(v));
     }
 
@@ -71,15 +93,29 @@ impl Emit<'_> {
             self.nodes.push(node);
             return;
         }
-        let mut part = Part { f: self.f, facts: self.facts, stored: &self.stored, map: HashMap::new(), params: vec![], out: Function::default() };
+        let mut part = Part {
+            f: self.f,
+            facts: self.facts,
+            stored: &self.stored,
+            map: HashMap::new(),
+            params: vec![],
+            out: Function::default(),
+        };
         for n in nodes {
             part.copy(*n);
         }
-        let results: Vec<Value> = nodes.iter().flat_map(|n| self.f.nodes[*n].results.iter().copied()).filter(|v| {
-            let users = &self.facts.users[v.0 as usize];
-            // A lone node that nothing reads is a collective, which all ranks meet in.
-            self.facts.result[v.0 as usize] || users.iter().any(|u| !nodes.contains(u)) || self.facts.free(*v) || nodes.len() == 1
-        }).collect();
+        let results: Vec<Value> = nodes
+            .iter()
+            .flat_map(|n| self.f.nodes[*n].results.iter().copied())
+            .filter(|v| {
+                let users = &self.facts.users[v.0 as usize];
+                // A lone node that nothing reads is a collective, which all ranks meet in.
+                self.facts.result[v.0 as usize]
+                    || users.iter().any(|u| !nodes.contains(u))
+                    || self.facts.free(*v)
+                    || nodes.len() == 1
+            })
+            .collect();
         let (params, out) = part.finish(&results);
         let key = format!("{:?}", (&out.params, &out.values, &out.nodes, &out.results));
         let callee = *self.seen.entry(key).or_insert_with(|| {

@@ -87,7 +87,12 @@ impl<'a> Groups<'a> {
         let g = self.group_of(x)?;
         let group = &self.groups[g];
         let alone = self.outputs(&group.nodes, Some(n)).is_empty();
-        (!group.anchored && !group.closed && alone && !self.facts.result[x.0 as usize] && self.fits(&[&group.nodes[..], &[n]])).then_some(g)
+        (!group.anchored
+            && !group.closed
+            && alone
+            && !self.facts.result[x.0 as usize]
+            && self.fits(&[&group.nodes[..], &[n]]))
+        .then_some(g)
     }
 
     pub(super) fn place_point(&mut self, n: usize, node: &Node) {
@@ -112,7 +117,10 @@ impl<'a> Groups<'a> {
         let mut near: Vec<usize> = node.operands.iter().filter_map(|o| self.group_of(*o)).collect();
         let shape = self.f.ty(node.operands[0]).shape.clone();
         let own = node.operands.iter().all(|o| {
-            self.group_of(*o).is_some() && self.f.ty(*o).shape == shape && self.facts.users[o.0 as usize] == [n] && !self.facts.result[o.0 as usize]
+            self.group_of(*o).is_some()
+                && self.f.ty(*o).shape == shape
+                && self.facts.users[o.0 as usize] == [n]
+                && !self.facts.result[o.0 as usize]
         });
         let distinct = node.operands.iter().enumerate().all(|(i, o)| !node.operands[..i].contains(o));
         near.sort_unstable();
@@ -172,17 +180,26 @@ impl<'a> Groups<'a> {
 
     fn may_join(&self, g: usize, n: usize, shape: &[usize]) -> bool {
         let group = &self.groups[g];
-        !group.closed && group.shape == shape && self.reads_in_step(n, &[g])
+        !group.closed
+            && group.shape == shape
+            && self.reads_in_step(n, &[g])
             && self.needs(n).iter().all(|h| *h == g || !has(&self.groups[*h].before, g))
             && self.fits(&[&group.nodes[..], &[n]])
     }
 
     fn may_merge(&self, a: usize, b: usize) -> bool {
         let (x, y) = (&self.groups[a], &self.groups[b]);
-        let between = |p: usize, q: usize| (0..self.groups.len()).any(|k| k != p && has(&self.groups[q].before, k) && has(&self.groups[k].before, p));
+        let between = |p: usize, q: usize| {
+            (0..self.groups.len()).any(|k| k != p && has(&self.groups[q].before, k) && has(&self.groups[k].before, p))
+        };
         // What a fold reads cannot join what follows it.
         let folds_what_joins = (x.anchored && self.feeds(b, a)) || (y.anchored && self.feeds(a, b));
-        !x.closed && !y.closed && x.shape == y.shape && !(x.anchored && y.anchored) && !between(a, b) && !between(b, a)
+        !x.closed
+            && !y.closed
+            && x.shape == y.shape
+            && !(x.anchored && y.anchored)
+            && !between(a, b)
+            && !between(b, a)
             && x.nodes.iter().chain(&y.nodes).all(|n| self.reads_in_step(*n, &[a, b]))
             && !folds_what_joins
             && self.fits(&[&x.nodes[..], &y.nodes[..]])
@@ -250,9 +267,14 @@ impl<'a> Groups<'a> {
 
     /// Values of those nodes that nodes outside (other than `except`) or the caller read.
     fn outputs(&self, nodes: &[usize], except: Option<usize>) -> Vec<Value> {
-        nodes.iter().flat_map(|n| self.f.nodes[*n].results.iter().copied()).filter(|v| {
-            self.facts.result[v.0 as usize] || self.facts.users[v.0 as usize].iter().any(|u| !nodes.contains(u) && Some(*u) != except)
-        }).collect()
+        nodes
+            .iter()
+            .flat_map(|n| self.f.nodes[*n].results.iter().copied())
+            .filter(|v| {
+                self.facts.result[v.0 as usize]
+                    || self.facts.users[v.0 as usize].iter().any(|u| !nodes.contains(u) && Some(*u) != except)
+            })
+            .collect()
     }
 
     /// Whether a kernel can bind what those nodes read and write together.
@@ -262,7 +284,9 @@ impl<'a> Groups<'a> {
         for n in &nodes {
             let mut bases = vec![];
             self.f.nodes[*n].operands.iter().for_each(|o| self.facts.bases(self.f, *o, &mut bases));
-            reads.extend(bases.into_iter().filter(|v| !self.facts.maker[v.0 as usize].is_some_and(|m| nodes.contains(&m))));
+            reads.extend(
+                bases.into_iter().filter(|v| !self.facts.maker[v.0 as usize].is_some_and(|m| nodes.contains(&m))),
+            );
         }
         reads.sort_unstable();
         reads.dedup();
