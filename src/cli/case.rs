@@ -1,6 +1,6 @@
 //! Tensors in safetensors files, as the commands read and write them.
 
-use super::Error;
+use super::{Error, write_whole};
 use omchat_ir::{Tensor, Type};
 use omchat_runtime::HostTensor;
 use safetensors::tensor::TensorView;
@@ -55,12 +55,11 @@ pub fn write(path: &Path, tensors: &[(String, Data)]) -> Result<(), Error> {
     for (name, data) in tensors {
         views.push((name.as_str(), TensorView::new(data.dtype, data.shape.clone(), &data.bytes).map_err(fail)?));
     }
+    let bytes = safetensors::serialize(views, None).map_err(fail)?;
     // A file is replaced as a whole; a pipe or a device must not be replaced by a file.
-    if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-        let bytes = safetensors::serialize(views, None).map_err(fail)?;
-        return std::fs::write(path, bytes).map_err(|e| Error::input(format!("cannot write {}: {e}", path.display())));
-    }
-    safetensors::serialize_to_file(views, None, path).map_err(fail)
+    let whole = std::fs::metadata(path).map_or(true, |m| m.is_file());
+    let written = if whole { write_whole(path, &bytes) } else { std::fs::write(path, &bytes) };
+    written.map_err(|e| Error::input(format!("cannot write {}: {e}", path.display())))
 }
 
 /// Every tensor of a file, by name.

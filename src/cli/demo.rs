@@ -1,11 +1,11 @@
 //! `omchat demo`.
 
 use super::progress::Bars;
-use super::{Error, chat, device, note};
+use super::{Error, chat, device, note, write_whole};
 use omchat::{Chat, ChatOptions, Engine, EngineOptions, Model, home};
 use omchat_model::tiler::TileMode;
 use omchat_model::video::tile_video;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What the demo takes.
 #[derive(clap::Args)]
@@ -64,10 +64,4 @@ fn unpack() -> Result<PathBuf, Error> {
         write_whole(&path, bytes).map_err(|e| Error::failed(format!("cannot write {}: {e}", path.display())))?;
     }
     Ok(dir)
-}
-
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let part = path.with_extension(format!("part-{}", std::process::id()));
-    std::fs::write(&part, bytes)?;
-    std::fs::rename(&part, path)
 }

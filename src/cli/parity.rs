@@ -1,5 +1,6 @@
 //! `omchat logits`, `generate`, `loss`: a case in, what the model makes of it out.
 
+use super::case::{self, Data};
 use super::progress::Bars;
 use super::{Error, device};
 use omchat::{Engine, Model, Rows, Sampler, Sampling, Session};
@@ -71,27 +72,27 @@ pub fn run(door: Door, args: &Args) -> Result<(), Error> {
     bars.end();
     let extra = if door == Door::Generate { args.max_new_tokens } else { 0 };
     let mut session = Session::new(engine.clone(), spliced.len().saturating_add(extra))?;
-    let mut out = Out::default();
+    let mut out: Vec<(String, Data)> = vec![];
     match door {
         Door::Logits => {
             let logits = session.read(&spliced.slots, &features, Rows::All, &mut |_| {})?;
-            out.f32("logits", vec![spliced.len(), vocab], &logits);
+            out.push(("logits".into(), Data::f32(vec![spliced.len(), vocab], &logits)));
             if tiles > 0 {
                 let width = engine.model().config.text.hidden;
-                out.f32("image_features", vec![features.len() / width, width], &features);
+                out.push(("image_features".into(), Data::f32(vec![features.len() / width, width], &features)));
             }
         }
         Door::Generate => {
             let ids = generate(&mut session, &spliced, &features, args.max_new_tokens)?;
-            out.i32("greedy_ids", vec![ids.len()], &ids);
+            out.push(("greedy_ids".into(), Data::i32(vec![ids.len()], &ids)));
         }
         Door::Loss => {
             let (nll, loss) = losses(&mut session, &spliced, &features, &labels.unwrap_or_default())?;
-            out.f32("nll", vec![nll.len()], &nll);
-            out.f32("loss", vec![1], &[loss]);
+            out.push(("nll".into(), Data::f32(vec![nll.len()], &nll)));
+            out.push(("loss".into(), Data::f32(vec![1], &[loss])));
         }
     }
-    out.write(&args.output)
+    case::write(&args.output, &out)
 }
 
 fn generate(session: &mut Session, spliced: &Spliced, features: &[f32], n: usize) -> Result<Vec<i32>, Error> {
@@ -190,30 +191,5 @@ fn ints(name: &str, t: &TensorView) -> Result<Vec<i32>, String> {
             .map(|x| i32::try_from(x).map_err(|_| format!("`{name}` holds {x}; it must fit i32")))
             .collect(),
         other => Err(format!("`{name}` is {other:?}; it must be i32 [T]")),
-    }
-}
-
-/// Tensors to be written.
-#[derive(Default)]
-struct Out {
-    held: Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>,
-}
-
-impl Out {
-    fn f32(&mut self, name: &'static str, shape: Vec<usize>, data: &[f32]) {
-        self.held.push((name, Dtype::F32, shape, data.iter().flat_map(|x| x.to_le_bytes()).collect()));
-    }
-
-    fn i32(&mut self, name: &'static str, shape: Vec<usize>, data: &[i32]) {
-        self.held.push((name, Dtype::I32, shape, data.iter().flat_map(|x| x.to_le_bytes()).collect()));
-    }
-
-    fn write(self, path: &Path) -> Result<(), Error> {
-        let mut views = vec![];
-        for (name, dtype, shape, data) in &self.held {
-            views.push((*name, TensorView::new(*dtype, shape.clone(), data).map_err(Error::failed)?));
-        }
-        let bytes = safetensors::serialize(views, None).map_err(Error::failed)?;
-        std::fs::write(path, bytes).map_err(|e| Error::failed(format!("cannot write {}: {e}", path.display())))
     }
 }
