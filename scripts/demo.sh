@@ -19,7 +19,8 @@ if scripts/mini.sh && scripts/media.sh bigbuckbunny; then
   say "real weights: SmolLM2-135M and a ViT-S/14"
   "$omchat" chat --model mini "The capital of France is"
   say "a real video through the whole graph (the projector between the two is untrained: the words do not describe it)"
-  "$omchat" chat --model mini --video "$OMCHAT_HOME/media/bigbuckbunny.mp4" --frames 4 "What is in this video?"
+  "$omchat" chat --model mini --video "$OMCHAT_HOME/media/bigbuckbunny.mp4" --frames 4 \
+    --max-new-tokens 48 --repetition-penalty 1.3 "What is in this video?"
 else
   say "without the mini model: its packages could not be fetched"
 fi
