@@ -18,7 +18,6 @@ const QUEUE: usize = 32;
 
 /// A program ready on a device. Threads may share it; their runs take turns.
 pub struct Executable {
-    device: Device,
     body: Body,
 }
 
@@ -81,7 +80,7 @@ impl Executable {
                 Body::Compiled(Box::new(Compiled::load(device, client, program(module, entry, target)?)?))
             }
         };
-        Ok(Executable { device: device.clone(), body })
+        Ok(Executable { body })
     }
 
     /// The program, where there is one: the interpreter has none.
@@ -165,7 +164,6 @@ impl Executable {
         for (p, t) in states.into_iter().zip(next) {
             store.put(&p.name, Stored::Host(t.into()));
         }
-        let _ = &self.device;
         Ok(results.iter().map(HostTensor::from_tensor).collect())
     }
 }
