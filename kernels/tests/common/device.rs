@@ -17,10 +17,12 @@ pub struct Present {
 /// The CPU runtime and a software or real Vulkan device; says what is skipped.
 pub fn devices() -> Vec<Present> {
     let mut out = Vec::new();
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     #[cfg(feature = "cpu")]
     match Device::cpu() {
-        Ok(d) => out.push(Present { client: d.client(), target: Target::cpu(cores) }),
+        Ok(d) => {
+            let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+            out.push(Present { client: d.client(), target: Target::cpu(cores) });
+        }
         Err(e) => println!("skipped: cpu: {e:?}"),
     }
     #[cfg(feature = "wgpu")]
@@ -32,6 +34,13 @@ pub fn devices() -> Vec<Present> {
     match Device::cuda(0) {
         Ok(d) => out.push(Present { client: d.client(), target: Target::cuda(90) }),
         Err(e) => println!("skipped: cuda: {e:?}"),
+    }
+    for (name, built) in
+        [("cpu", cfg!(feature = "cpu")), ("wgpu", cfg!(feature = "wgpu")), ("cuda", cfg!(feature = "cuda"))]
+    {
+        if !built {
+            println!("skipped: {name}: built without the feature");
+        }
     }
     assert!(!out.is_empty(), "no device: run with --features cpu");
     out
