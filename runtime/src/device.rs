@@ -9,6 +9,8 @@ use std::fmt;
 
 /// Where programs run.
 #[derive(Clone)]
+// A process holds a handful of devices; a box would only be in the way of whoever reads their facts.
+#[allow(clippy::large_enum_variant)]
 pub enum Device {
     /// The reference interpreter: right, and slow.
     Interp,

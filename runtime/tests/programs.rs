@@ -164,7 +164,7 @@ fn what_is_missing_or_misshapen_is_named() {
         let exe = Executable::load(&device, &m, m.named("f").unwrap()).unwrap();
         let mut store = Store::default();
         let x = ("x", HostTensor::f32([3], &[1.0; 3]));
-        assert!(exe.run(&[x.clone()], &mut store).unwrap_err().to_string().contains("`%w` was not given"));
+        assert!(exe.run(std::slice::from_ref(&x), &mut store).unwrap_err().to_string().contains("`%w` was not given"));
         store.upload(&device, "w", &HostTensor::f32([3], &[2.0; 3]));
         assert!(
             exe.run(&[("x", HostTensor::f32([4], &[1.0; 4]))], &mut store).unwrap_err().to_string().contains("f32[4]")

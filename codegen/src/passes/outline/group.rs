@@ -194,14 +194,12 @@ impl<'a> Groups<'a> {
         };
         // What a fold reads cannot join what follows it.
         let folds_what_joins = (x.anchored && self.feeds(b, a)) || (y.anchored && self.feeds(a, b));
-        !x.closed
-            && !y.closed
-            && x.shape == y.shape
-            && !(x.anchored && y.anchored)
-            && !between(a, b)
-            && !between(b, a)
-            && x.nodes.iter().chain(&y.nodes).all(|n| self.reads_in_step(*n, &[a, b]))
-            && !folds_what_joins
+        let one_shape = !x.closed && !y.closed && x.shape == y.shape;
+        let two_folds = x.anchored && y.anchored;
+        if !one_shape || two_folds || folds_what_joins || between(a, b) || between(b, a) {
+            return false;
+        }
+        x.nodes.iter().chain(&y.nodes).all(|n| self.reads_in_step(*n, &[a, b]))
             && self.fits(&[&x.nodes[..], &y.nodes[..]])
     }
 
