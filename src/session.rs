@@ -230,7 +230,6 @@ impl Session {
         let size = if image { size.max(CHUNKS[1]) } else { size };
         let spec = self.spec(size, output);
         let exe = self.engine.decoder(spec)?;
-        reset(&exe, self.engine.device(), &mut self.store);
         let t = &self.engine.model().config.text;
         let n = part.len();
         let at = |i: usize| (self.used + i) as i32;

@@ -10,6 +10,7 @@ use cubecl::server::Handle;
 use omchat_codegen::{Context, Kernel, Place, Program, compile};
 use omchat_ir::{Func, Mode, Module, Role, Tensor, Type, interpret};
 use omchat_kernels::{Args, Buffer, LIST, Prepared, by_name};
+use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -152,10 +153,10 @@ impl Executable {
             let given = inputs.iter().find(|(n, _)| *n == p.name).map(|(_, t)| t);
             let tensor = match (p.role, given) {
                 (Role::Input, Some(t)) => t.to_tensor(),
-                (Role::Input, None) => return Err(missing(&p, &f.name)),
-                _ => regrouped(store.tensor(&p.name).ok_or_else(|| missing(&p, &f.name))?, &p.ty),
+                (Role::Input, None) => return Err(missing(&p.name, &p.ty, &f.name)),
+                _ => regrouped(store.tensor(&p.name).ok_or_else(|| missing(&p.name, &p.ty, &f.name))?, &p.ty),
             };
-            check(&p, &tensor.ty, &f.name)?;
+            check(&p.name, &p.ty, &tensor.ty, &f.name)?;
             operands.push(tensor);
         }
         let mut results = interpret(module, entry, vec![operands], Mode::Typed)?.pop().unwrap_or_default();
@@ -174,15 +175,15 @@ fn regrouped(t: &Tensor, ty: &Type) -> Tensor {
     Tensor { ty: if same { ty.clone() } else { t.ty.clone() }, data: t.data.clone() }
 }
 
-fn missing(p: &Param, entry: &str) -> Error {
-    Error::Missing { name: p.name.clone(), entry: entry.into(), want: p.ty.to_string() }
+fn missing(name: &str, want: &Type, entry: &str) -> Error {
+    Error::Missing { name: name.into(), entry: entry.into(), want: want.to_string() }
 }
 
-fn check(p: &Param, have: &Type, entry: &str) -> Result<(), Error> {
-    if *have == p.ty {
+fn check(name: &str, want: &Type, have: &Type, entry: &str) -> Result<(), Error> {
+    if have == want {
         return Ok(());
     }
-    Err(Error::WrongType { name: p.name.clone(), entry: entry.into(), want: p.ty.to_string(), have: have.to_string() })
+    Err(Error::WrongType { name: name.into(), entry: entry.into(), want: want.to_string(), have: have.to_string() })
 }
 
 impl Compiled {
@@ -226,19 +227,19 @@ impl Compiled {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut held: Vec<Option<Handle>> = vec![None; self.program.buffers.len()];
         for p in &self.program.params {
-            let param = Param { name: p.name.clone(), ty: p.ty.clone(), role: p.role };
+            let entry = &self.program.name;
             held[p.buffer] = Some(match p.role {
                 Role::Input => {
                     let (_, t) =
-                        inputs.iter().find(|(n, _)| *n == p.name).ok_or_else(|| missing(&param, &self.program.name))?;
-                    let t = widened(t, &param.ty);
-                    check(&param, &t.ty, &self.program.name)?;
+                        inputs.iter().find(|(n, _)| *n == p.name).ok_or_else(|| missing(&p.name, &p.ty, entry))?;
+                    let t = widened(t, &p.ty);
+                    check(&p.name, &p.ty, &t.ty, entry)?;
                     self.client.create_from_slice(&t.bytes)
                 }
                 Role::Weight | Role::State => {
-                    let (ty, handle) = store.handle(&p.name).ok_or_else(|| missing(&param, &self.program.name))?;
-                    if ty.dtype != param.ty.dtype || ty.elements() != param.ty.elements() {
-                        check(&param, ty, &self.program.name)?;
+                    let (ty, handle) = store.handle(&p.name).ok_or_else(|| missing(&p.name, &p.ty, entry))?;
+                    if ty.dtype != p.ty.dtype || ty.elements() != p.ty.elements() {
+                        check(&p.name, &p.ty, ty, entry)?;
                     }
                     handle.clone()
                 }
@@ -297,9 +298,9 @@ impl Compiled {
 }
 
 /// An input in the dtype that legalize left: halves as f32 where the device lacks them.
-fn widened(t: &HostTensor, want: &Type) -> HostTensor {
+fn widened<'t>(t: &'t HostTensor, want: &Type) -> Cow<'t, HostTensor> {
     if t.ty.dtype != want.dtype && t.ty.dtype.is_float() && want.dtype.is_float() {
-        return HostTensor::floats(want.dtype, t.ty.shape.clone(), &t.to_f32());
+        return Cow::Owned(HostTensor::floats(want.dtype, t.ty.shape.clone(), &t.to_f32()));
     }
-    t.clone()
+    Cow::Borrowed(t)
 }
