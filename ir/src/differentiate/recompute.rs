@@ -135,6 +135,7 @@ impl Splits<'_, '_> {
             out.nodes.push(node);
         }
         out.results.extend(extra);
+        let mut out = in_order(out);
         out.name = format!("{}.save", primal.name);
         if let Some(found) = self.module.find(&out.name, &out.binds).filter(|g| *self.module.function(*g) == out) {
             return found;
@@ -210,7 +211,7 @@ impl Splits<'_, '_> {
         }
         out.name = if replay { format!("{}.replay", primal.name) } else { format!("{}.fwd", primal.name) };
         out.name = self.unique(&out.name, &primal.binds);
-        with_params(out, given, &swapped)
+        in_order(with_params(out, given, &swapped))
     }
 }
 
@@ -219,6 +220,22 @@ fn define(f: &mut Function, mut named: Named) -> Value {
     named.name = free_name(f, &named.name);
     f.values.push(named);
     Value(f.values.len() as u32 - 1)
+}
+
+/// The function with its values numbered in order of definition.
+fn in_order(mut f: Function) -> Function {
+    let defined = f.nodes.iter().flat_map(|n| n.results.iter().copied());
+    let order: Vec<Value> = f.param_values().chain(defined).collect();
+    let mut at = vec![Value(0); f.values.len()];
+    order.iter().enumerate().for_each(|(i, v)| at[v.0 as usize] = Value(i as u32));
+    f.values = order.iter().map(|v| f.values[v.0 as usize].clone()).collect();
+    let turn = |v: &mut Value| *v = at[v.0 as usize];
+    for n in &mut f.nodes {
+        n.operands.iter_mut().for_each(turn);
+        n.results.iter_mut().for_each(turn);
+    }
+    f.results.iter_mut().for_each(turn);
+    f
 }
 
 /// The function with further parameters; `swapped` values are those parameters, `u32::MAX - i` names one.

@@ -55,7 +55,9 @@ pub fn check_at(case: &Case, of: &[usize], wrt: &[Value], operands: Vec<Vec<Tens
         .run(&mut module, case.f, of, wrt)
         .unwrap_or_else(|e| panic!("{}: {e}", case.text));
     module.verify().unwrap_or_else(|e| panic!("{}\n{module}\n{e}", case.text));
-    assert_eq!(omchat_ir::parse(&module.to_string()).as_ref(), Ok(&module), "{}", case.text);
+    let printed = module.to_string();
+    let again = omchat_ir::parse(&printed).unwrap_or_else(|e| panic!("{}", e.render(case.text, &printed)));
+    assert!(again == module, "{}: printed and parsed, it is another module\n{printed}", case.text);
     let cots: Vec<Vec<Tensor>> =
         (0..case.ranks).map(|_| of.iter().map(|i| draw(random, f.ty(f.results[*i]), (-1.0, 1.0))).collect()).collect();
     let full = |x: &[Vec<Tensor>]| -> Vec<Vec<Tensor>> {
