@@ -27,6 +27,7 @@ mod error;
 mod model;
 mod sampling;
 mod session;
+mod train_plan;
 mod trainer;
 
 pub use batch::Batch;
@@ -40,4 +41,5 @@ pub use omchat_model::graph::{ForwardSpec, Part, Recompute, TrainSpec};
 pub use omchat_runtime::Device;
 pub use sampling::{Sampler, Sampling};
 pub use session::{CHUNKS, Rows, Session, Stats};
-pub use trainer::{AdamW, Gradients, Step, Trainer, gradients};
+pub use train_plan::{TrainPlan, plan_training};
+pub use trainer::{AdamW, Gradients, MemoryUse, Step, Trainer, gradients};

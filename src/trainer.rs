@@ -75,6 +75,17 @@ pub struct Step {
     pub loss: f32,
     /// The norm of all gradients together, before clipping.
     pub norm: f32,
+    /// What the step held of the device's memory; nothing for the interpreter.
+    pub memory: Option<MemoryUse>,
+}
+
+/// Bytes of a device's memory, as planned before a run and as counted in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// What the plan says that a run holds at once.
+    pub planned: u64,
+    /// What the device held more, in the run, than before the program was loaded.
+    pub actual: u64,
 }
 
 /// The gradients of one batch.
@@ -116,6 +127,8 @@ pub struct Trainer {
     exe: Executable,
     spec: TrainSpec,
     steps: i32,
+    /// Bytes that the device held before.
+    before: u64,
 }
 
 impl Trainer {
@@ -131,8 +144,9 @@ impl Trainer {
     ) -> Result<Trainer, Error> {
         let module = step_module(&model.config, spec, dtype)?;
         let mut store = Store::default();
+        let before = device.bytes_in_use().unwrap_or(0);
         let exe = load(model, &device, dtype, &module, &mut store, progress)?;
-        Ok(Trainer { device, store, exe, spec: spec.clone(), steps: 0 })
+        Ok(Trainer { device, store, exe, spec: spec.clone(), steps: 0, before })
     }
 
     /// Steps taken.
@@ -153,9 +167,11 @@ impl Trainer {
         fits(&self.spec, batch)?;
         adamw.check()?;
         let feed = self.feed(batch, adamw);
-        let out = self.exe.run(&feed, &mut self.store)?;
+        let (out, held) = self.exe.run_measured(&feed, &mut self.store)?;
+        let memory = self.exe.planned_bytes().zip(held);
+        let memory = memory.map(|(planned, held)| MemoryUse { planned, actual: held.saturating_sub(self.before) });
         let number = |i: usize| out.get(i).map_or(f32::NAN, |t: &HostTensor| t.to_f32()[0]);
-        let step = Step { loss: number(0), norm: number(2) };
+        let step = Step { loss: number(0), norm: number(2), memory };
         finite("the loss", &[step.loss])?;
         finite("the gradients' norm", &[step.norm])?;
         self.steps += 1;

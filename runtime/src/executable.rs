@@ -116,6 +116,36 @@ impl Executable {
         self.program().map_or(0, |p| p.chosen.len())
     }
 
+    /// Bytes that a run holds on the device at once, as planned; nothing for the interpreter.
+    pub fn planned_bytes(&self) -> Option<u64> {
+        match &self.body {
+            Body::Interpreted { .. } => None,
+            Body::Compiled(c) => {
+                let words: usize = c.prepared.iter().map(|(ready, _)| ready.meta().len() * 4).sum();
+                Some((c.program.peak_bytes() + words) as u64)
+            }
+        }
+    }
+
+    /// Runs once, and says how many bytes the device holds while it does; nothing for the interpreter.
+    ///
+    /// The count is of everything on the device, other programs included.
+    /// Errors: as [`Executable::run`].
+    pub fn run_measured(
+        &self,
+        inputs: &[(&str, HostTensor)],
+        store: &mut Store,
+    ) -> Result<(Vec<HostTensor>, Option<u64>), Error> {
+        match &self.body {
+            Body::Interpreted { .. } => Ok((self.run(inputs, store)?, None)),
+            Body::Compiled(c) => {
+                let mut bytes = 0;
+                let out = c.go(inputs, store, None, Some(&mut bytes))?;
+                Ok((out, Some(bytes)))
+            }
+        }
+    }
+
     /// Runs once. Weights and states come from `store`, where the states' next values are left.
     ///
     /// Yields the results that are no state, in order.
@@ -135,7 +165,7 @@ impl Executable {
         let mut timings = vec![];
         match &self.body {
             Body::Interpreted { .. } => drop(self.run(inputs, store)?),
-            Body::Compiled(c) => drop(c.go(inputs, store, Some(&mut timings))?),
+            Body::Compiled(c) => drop(c.go(inputs, store, Some(&mut timings), None)?),
         }
         Ok(timings)
     }
@@ -215,7 +245,7 @@ impl Compiled {
     }
 
     fn run(&self, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<HostTensor>, Error> {
-        self.go(inputs, store, None)
+        self.go(inputs, store, None, None)
     }
 
     fn go(
@@ -223,6 +253,7 @@ impl Compiled {
         inputs: &[(&str, HostTensor)],
         store: &mut Store,
         mut timings: Option<&mut Vec<Timing>>,
+        held_bytes: Option<&mut u64>,
     ) -> Result<Vec<HostTensor>, Error> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut held: Vec<Option<Handle>> = vec![None; self.program.buffers.len()];
@@ -264,6 +295,9 @@ impl Compiled {
             } else if (at + 1) % QUEUE == 0 {
                 self.client.flush().map_err(|e| self.failed(format!("{e:?}")))?;
             }
+        }
+        if let Some(bytes) = held_bytes {
+            *bytes = crate::device::bytes_in_use(&self.client);
         }
         let wanted: Vec<_> = self.program.results.iter().filter(|r| r.role != Role::State).collect();
         let mut out = vec![];
