@@ -21,6 +21,7 @@
 //! ```
 
 mod chat;
+mod dump;
 mod engine;
 mod error;
 mod model;
@@ -28,6 +29,7 @@ mod sampling;
 mod session;
 
 pub use chat::{Answer, Chat, ChatOptions};
+pub use dump::{After, Dump, watched};
 pub use engine::{Engine, EngineOptions, Progress};
 pub use error::Error;
 pub use model::{Model, home};

@@ -63,13 +63,26 @@ pub const PIPELINE: &[Pass] = &[
 /// Runs the pipeline up to and including the pass of that name, or all of it.
 ///
 /// Errors: what a pass cannot lower; in debug builds also a module that a pass broke.
-pub fn run(mut unit: Unit, context: &Context, to: Option<&str>) -> Result<Unit, Error> {
+pub fn run(unit: Unit, context: &Context, to: Option<&str>) -> Result<Unit, Error> {
+    run_with(unit, context, to, &mut |_, _| {})
+}
+
+/// As [`run`], and shows the unit after each pass.
+///
+/// Errors: as [`run`].
+pub fn run_with(
+    mut unit: Unit,
+    context: &Context,
+    to: Option<&str>,
+    after: &mut dyn FnMut(&Pass, &Unit),
+) -> Result<Unit, Error> {
     unit.module.verify()?;
     for pass in PIPELINE {
         unit = (pass.run)(unit, context)?;
         if cfg!(debug_assertions) {
             unit.module.verify()?;
         }
+        after(pass, &unit);
         if to == Some(pass.name) {
             break;
         }
