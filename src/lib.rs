@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+mod batch;
 mod chat;
 mod dump;
 mod engine;
@@ -27,7 +28,9 @@ mod error;
 mod model;
 mod sampling;
 mod session;
+mod trainer;
 
+pub use batch::Batch;
 pub use chat::{Answer, Chat, ChatOptions};
 pub use dump::{After, Dump, watched};
 pub use engine::{Engine, EngineOptions, Progress};
@@ -35,6 +38,8 @@ pub use error::Error;
 pub use model::{Model, home};
 pub use omchat_codegen::{Memory, Program};
 pub use omchat_model::chat::Visual;
+pub use omchat_model::graph::{ForwardSpec, Part, Recompute, TrainSpec};
 pub use omchat_runtime::Device;
 pub use sampling::{Sampler, Sampling};
 pub use session::{CHUNKS, Rows, Session, Stats};
+pub use trainer::{AdamW, Gradients, Step, Trainer, gradients};

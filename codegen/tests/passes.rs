@@ -156,3 +156,22 @@ fn rope_is_one_launch_and_rms_norm_two() {
     .unwrap();
     assert_eq!(unit.module.function(unit.entry).nodes.len(), 1, "{}", unit.module);
 }
+
+#[test]
+fn the_hook_sees_each_pass_once() {
+    let m = parse(LIBRARY).unwrap();
+    let target = Target::cpu(2);
+    let context = Context { target: &target, kernels: &[] };
+    let unit = Unit { entry: m.named("norms").unwrap(), module: m };
+    for to in [None, Some("cse")] {
+        let mut seen = vec![];
+        let out =
+            omchat_codegen::passes::run_with(unit.clone(), &context, to, &mut |p, u| seen.push((p.name, u.clone())))
+                .unwrap();
+        let end = to.map_or(PIPELINE.len(), |t| PIPELINE.iter().position(|p| p.name == t).unwrap() + 1);
+        let names: Vec<&str> = PIPELINE[..end].iter().map(|p| p.name).collect();
+        assert_eq!(seen.iter().map(|s| s.0).collect::<Vec<_>>(), names);
+        assert!(seen.last().unwrap().1 == out, "the last unit seen is not the one that is returned");
+        assert!(seen.windows(2).any(|w| w[0].1 != w[1].1), "no pass changed anything");
+    }
+}

@@ -12,6 +12,7 @@
 
 mod axes;
 mod build;
+mod differentiate;
 mod fault;
 mod interpret;
 pub mod library;
@@ -25,6 +26,7 @@ mod verify;
 
 pub use axes::{Axes, Group, Sizes};
 pub use build::Builder;
+pub use differentiate::{Differentiate, Emit, Expr, Local, differentiate};
 pub use fault::{Code, Diagnostic, Diagnostics, Fault, Place};
 pub use interpret::{MOST_ELEMENTS, Mode, check, interpret};
 pub use module::{Action, Func, Function, Module, Named, Node, Role, Value};

@@ -8,8 +8,10 @@ use std::sync::OnceLock;
 pub const FILES: &[(&str, &str)] = &[
     ("activation.oir", include_str!("../library/activation.oir")),
     ("attention.oir", include_str!("../library/attention.oir")),
+    ("attention_vjp.oir", include_str!("../library/attention_vjp.oir")),
     ("loss.oir", include_str!("../library/loss.oir")),
     ("norm.oir", include_str!("../library/norm.oir")),
+    ("optim.oir", include_str!("../library/optim.oir")),
     ("rope.oir", include_str!("../library/rope.oir")),
 ];
 

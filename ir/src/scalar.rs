@@ -1,5 +1,7 @@
-//! Scalar functions: one row a function. A row is its name, its operands, its class and its value.
+//! Scalar functions: one row a function. A row is its name, its operands, its class, its value, where tests draw
+//! operands, and the cotangents of its operands from its result `r` and the result's cotangent `g`.
 
+use crate::differentiate::Expr;
 use crate::types::Dtype;
 
 /// Which dtypes a scalar function takes and yields.
@@ -18,7 +20,8 @@ pub enum Class {
 }
 
 macro_rules! pointwise {
-    ($($(#[doc = $doc:literal])* $variant:ident = $name:literal, $class:ident, |$($x:ident),+| $value:expr, $sample:expr;)+) => {
+    ($($(#[doc = $doc:literal])* $variant:ident = $name:literal, $class:ident, |$($x:ident),+| $value:expr, $sample:expr,
+        |$r:ident, $g:ident| [$($d:expr),*];)+) => {
         /// A function of scalars, applied element by element.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Scalar { $($(#[doc = $doc])* $variant,)+ }
@@ -54,6 +57,18 @@ macro_rules! pointwise {
                 match self { $(Scalar::$variant => $sample,)+ }
             }
 
+            /// The cotangent of each operand; empty where none passes. A truth value takes none: its entry is not read.
+            #[allow(unused_variables)]
+            pub fn cotangents(self) -> Vec<Expr> {
+                let (r, g) = (&Expr::Result, &Expr::Cotangent);
+                let mut at = 0..;
+                match self { $(Scalar::$variant => {
+                    $(let $x = &Expr::Operand(at.next().unwrap_or(0));)+
+                    let ($r, $g) = (r, g);
+                    vec![$(Expr::from($d)),*]
+                })+ }
+            }
+
             /// What it yields, in one line.
             pub fn doc(self) -> &'static str {
                 match self { $(Scalar::$variant => concat!($($doc),*),)+ }
@@ -64,53 +79,77 @@ macro_rules! pointwise {
 
 pointwise! {
     /// Sum.
-    Add = "add", Number, |x, y| x + y, (-2.0, 2.0);
+    Add = "add", Number, |x, y| x + y, (-2.0, 2.0),
+        |r, g| [g, g];
     /// Difference.
-    Sub = "sub", Number, |x, y| x - y, (-2.0, 2.0);
+    Sub = "sub", Number, |x, y| x - y, (-2.0, 2.0),
+        |r, g| [g, -g];
     /// Product.
-    Mul = "mul", Number, |x, y| x * y, (-2.0, 2.0);
+    Mul = "mul", Number, |x, y| x * y, (-2.0, 2.0),
+        |r, g| [g * y, g * x];
     /// Quotient; integers truncate towards zero and a zero divisor yields 0.
-    Div = "div", Number, |x, y| x / y, (0.5, 2.0);
+    Div = "div", Number, |x, y| x / y, (0.5, 2.0),
+        |r, g| [g / y, -(g * r / y)];
     /// The larger of two.
-    Max = "max", Number, |x, y| x.max(y), (-2.0, 2.0);
+    Max = "max", Number, |x, y| x.max(y), (-2.0, 2.0),
+        |r, g| [g.where_ge(x, y, 0.0), Expr::from(0.0).where_ge(x, y, g)];
     /// The smaller of two.
-    Min = "min", Number, |x, y| x.min(y), (-2.0, 2.0);
+    Min = "min", Number, |x, y| x.min(y), (-2.0, 2.0),
+        |r, g| [g.where_ge(y, x, 0.0), Expr::from(0.0).where_ge(y, x, g)];
     /// The negative.
-    Neg = "neg", Number, |x| -x, (-2.0, 2.0);
+    Neg = "neg", Number, |x| -x, (-2.0, 2.0),
+        |r, g| [-g];
     /// The distance from zero.
-    Abs = "abs", Number, |x| x.abs(), (0.1, 2.0);
+    Abs = "abs", Number, |x| x.abs(), (0.1, 2.0),
+        |r, g| [g.where_ge(x, 0.0, -g)];
     /// e to the x.
-    Exp = "exp", Float, |x| x.exp(), (-2.0, 2.0);
+    Exp = "exp", Float, |x| x.exp(), (-2.0, 2.0),
+        |r, g| [g * r];
     /// The natural logarithm.
-    Log = "log", Float, |x| x.ln(), (0.2, 3.0);
+    Log = "log", Float, |x| x.ln(), (0.2, 3.0),
+        |r, g| [g / x];
     /// The square root.
-    Sqrt = "sqrt", Float, |x| x.sqrt(), (0.2, 3.0);
+    Sqrt = "sqrt", Float, |x| x.sqrt(), (0.2, 3.0),
+        |r, g| [g * 0.5 / r];
     /// One over the square root.
-    Rsqrt = "rsqrt", Float, |x| 1.0 / x.sqrt(), (0.2, 3.0);
+    Rsqrt = "rsqrt", Float, |x| 1.0 / x.sqrt(), (0.2, 3.0),
+        |r, g| [g * -0.5 * r * r * r];
     /// The sine.
-    Sin = "sin", Float, |x| x.sin(), (-2.0, 2.0);
+    Sin = "sin", Float, |x| x.sin(), (-2.0, 2.0),
+        |r, g| [g * Expr::of(Scalar::Cos, x)];
     /// The cosine.
-    Cos = "cos", Float, |x| x.cos(), (-2.0, 2.0);
+    Cos = "cos", Float, |x| x.cos(), (-2.0, 2.0),
+        |r, g| [-(g * Expr::of(Scalar::Sin, x))];
     /// The hyperbolic tangent.
-    Tanh = "tanh", Float, |x| x.tanh(), (-2.0, 2.0);
+    Tanh = "tanh", Float, |x| x.tanh(), (-2.0, 2.0),
+        |r, g| [g * (Expr::from(1.0) - r * r)];
     /// The error function.
-    Erf = "erf", Float, |x| erf(x), (-2.0, 2.0);
+    Erf = "erf", Float, |x| erf(x), (-2.0, 2.0),
+        |r, g| [g * std::f64::consts::FRAC_2_SQRT_PI * Expr::of(Scalar::Exp, -(x * x))];
     /// 1 / (1 + e^-x).
-    Logistic = "logistic", Float, |x| 1.0 / (1.0 + (-x).exp()), (-2.0, 2.0);
+    Logistic = "logistic", Float, |x| 1.0 / (1.0 + (-x).exp()), (-2.0, 2.0),
+        |r, g| [g * r * (Expr::from(1.0) - r)];
     /// Whether x >= y.
-    Ge = "ge", Compare, |x, y| f64::from(u8::from(x >= y)), (-2.0, 2.0);
+    Ge = "ge", Compare, |x, y| f64::from(u8::from(x >= y)), (-2.0, 2.0),
+        |r, g| [];
     /// Whether x > y.
-    Gt = "gt", Compare, |x, y| f64::from(u8::from(x > y)), (-2.0, 2.0);
+    Gt = "gt", Compare, |x, y| f64::from(u8::from(x > y)), (-2.0, 2.0),
+        |r, g| [];
     /// Whether x = y.
-    Eq = "eq", Compare, |x, y| f64::from(u8::from(x == y)), (-2.0, 2.0);
+    Eq = "eq", Compare, |x, y| f64::from(u8::from(x == y)), (-2.0, 2.0),
+        |r, g| [];
     /// Whether both.
-    And = "and", Logic, |x, y| f64::from(u8::from(x != 0.0 && y != 0.0)), (-2.0, 2.0);
+    And = "and", Logic, |x, y| f64::from(u8::from(x != 0.0 && y != 0.0)), (-2.0, 2.0),
+        |r, g| [];
     /// Whether not.
-    Not = "not", Logic, |x| f64::from(u8::from(x == 0.0)), (-2.0, 2.0);
+    Not = "not", Logic, |x| f64::from(u8::from(x == 0.0)), (-2.0, 2.0),
+        |r, g| [];
     /// The second operand where the first holds, else the third.
-    Select = "select", Select, |c, x, y| if c != 0.0 { x } else { y }, (-2.0, 2.0);
+    Select = "select", Select, |c, x, y| if c != 0.0 { x } else { y }, (-2.0, 2.0),
+        |r, g| [0.0, g.select(c, 0.0), Expr::from(0.0).select(c, g)];
     /// The operand itself; no cotangent passes.
-    StopGradient = "stop_gradient", Float, |x| x, (-2.0, 2.0);
+    StopGradient = "stop_gradient", Float, |x| x, (-2.0, 2.0),
+        |r, g| [];
 }
 
 impl Scalar {

@@ -48,11 +48,14 @@ fn each_code_has_a_faulty_text() {
 
 #[test]
 fn each_library_function_has_a_doc_and_a_test() {
-    let tests = folder("tests/filetests/library") + &read("ir/tests/library.rs") + &read("ir/tests/ring.rs");
+    let tests = folder("tests/filetests/library")
+        + &read("ir/tests/library.rs")
+        + &read("ir/tests/ring.rs")
+        + &read("ir/tests/library_gradients.rs");
     let called: BTreeSet<&str> = tests
         .split('@')
         .skip(1)
-        .map(|t| t.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).next().unwrap_or_default())
+        .map(|t| t.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.')).next().unwrap_or_default())
         .collect();
     for t in &library::file().unwrap().functions {
         assert!(called.contains(t.name.as_str()), "no test calls @{}", t.name);

@@ -271,3 +271,103 @@ fn attention_partial_is_attention_before_rounding() {
     let exact = one("@attention", "bf16[1, 2, 2, 3, 4], f32[1, 2, 2, 3]", 2, operands, Mode::Exact);
     assert!(worst(&whole[0], &exact[0]) < 2.0 / 256.0);
 }
+
+/// The sizes of the backward tests: B, H, G, T, S, D.
+const SIZES: [usize; 6] = [1, 2, 2, 4, 5, 3];
+
+/// q, k, v, lo, hi, at with a query that sees nothing, one that sees all and one that sees the middle.
+fn attended(rng: &mut Rng) -> Vec<Tensor> {
+    let [b, h, g, t, s, d] = SIZES;
+    vec![
+        f32s(&[b, h, g, t, d], &rng.vec(b * h * g * t * d, 2.0)),
+        f32s(&[b, h, s, d], &rng.vec(b * h * s * d, 2.0)),
+        f32s(&[b, h, s, d], &rng.vec(b * h * s * d, 2.0)),
+        i32s(&[b, t], &[0, 0, 1, 9]),
+        i32s(&[b, t], &[2, 4, 3, 1]),
+        i32s(&[b, s], &[0, 1, 2, 3, 4]),
+    ]
+}
+
+fn attention(operands: &[Tensor]) -> Vec<Vec<f64>> {
+    one("@attention", "f32[1, 2, 2, 4, 3], f32[1, 2, 2, 4]", 2, operands.to_vec(), Mode::Exact)
+}
+
+/// The operands of the backward functions: those of the forward, lse, delta, do.
+fn backward_operands(forward: &[Tensor], out: &[Vec<f64>], pull: &[f64], pull_lse: &[f64]) -> Vec<Tensor> {
+    let [b, h, g, t, _, d] = SIZES;
+    let delta: Vec<f64> = (0..b * h * g * t)
+        .map(|r| (r * d..(r + 1) * d).map(|i| pull[i] * out[0][i]).sum::<f64>() - pull_lse[r])
+        .collect();
+    let more = [f32s(&[b, h, g, t], &out[1]), f32s(&[b, h, g, t], &delta), f32s(&[b, h, g, t, d], pull)];
+    forward.iter().cloned().chain(more).collect()
+}
+
+#[test]
+fn attention_backward_is_the_slope_of_attention() {
+    let mut rng = Rng(13);
+    let forward = attended(&mut rng);
+    let out = attention(&forward);
+    let (pull, mut pull_lse) = (rng.vec(out[0].len(), 1.0), rng.vec(out[1].len(), 1.0));
+    // A constant: what a query that sees nothing has for lse cannot be pulled.
+    pull_lse.iter_mut().zip(&out[1]).filter(|(_, l)| **l < -1e29).for_each(|(p, _)| *p = 0.0);
+    let loss = |operands: &[Tensor]| -> f64 {
+        let o = attention(operands);
+        let seen = o[1].iter().map(|l| if *l < -1e29 { 0.0 } else { *l });
+        o[0].iter().zip(&pull).map(|(a, b)| a * b).sum::<f64>() + seen.zip(&pull_lse).map(|(a, b)| a * b).sum::<f64>()
+    };
+    let operands = backward_operands(&forward, &out, &pull, &pull_lse);
+    let dq = exact("@attention_dq", "f32[1, 2, 2, 4, 3]", operands.clone());
+    let dkv = one("@attention_dkv", "f32[1, 2, 5, 3], f32[1, 2, 5, 3]", 2, operands, Mode::Exact);
+    for (which, got) in [(0, &dq), (1, &dkv[0]), (2, &dkv[1])] {
+        let slope: Vec<f64> = (0..forward[which].data.len())
+            .map(|i| {
+                let moved = |by: f64| {
+                    let mut at = forward.clone();
+                    at[which].data[i] += by;
+                    loss(&at)
+                };
+                (moved(1e-5) - moved(-1e-5)) / 2e-5
+            })
+            .collect();
+        near(&format!("cotangent of operand {which}"), got, &slope, 1e-8);
+    }
+}
+
+#[test]
+fn attention_backward_adds_over_blocks_of_keys() {
+    let [_, h, _, _, s, d] = SIZES;
+    let mut rng = Rng(14);
+    let forward = attended(&mut rng);
+    let out = attention(&forward);
+    let pull = rng.vec(out[0].len(), 1.0);
+    let operands = backward_operands(&forward, &out, &pull, &[0.0; 16]);
+    let whole = exact("@attention_dq", "f32[1, 2, 2, 4, 3]", operands.clone());
+    let mut sum = vec![0.0; whole.len()];
+    for (from, to) in [(0, 2), (2, s)] {
+        let rows = |x: &Tensor| -> Vec<f64> {
+            (0..h).flat_map(|h| x.data[(h * s + from) * d..(h * s + to) * d].to_vec()).collect()
+        };
+        let mut part = operands.clone();
+        part[1] = f32s(&[1, h, to - from, d], &rows(&operands[1]));
+        part[2] = f32s(&[1, h, to - from, d], &rows(&operands[2]));
+        part[5] = tensor(Dtype::I32, &[1, to - from], operands[5].data[from..to].to_vec());
+        let dq = exact("@attention_dq", "f32[1, 2, 2, 4, 3]", part);
+        sum.iter_mut().zip(dq).for_each(|(a, b)| *a += b);
+    }
+    near("dq of two halves", &sum, &whole, EXACT);
+}
+
+#[test]
+fn attention_weights_sum_to_one_where_a_query_sees() {
+    let mut rng = Rng(15);
+    let forward = attended(&mut rng);
+    let out = attention(&forward);
+    let operands = backward_operands(&forward, &out, &rng.vec(out[0].len(), 1.0), &[0.0; 16]);
+    let got = one("@attention_weights", "f32[1, 2, 2, 4, 5], f32[1, 2, 2, 4, 5]", 2, operands, Mode::Exact);
+    for (row, (p, ds)) in got[0].chunks(5).zip(got[1].chunks(5)).enumerate() {
+        let want = if row % 4 == 3 { 0.0 } else { 1.0 };
+        near("sum of p", &[p.iter().sum()], &[want], EXACT);
+        near("sum of ds", &[ds.iter().sum()], &[0.0], EXACT);
+        assert!(row % 4 != 2 || p[0] == 0.0 && p[4] == 0.0, "query 2 sees keys 1 to 3");
+    }
+}

@@ -20,6 +20,17 @@ pub struct Checkpoint {
     twice: Vec<String>,
 }
 
+/// A tensor, or a part of one, as a file holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored<'a> {
+    /// The name in the file.
+    pub name: &'a str,
+    /// Sizes, outermost first.
+    pub shape: &'a [usize],
+    /// How its numbers are stored.
+    pub dtype: Dtype,
+}
+
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
@@ -29,13 +40,14 @@ struct Shard {
 /// One tensor: its parts lie in order along the outermost axis.
 #[derive(Debug)]
 struct Entry {
-    spelled: String,
     parts: BTreeMap<usize, Part>,
     fused: bool,
 }
 
 #[derive(Debug)]
 struct Part {
+    /// The name in the file.
+    spelled: String,
     dtype: Dtype,
     shape: Vec<usize>,
     shard: usize,
@@ -89,7 +101,7 @@ impl Checkpoint {
         let names: BTreeSet<&str> = wanted.iter().map(|tensor| tensor.name.as_str()).collect();
         for (name, entry) in &self.entries {
             if !names.contains(name.as_str()) && !may_be_extra(name, config.text.tied) {
-                faults.push(WeightFault::Extra { name: entry.spelled.clone(), shape: entry.shape() });
+                faults.push(WeightFault::Extra { name: entry.spelled(), shape: entry.shape() });
             }
         }
         if faults.is_empty() { Ok(()) } else { Err(Error::Weights { path: self.dir.clone(), faults }) }
@@ -150,6 +162,14 @@ impl Checkpoint {
         Ok(numbers)
     }
 
+    /// A tensor as its files hold it: name, sizes and dtype of each part, in the order of the tensor's rows.
+    ///
+    /// Errors: `Weights` if there is no such tensor.
+    pub fn stored(&self, name: &str) -> Result<Vec<Stored<'_>>> {
+        let parts = self.entry(name)?.parts.values();
+        Ok(parts.map(|part| Stored { name: &part.spelled, shape: &part.shape, dtype: part.dtype }).collect())
+    }
+
     /// Says whether every number of a tensor is finite.
     ///
     /// Errors: `File` naming the shard, the tensor and the first index that is not.
@@ -176,8 +196,8 @@ impl Checkpoint {
             // A view borrows from the map; its place in the map outlives the borrow.
             let start = view.data().as_ptr() as usize - base;
             let end = start + view.data().len();
-            let part = Part { dtype: view.dtype(), shape: view.shape().to_vec(), shard: index, start, end };
-            (name.to_owned(), part)
+            let (dtype, shape) = (view.dtype(), view.shape().to_vec());
+            (name.to_owned(), Part { spelled: name.to_owned(), dtype, shape, shard: index, start, end })
         });
         let parts = parts.collect();
         self.shards.push(Shard { path, map });
@@ -186,11 +206,10 @@ impl Checkpoint {
 
     fn insert(&mut self, spelled: String, part: Part, siglip: bool) {
         let released = released_name(&spelled, siglip);
-        let entry = self.entries.entry(released.name.clone()).or_insert_with(|| Entry {
-            spelled,
-            parts: BTreeMap::new(),
-            fused: released.part.is_some(),
-        });
+        let entry = self
+            .entries
+            .entry(released.name.clone())
+            .or_insert_with(|| Entry { parts: BTreeMap::new(), fused: released.part.is_some() });
         let whole_and_parts = entry.fused != released.part.is_some();
         if entry.parts.insert(released.part.unwrap_or(0), part).is_some() || whole_and_parts {
             self.twice.push(released.name);
@@ -216,6 +235,10 @@ impl Checkpoint {
 }
 
 impl Entry {
+    fn spelled(&self) -> String {
+        self.parts.values().next().map_or(String::new(), |part| part.spelled.clone())
+    }
+
     fn shape(&self) -> Vec<usize> {
         let mut shapes = self.parts.values().map(|part| part.shape.clone());
         let mut shape = shapes.next().unwrap_or_default();

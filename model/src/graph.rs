@@ -1,6 +1,6 @@
 //! OmChat as modules of the IR: a model is a module, not a program.
 //!
-//! Three entries are built here; each layer of the model is one function, called once a layer with that layer's
+//! Five entries are built here; each layer of the model is one function, called once a layer with that layer's
 //! weights, so a model of 45 layers holds one copy of its maths. The maths is text, in `model/src/blocks/`.
 //!
 //! | entry | built by | what it yields |
@@ -8,6 +8,8 @@
 //! | `@vision` | [`vision_module`] | the projected features of tiles |
 //! | `@decode` | [`decoder_module`] | logits or losses of tokens that join a cache |
 //! | `@forward` | [`forward_module`] | losses of whole sequences, over one rank or a ring: what training differentiates |
+//! | `@grads` | [`grads_module`] | the loss of a batch, and its gradients |
+//! | `@step` | [`step_module`] | a whole training step: the next weights and moments |
 //!
 //! A parameter of role `weight` bears the released name of its tensor. Its shape may regroup the stored one:
 //! the elements are the same, row-major, so a loader checks how many there are and uploads them as they lie.
@@ -16,10 +18,12 @@ mod decoder;
 mod entry;
 mod forward;
 mod tower;
+mod train;
 mod vision;
 
 pub use decoder::{DecoderSpec, Output, decoder_module};
 pub use forward::{ForwardSpec, forward_module};
+pub use train::{Part, Recompute, TrainSpec, decays, grads_module, step_module};
 pub use vision::vision_module;
 
 use omchat_ir::text::{File, parse_file};
@@ -32,6 +36,13 @@ pub const VISION: &str = "vision";
 pub const DECODE: &str = "decode";
 /// The entry of [`forward_module`].
 pub const FORWARD: &str = "forward";
+
+/// The function that [`grads_module`] differentiates.
+pub const OBJECTIVE: &str = "objective";
+/// The entry of [`grads_module`].
+pub const GRADS: &str = "grads";
+/// The entry of [`step_module`].
+pub const STEP: &str = "step";
 
 /// Name and text of each file of blocks.
 pub const BLOCKS: &[(&str, &str)] =

@@ -21,6 +21,6 @@ pub mod video;
 pub mod weight_names;
 pub mod weights;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, Stored};
 pub use config::{OmChatConfig, ProjectorConfig, TextConfig, VisionConfig};
 pub use error::{Error, Result};

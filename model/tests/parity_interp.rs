@@ -5,11 +5,11 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use omchat_ir::{Dtype, Func, Function, Mode, Module, Role, Tensor, Type, interpret};
-use omchat_model::graph::{self, DecoderSpec, ForwardSpec, Output};
+use omchat_model::graph::{self, DecoderSpec, ForwardSpec, Output, Recompute, TrainSpec};
 use omchat_model::rope::rope_table;
 use omchat_model::splice::{Slot, splice};
 use omchat_model::{Checkpoint, OmChatConfig};
-use safetensors::SafeTensors;
+use safetensors::{SafeTensors, tensor::TensorView};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -40,23 +40,22 @@ struct Case {
     slots: Vec<Slot>,
 }
 
+/// A file's numbers, i32 or f32.
+fn numbers(t: TensorView) -> Vec<f64> {
+    let int = t.dtype() == safetensors::Dtype::I32;
+    let word = |b: &[u8]| {
+        let b = b.try_into().unwrap();
+        if int { f64::from(i32::from_le_bytes(b)) } else { f64::from(f32::from_le_bytes(b)) }
+    };
+    t.data().chunks(4).map(word).collect()
+}
+
 impl Case {
     fn open(dir: &Path) -> Case {
         let config = OmChatConfig::from_dir(dir).unwrap();
         let checkpoint = Checkpoint::load(dir, &config).unwrap();
         let bytes = std::fs::read(dir.join("case.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
-        let numbers = |t: safetensors::tensor::TensorView| {
-            let int = t.dtype() == safetensors::Dtype::I32;
-            let word = |b: &[u8]| {
-                if int {
-                    f64::from(i32::from_le_bytes(b.try_into().unwrap()))
-                } else {
-                    f64::from(f32::from_le_bytes(b.try_into().unwrap()))
-                }
-            };
-            t.data().chunks(4).map(word).collect()
-        };
         let tiles = file.tensor("pixel_values").map_or(0, |t| t.shape()[0]);
         let figures: BTreeMap<String, Vec<f64>> = file.tensors().into_iter().map(|(n, t)| (n, numbers(t))).collect();
         let ids: Vec<i32> = figures["input_ids"].iter().map(|x| *x as i32).collect();
@@ -272,7 +271,7 @@ fn losses_of_a_ring_are_pytorchs_whatever_rank_a_token_is_on() {
         let mut worst = 0.0f64;
         for ranks in [1, 3] {
             let tokens = n.div_ceil(ranks);
-            let spec = ForwardSpec { ranks, tokens, tiles: case.tiles, remat: ranks == 1 };
+            let spec = ForwardSpec { ranks, tokens, tiles: case.tiles, remat: ranks == 1, mlp_tiles: 1, loss_tiles: 1 };
             let module = graph::forward_module(&case.config, spec, Dtype::F32).unwrap();
             let f = graph::entry(&module).unwrap();
             // Token i is on rank i mod R, so every rank holds keys that others must see; the last are padding.
@@ -304,5 +303,70 @@ fn losses_of_a_ring_are_pytorchs_whatever_rank_a_token_is_on() {
         }
         println!("{:<14} rings of 1 and 3: nll {worst:.1e}", name(&dir));
         assert!(worst <= BOUND, "{} is off by {worst:.1e}", name(&dir));
+    }
+}
+
+#[test]
+fn every_gradient_is_pytorchs() {
+    for dir in fixtures().into_iter().filter(|d| d.join("grads.safetensors").is_file()) {
+        let mut case = Case::open(&dir);
+        let bytes = std::fs::read(dir.join("grads.safetensors")).unwrap();
+        let wanted = SafeTensors::deserialize(&bytes).unwrap();
+        case.figures.extend(wanted.tensors().into_iter().map(|(n, t)| (format!("d.{n}"), numbers(t))));
+        let (ids, rows) = case.ids_and_rows();
+        let n = ids.len();
+        let index: Vec<f64> = (0..n).map(|i| i as f64).collect();
+        let (cos, sin) = case.rope(&(0..n as u32).collect::<Vec<_>>());
+        let inputs = Inputs::from([
+            ("pixels", case.figures.get("pixel_values").cloned().unwrap_or_default()),
+            ("rows", rows),
+            ("ids", ids),
+            ("cos", cos),
+            ("sin", sin),
+            ("lo", vec![0.0; n]),
+            ("hi", index.clone()),
+            ("at", index),
+            ("labels", case.shifted_labels()),
+        ]);
+        let forward = ForwardSpec { tiles: case.tiles, ..ForwardSpec::text(n) };
+        let mut first: Option<Vec<Tensor>> = None;
+        for recompute in Recompute::ALL {
+            let spec = TrainSpec { recompute, ..TrainSpec::whole(forward) };
+            let module = graph::grads_module(&case.config, &spec, Dtype::F32).unwrap();
+            let out = run(&case, &module, &inputs, &[]);
+            let f = graph::entry(&module).unwrap();
+            let names: Vec<String> = f.results.iter().map(|v| f.value(*v).name.clone()).collect();
+            let of_loss = case.error("loss", &out[0].data);
+            let mut worst = (0.0, "");
+            let grads = case.figures.iter().filter(|(f, _)| f.starts_with("d.")).flat_map(|(_, x)| x);
+            let largest = grads.fold(0.0f64, |a, x| a.max(x.abs()));
+            for (name, d) in names.iter().zip(&out).skip(2) {
+                // A key's bias moves all scores of a query alike: its gradient is rounding, in PyTorch too.
+                let top = case.figures[name].iter().fold(0.0f64, |a, x| a.max(x.abs()));
+                let rounding = top < 1e-7 * largest;
+                let own = || d.data.iter().fold(0.0f64, |a, x| a.max(x.abs())) / largest;
+                let error = if rounding { own() } else { case.error(name, &d.data) };
+                if error >= worst.0 {
+                    worst = (error, name);
+                }
+            }
+            println!(
+                "{:<14} {:<18} loss {of_loss:.1e}, {} gradients, worst {:.1e} {}",
+                name(&dir),
+                recompute.name(),
+                out.len() - 2,
+                worst.0,
+                worst.1
+            );
+            assert!(of_loss <= 1e-5 && worst.0 <= BOUND, "{} is off by {worst:?}", name(&dir));
+            // What the model does not read has no gradient.
+            for (figure, x) in case.figures.iter().filter(|(f, _)| f.starts_with("d.") && !names.contains(f)) {
+                assert!(x.iter().all(|x| *x == 0.0), "{figure} is not among the gradients");
+            }
+            match &first {
+                Some(first) => assert!(first.iter().zip(&out).all(|(a, b)| a.data == b.data), "{}", recompute.name()),
+                None => first = Some(out),
+            }
+        }
     }
 }

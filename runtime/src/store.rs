@@ -1,5 +1,6 @@
 //! Stores: weights and states by name, shared by the programs that use them.
 
+use crate::Error;
 use crate::device::Device;
 use crate::host::HostTensor;
 use cubecl::server::Handle;
@@ -40,6 +41,27 @@ impl Store {
             }
         };
         self.put(name, stored);
+    }
+
+    /// What is stored under a name, read back to the host.
+    ///
+    /// Errors: `Missing` if nothing is; what the device answers.
+    pub fn download(&self, device: &Device, name: &str) -> Result<HostTensor, Error> {
+        match (self.held.get(name), device) {
+            (Some(Stored::Host(t)), _) => Ok(HostTensor::from_tensor(t)),
+            (Some(Stored::Device(ty, handle)), Device::Cube { client, .. }) => {
+                let bytes = client.read_one(handle.clone()).map_err(|e| Error::Device {
+                    device: device.name().into(),
+                    message: format!("reading `{name}`: {e:?}").chars().take(600).collect(),
+                })?;
+                Ok(HostTensor { ty: ty.clone(), bytes: bytes[..ty.bytes()].to_vec() })
+            }
+            _ => Err(Error::Missing {
+                name: name.into(),
+                entry: "store".into(),
+                want: "a tensor put there before".into(),
+            }),
+        }
     }
 
     /// Puts what is already where it should be.

@@ -7,11 +7,14 @@ mod device;
 mod doctor;
 mod encode;
 mod error;
+mod input;
 mod inspect;
 mod ir;
 mod parity;
 mod place;
 mod progress;
+mod step;
+mod train;
 mod visuals;
 
 pub use error::Error;
@@ -47,7 +50,11 @@ enum Command {
     /// Writes the ids that the model picks greedily after a case; stop tokens are ignored.
     Generate(parity::Args),
     /// Writes the loss and the negative log likelihood of each target of a case with labels.
-    Loss(parity::Args),
+    ///
+    /// With `--grads` also the gradient of the loss with respect to every parameter, under the checkpoint's own names.
+    Loss(train::LossArgs),
+    /// Trains on one case with labels for some steps of AdamW, and writes the loss before each.
+    Step(step::Args),
     /// Reads, checks, runs and lowers the text of the tensor language.
     Ir(ir::Args),
     /// Says which devices there are, what they can do, what is missing, and how to get it.
@@ -63,7 +70,8 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Encode(args) => encode::run(&args),
         Command::Logits(args) => parity::run(parity::Door::Logits, &args),
         Command::Generate(args) => parity::run(parity::Door::Generate, &args),
-        Command::Loss(args) => parity::run(parity::Door::Loss, &args),
+        Command::Loss(args) => train::loss(&args),
+        Command::Step(args) => step::run(&args),
         Command::Ir(args) => ir::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }

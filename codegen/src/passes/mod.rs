@@ -67,9 +67,9 @@ pub fn run(unit: Unit, context: &Context, to: Option<&str>) -> Result<Unit, Erro
     run_with(unit, context, to, &mut |_, _| {})
 }
 
-/// As [`run`], and shows the unit after each pass.
+/// As [`run`]; `after` sees the unit after each pass: for dumps and for pages that show what changed.
 ///
-/// Errors: as [`run`].
+/// Errors: as for [`run`]; `after` has then seen what came before the pass that failed.
 pub fn run_with(
     mut unit: Unit,
     context: &Context,

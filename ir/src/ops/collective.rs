@@ -1,8 +1,11 @@
 //! The only two ops that cross ranks.
 
 use super::fold::FoldKind;
-use super::{Attrs, OpDef, arity, want};
+use super::{Attrs, Cotangents, OpDef, Pointwise, arity, want};
+use crate::differentiate::{Emit, Local};
 use crate::fault::Fault;
+use crate::module::Value;
+use crate::scalar::Scalar;
 use crate::tensor::Tensor;
 use crate::types::{Dtype, Type};
 
@@ -37,6 +40,10 @@ impl OpDef for CollectivePermute {
     fn eval(&self, ranks: &[Vec<&Tensor>], _: &Type) -> Vec<Tensor> {
         let n = ranks.len() as i64;
         (0..n).map(|r| ranks[(r - self.shift).rem_euclid(n) as usize][0].clone()).collect()
+    }
+
+    fn vjp(&self, e: &mut Emit, _: &[Value], _: Value, dy: Local, _: &[bool]) -> Result<Cotangents, Fault> {
+        Ok(vec![Some(e.op("back", CollectivePermute { shift: -self.shift }, &[dy])?)])
     }
 
     fn samples() -> Vec<String> {
@@ -78,6 +85,20 @@ impl OpDef for AllReduce {
         let data: Vec<f64> =
             (0..n).map(|i| ranks.iter().fold(self.fold.unit(), |a, x| self.fold.join(a, x[0].data[i]))).collect();
         ranks.iter().map(|_| Tensor { ty: to.clone(), data: data.clone() }).collect()
+    }
+
+    fn vjp(&self, e: &mut Emit, x: &[Value], y: Value, dy: Local, _: &[bool]) -> Result<Cotangents, Fault> {
+        let total = e.op("total", AllReduce { fold: FoldKind::Sum }, &[dy])?;
+        if self.fold == FoldKind::Sum {
+            return Ok(vec![Some(total)]);
+        }
+        // In equal parts to the ranks that hold the largest.
+        let (x, y) = (e.primal(x[0]), e.primal(y));
+        let hit = e.op("hit", Pointwise::plain(Scalar::Eq), &[x, y])?;
+        let one = e.cast(hit, e.ty(dy).dtype)?;
+        let count = e.op("count", AllReduce { fold: FoldKind::Sum }, &[one])?;
+        let part = e.op("part", Pointwise::plain(Scalar::Div), &[total, count])?;
+        Ok(vec![Some(e.op("share", Pointwise::plain(Scalar::Mul), &[one, part])?)])
     }
 
     fn samples() -> Vec<String> {

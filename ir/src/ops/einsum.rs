@@ -1,8 +1,10 @@
 //! The contraction.
 
-use super::{Attrs, OpDef, arity, each, want};
+use super::{Attrs, Cotangents, OpDef, Rearrange, arity, axes_of, each, want};
 use crate::axes::{self, Axes, Sizes};
+use crate::differentiate::{Emit, Local};
 use crate::fault::{Code, Fault};
+use crate::module::Value;
 use crate::tensor::{Tensor, offsets, view};
 use crate::types::{Dtype, Type};
 
@@ -89,6 +91,11 @@ impl OpDef for Einsum {
         })
     }
 
+    fn vjp(&self, e: &mut Emit, x: &[Value], _: Value, dy: Local, wanted: &[bool]) -> Result<Cotangents, Fault> {
+        let [a, b] = [0, 1].map(|i| wanted[i].then(|| self.cotangent(e, x, dy, i)));
+        Ok(vec![a.transpose()?, b.transpose()?])
+    }
+
     fn samples() -> Vec<String> {
         [
             ("f32[3, 7], %b: f32[5, 7]", "t c, o c -> t o", "f32[3, 5]"),
@@ -104,6 +111,26 @@ impl OpDef for Einsum {
 }
 
 impl Einsum {
+    /// The cotangent of one operand: that of the result times the other operand, in the wider of their dtypes.
+    fn cotangent(&self, e: &mut Emit, x: &[Value], dy: Local, i: usize) -> Result<Local, Fault> {
+        let (own, other) = (&self.axes.inputs[i], &self.axes.inputs[1 - i]);
+        let ty = e.primal_ty(x[i]);
+        let rest = e.primal(x[1 - i]);
+        let dtype = if e.ty(dy).dtype == e.ty(rest).dtype { e.ty(dy).dtype } else { Dtype::F32 };
+        let (dy, rest) = (e.cast(dy, dtype)?, e.cast(rest, dtype)?);
+        let told = |g: &axes::Group| self.axes.output.contains(g) || other.contains(g);
+        let part: Vec<axes::Group> = own.iter().filter(|g| told(g)).cloned().collect();
+        let axes = axes_of(&[&self.axes.output, other], &part);
+        let d = e.op("t", Einsum { dtype: ty.dtype, axes }, &[dy, rest])?;
+        if part.len() == own.len() {
+            return Ok(d);
+        }
+        // An axis that only this operand has was summed: the cotangent is the same all along it.
+        let alone = own.iter().zip(&ty.shape).filter(|(g, _)| !told(g));
+        let sizes = alone.map(|(g, n)| (g.join(" "), *n)).collect();
+        e.op("spread", Rearrange { axes: axes_of(&[&part], own), sizes }, &[d])
+    }
+
     fn contract(&self, x: &[&Tensor], to: &Type) -> Result<Vec<f64>, Fault> {
         let (out, folded) = self.words()?;
         let sizes = self.sizes(&[&x[0].ty, &x[1].ty])?;

@@ -1,8 +1,11 @@
 //! Ops that fold axes away.
 
-use super::{Attrs, OpDef, arity, each, want};
+use super::{Attrs, Cotangents, OpDef, Pointwise, Rearrange, arity, axes_of, each, want};
 use crate::axes::{self, Axes, Sizes};
+use crate::differentiate::{Emit, Local};
 use crate::fault::{Code, Fault};
+use crate::module::Value;
+use crate::scalar::Scalar;
 use crate::tensor::{Tensor, offsets, view};
 use crate::types::{Dtype, Type};
 
@@ -81,6 +84,27 @@ fn walk(axes: &Axes, x: &Type) -> (Vec<usize>, Vec<usize>) {
     (at(&out), at(&folded))
 }
 
+/// A folded value at every point that was folded into it.
+fn spread(e: &mut Emit, axes: &Axes, x: &Type, dy: Local) -> Result<Local, Fault> {
+    let (own, out, _) = words(axes)?;
+    let missing = own.iter().zip(&x.shape).filter(|(w, _)| !out.contains(w));
+    let sizes = missing.map(|(w, n)| ((*w).to_string(), *n)).collect();
+    e.op("spread", Rearrange { axes: axes_of(&[&axes.output], &axes.inputs[0]), sizes }, &[dy])
+}
+
+/// The cotangent in equal parts to the points that are as large as the value picked.
+fn share(e: &mut Emit, axes: &Axes, x: Value, y: Value, dy: Local) -> Result<Local, Fault> {
+    let (own, out) = (&axes.inputs[0], &axes.output);
+    let (x, y) = (e.primal(x), e.primal(y));
+    let dtype = e.ty(dy).dtype;
+    let point = |f, b: &[axes::Group]| Pointwise { f, axes: Some(axes_of(&[own, b], own)) };
+    let hit = e.op("hit", point(Scalar::Eq, out), &[x, y])?;
+    let one = e.cast(hit, dtype)?;
+    let count = e.op("count", Reduce { fold: FoldKind::Sum, axes: axes_of(&[own], out) }, &[one])?;
+    let part = e.op("part", Pointwise::plain(Scalar::Div), &[dy, count])?;
+    e.op("share", point(Scalar::Mul, out), &[one, part])
+}
+
 /// `%y = reduce.sum %x "b t d -> b t"` — folds the axes missing on the right.
 ///
 /// Shapes: the result has the axes of the right side, in that order.
@@ -126,6 +150,14 @@ impl OpDef for Reduce {
                 .collect();
             Tensor { ty: to.clone(), data }
         })
+    }
+
+    fn vjp(&self, e: &mut Emit, x: &[Value], y: Value, dy: Local, _: &[bool]) -> Result<Cotangents, Fault> {
+        match self.fold {
+            FoldKind::Sum => spread(e, &self.axes, e.primal_ty(x[0]), dy),
+            FoldKind::Max => share(e, &self.axes, x[0], y, dy),
+        }
+        .map(|d| vec![Some(d)])
     }
 
     fn samples() -> Vec<String> {
@@ -183,6 +215,10 @@ impl OpDef for ArgMax {
                 .collect();
             Tensor { ty: to.clone(), data }
         })
+    }
+
+    fn vjp(&self, _: &mut Emit, _: &[Value], _: Value, _: Local, _: &[bool]) -> Result<Cotangents, Fault> {
+        Ok(vec![None])
     }
 
     fn samples() -> Vec<String> {
@@ -251,6 +287,10 @@ impl OpDef for KthLargest {
                 .collect();
             Tensor { ty: to.clone(), data }
         })
+    }
+
+    fn vjp(&self, e: &mut Emit, x: &[Value], y: Value, dy: Local, _: &[bool]) -> Result<Cotangents, Fault> {
+        Ok(vec![Some(share(e, &self.axes, x[0], y, dy)?)])
     }
 
     fn samples() -> Vec<String> {

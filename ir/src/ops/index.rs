@@ -1,9 +1,12 @@
 //! Ops that address rows by run-time numbers.
 
 use super::shape::axis_size;
-use super::{Attrs, OpDef, arity, each, want};
+use super::{Attrs, Constant, Cotangents, Iota, OpDef, Pointwise, arity, axes_of, each, want};
 use crate::axes::{self, Axes, Sizes};
+use crate::differentiate::{Emit, Local};
 use crate::fault::{Code, Fault};
+use crate::module::Value;
+use crate::scalar::Scalar;
 use crate::tensor::{Tensor, offsets, view};
 use crate::types::{Dtype, Type};
 
@@ -118,6 +121,14 @@ impl OpDef for Gather {
         })
     }
 
+    fn vjp(&self, e: &mut Emit, x: &[Value], _: Value, dy: Local, _: &[bool]) -> Result<Cotangents, Fault> {
+        let (table, ids) = (e.primal_ty(x[0]), e.primal(x[1]));
+        let zeros = e.splat(0.0, table)?;
+        let [t, i] = &self.axes.inputs[..] else { return Ok(vec![None; 2]) };
+        let add = ScatterAdd { axes: axes_of(&[t, i, &self.axes.output], t) };
+        Ok(vec![Some(e.op("rows", add, &[zeros, ids, dy])?), None])
+    }
+
     fn samples() -> Vec<String> {
         vec!["func @f(%x: f32[5, 3], %i: i32[2, 4]) -> f32[2, 4, 3] { %y = gather %x, %i \"v d, b t -> b t d\" return %y }".into(),
              "func @f(%x: f32[4, 6], %i: i32[4]) -> f32[4] { %y = gather %x, %i \"t v, t -> t\" return %y }".into()]
@@ -201,6 +212,14 @@ impl OpDef for ScatterAdd {
         })
     }
 
+    fn vjp(&self, e: &mut Emit, x: &[Value], _: Value, dy: Local, wanted: &[bool]) -> Result<Cotangents, Fault> {
+        let [t, i, rows] = &self.axes.inputs[..] else { return Ok(vec![None; 3]) };
+        let gather = Gather { axes: axes_of(&[t, i], rows) };
+        let ids = e.primal(x[1]);
+        let rows = wanted[2].then(|| e.op("rows", gather, &[dy, ids])).transpose()?;
+        Ok(vec![Some(dy), None, rows])
+    }
+
     fn samples() -> Vec<String> {
         vec!["func @f(%x: f32[5, 3], %i: i32[7], %r: f32[7, 3]) -> f32[5, 3] { %y = scatter_add %x, %i, %r \"v d, t, t d -> v d\" return %y }".into()]
     }
@@ -215,6 +234,23 @@ impl OpDef for ScatterAdd {
 pub struct UpdateSlice {
     /// Which axis, from 0.
     pub axis: usize,
+}
+
+impl UpdateSlice {
+    /// What lies where the part was written: rows at the start, clamped as the op clamps it, and on.
+    fn part(&self, e: &mut Emit, part: &Type, dy: Local, start: Local) -> Result<Local, Fault> {
+        let (size, count) = (e.ty(dy).shape[self.axis], part.shape[self.axis]);
+        let number = |e: &mut Emit, n: usize| e.op("c", Constant { dtype: Dtype::I32, value: n as f64 }, &[]);
+        let (first, last) = (number(e, 0)?, number(e, size - count)?);
+        let start = e.op("start", Pointwise::plain(Scalar::Max), &[start, first])?;
+        let start = e.op("start", Pointwise::plain(Scalar::Min), &[start, last])?;
+        let along = e.op("along", Iota { size: count }, &[])?;
+        let ids = e.op("ids", Pointwise::plain(Scalar::Add), &[along, start])?;
+        let table: Vec<axes::Group> = (0..part.rank()).map(|i| vec![format!("i{i}")]).collect();
+        let mut out = table.clone();
+        out[self.axis] = vec!["n".to_string()];
+        e.op("part", Gather { axes: axes_of(&[&table, &[vec!["n".to_string()]]], &out) }, &[dy, ids])
+    }
 }
 
 impl OpDef for UpdateSlice {
@@ -256,6 +292,17 @@ impl OpDef for UpdateSlice {
             }
             out
         })
+    }
+
+    fn vjp(&self, e: &mut Emit, x: &[Value], _: Value, dy: Local, wanted: &[bool]) -> Result<Cotangents, Fault> {
+        let (part, start) = (e.primal_ty(x[1]), e.primal(x[2]));
+        let hidden = if wanted[0] {
+            let zeros = e.splat(0.0, part)?;
+            Some(e.op("outside", self.clone(), &[dy, zeros, start])?)
+        } else {
+            None
+        };
+        Ok(vec![hidden, wanted[1].then(|| self.part(e, part, dy, start)).transpose()?, None])
     }
 
     fn samples() -> Vec<String> {

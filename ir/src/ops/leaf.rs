@@ -1,7 +1,9 @@
 //! Ops without operands.
 
-use super::{Attrs, OpDef, arity, each};
+use super::{Attrs, Cotangents, OpDef, arity, each};
+use crate::differentiate::{Emit, Local};
 use crate::fault::{Code, Fault};
+use crate::module::Value;
 use crate::tensor::Tensor;
 use crate::types::{Dtype, Type};
 
@@ -51,6 +53,10 @@ impl OpDef for Constant {
         each(ranks, |_| Tensor::full(to.clone(), self.value))
     }
 
+    fn vjp(&self, _: &mut Emit, _: &[Value], _: Value, _: Local, _: &[bool]) -> Result<Cotangents, Fault> {
+        Ok(vec![])
+    }
+
     fn samples() -> Vec<String> {
         vec!["func @f(%x: f32[3]) -> f32[3] { %c = constant.f32 0.5 %y = mul %x, %c return %y }".into()]
     }
@@ -89,6 +95,10 @@ impl OpDef for Iota {
 
     fn eval(&self, ranks: &[Vec<&Tensor>], to: &Type) -> Vec<Tensor> {
         each(ranks, |_| Tensor { ty: to.clone(), data: (0..self.size).map(|i| i as f64).collect() })
+    }
+
+    fn vjp(&self, _: &mut Emit, _: &[Value], _: Value, _: Local, _: &[bool]) -> Result<Cotangents, Fault> {
+        Ok(vec![])
     }
 
     fn samples() -> Vec<String> {

@@ -16,7 +16,9 @@ pub use leaf::{Constant, Iota};
 pub use pointwise::{Cast, Copy, Pointwise};
 pub use shape::{Concat, Rearrange, Slice};
 
+use crate::differentiate::{Emit, Local};
 use crate::fault::{Code, Fault};
+use crate::module::Value;
 use crate::tensor::Tensor;
 use crate::types::{Dtype, Type};
 
@@ -94,6 +96,9 @@ impl Attrs {
     }
 }
 
+/// The cotangent of each operand, where there is one.
+pub type Cotangents = Vec<Option<Local>>;
+
 /// What an op must say about itself.
 pub trait OpDef: Sized {
     /// Its mnemonics; one, but for the scalar functions.
@@ -106,6 +111,11 @@ pub trait OpDef: Sized {
     fn infer(&self, x: &[Type]) -> Result<Type, Fault>;
     /// Its meaning: the result on every rank, from the operands on every rank.
     fn eval(&self, ranks: &[Vec<&Tensor>], to: &Type) -> Vec<Tensor>;
+    /// The cotangents of its operands, from the result's: `None` where none passes or none is wanted. `x` and `y` are
+    /// values of the forward, read through `e` by need; `dy` and what it yields are values of the backward.
+    ///
+    /// Errors: what does not fit.
+    fn vjp(&self, e: &mut Emit, x: &[Value], y: Value, dy: Local, wanted: &[bool]) -> Result<Cotangents, Fault>;
     /// Small functions `@f` that use it, from which tests draw.
     fn samples() -> Vec<String>;
 }
@@ -146,6 +156,13 @@ macro_rules! ops {
                 match self { $(Op::$name(op) => op.eval(ranks, to),)+ }
             }
 
+            /// The cotangents of the operands from the result's; see [`OpDef::vjp`].
+            ///
+            /// Errors: what does not fit.
+            pub fn vjp(&self, e: &mut Emit, x: &[Value], y: Value, dy: Local, wanted: &[bool]) -> Result<Cotangents, Fault> {
+                match self { $(Op::$name(op) => op.vjp(e, x, y, dy, wanted),)+ }
+            }
+
             /// Every mnemonic, in the order of the documents.
             pub fn mnemonics() -> Vec<&'static str> {
                 [$($name::mnemonics()),+].concat()
@@ -164,6 +181,11 @@ macro_rules! ops {
 ops! {
     Constant, Iota, Pointwise, Cast, Copy, Reduce, ArgMax, KthLargest, Einsum, Rearrange, Slice, Concat,
     Gather, ScatterAdd, UpdateSlice, CollectivePermute, AllReduce,
+}
+
+/// The axes of each list, and the result's.
+fn axes_of(inputs: &[&[crate::axes::Group]], output: &[crate::axes::Group]) -> crate::Axes {
+    crate::Axes { inputs: inputs.iter().map(|g| g.to_vec()).collect(), output: output.to_vec() }
 }
 
 /// Applies a local op rank by rank.

@@ -1,8 +1,10 @@
 //! Scalar functions element by element, and casts.
 
-use super::{Attrs, OpDef, arity, each};
+use super::{Attrs, Cotangents, OpDef, arity, each};
 use crate::axes::{self, Axes, Sizes};
+use crate::differentiate::{Emit, Expr, Local, Site};
 use crate::fault::{Code, Fault};
+use crate::module::Value;
 use crate::scalar::{Class, Scalar};
 use crate::tensor::{Tensor, offsets, view};
 use crate::types::{Dtype, Type};
@@ -124,6 +126,17 @@ impl OpDef for Pointwise {
         })
     }
 
+    fn vjp(&self, e: &mut Emit, x: &[Value], y: Value, dy: Local, wanted: &[bool]) -> Result<Cotangents, Fault> {
+        let site = Site { op: self, x, y, dy };
+        let mut rows = self.f.cotangents();
+        rows.resize(x.len(), Expr::from(0.0));
+        let passes = self.f.cotangents().len() == x.len();
+        let one = |(i, (expr, wanted)): (usize, (&Expr, &bool))| {
+            (*wanted && passes).then(|| site.cotangent(e, i, expr)).transpose()
+        };
+        rows.iter().zip(wanted).enumerate().map(one).collect()
+    }
+
     fn samples() -> Vec<String> {
         let mut out = vec![];
         for f in Scalar::ALL {
@@ -181,6 +194,10 @@ impl OpDef for Cast {
         })
     }
 
+    fn vjp(&self, e: &mut Emit, x: &[Value], _: Value, dy: Local, _: &[bool]) -> Result<Cotangents, Fault> {
+        Ok(vec![Some(e.cast(dy, e.primal_ty(x[0]).dtype)?)])
+    }
+
     fn samples() -> Vec<String> {
         ["bf16", "f16", "i32", "bool"]
             .iter()
@@ -213,6 +230,10 @@ impl OpDef for Copy {
 
     fn eval(&self, ranks: &[Vec<&Tensor>], _: &Type) -> Vec<Tensor> {
         each(ranks, |x| x[0].clone())
+    }
+
+    fn vjp(&self, _: &mut Emit, _: &[Value], _: Value, dy: Local, _: &[bool]) -> Result<Cotangents, Fault> {
+        Ok(vec![Some(dy)])
     }
 
     fn samples() -> Vec<String> {

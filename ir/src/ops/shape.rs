@@ -1,8 +1,10 @@
 //! Ops that move elements and compute nothing.
 
-use super::{Attrs, OpDef, arity, each};
+use super::{Attrs, Cotangents, FoldKind, OpDef, Reduce, arity, axes_of, each};
 use crate::axes::{self, Axes};
+use crate::differentiate::{Emit, Local};
 use crate::fault::{Code, Fault};
+use crate::module::Value;
 use crate::tensor::{Tensor, offsets, view};
 use crate::types::{Type, strides};
 use std::collections::BTreeMap;
@@ -44,10 +46,7 @@ impl Rearrange {
                 format!("axes \"{}\" name {} axes, the operand {x} has {}", self.axes, groups.len(), x.rank()),
             ));
         }
-        let mut sizes = self.sizes.clone();
-        for (g, &n) in groups.iter().zip(&x.shape) {
-            self.split(&mut sizes, g, n)?;
-        }
+        let sizes = self.sizes(x)?;
         let own: Vec<&str> = groups.iter().flatten().map(String::as_str).collect();
         let own_sizes: Vec<usize> = own.iter().map(|w| sizes[*w]).collect();
         let out: Vec<&str> = self.axes.output.iter().flatten().map(String::as_str).collect();
@@ -68,6 +67,37 @@ impl Rearrange {
             strides: view(&out, &own, &strides(&own_sizes)),
             shape,
         })
+    }
+
+    /// The size of every word.
+    fn sizes(&self, x: &Type) -> Result<BTreeMap<String, usize>, Fault> {
+        let mut sizes = self.sizes.clone();
+        for (g, &n) in self.axes.inputs[0].iter().zip(&x.shape) {
+            self.split(&mut sizes, g, n)?;
+        }
+        Ok(sizes)
+    }
+
+    /// The cotangent of the operand: moved back, and summed where the operand was repeated.
+    fn turn_back(&self, e: &mut Emit, x: &Type, dy: Local) -> Result<Local, Fault> {
+        let sizes = self.sizes(x)?;
+        let (own, out) = (&self.axes.inputs[0], &self.axes.output);
+        let single = |w: &String| vec![w.clone()];
+        let flat: Vec<axes::Group> = own.iter().flatten().map(single).collect();
+        let repeated: Vec<axes::Group> = out.iter().flatten().map(single).filter(|g| !flat.contains(g)).collect();
+        let named = |e: &mut Emit, from: &[axes::Group], to: &[axes::Group], v| {
+            let used = |w: &String| from.iter().chain(to).flatten().any(|x| x == w);
+            let sizes = sizes.iter().filter(|(w, _)| used(w)).map(|(w, n)| (w.clone(), *n)).collect();
+            e.op("moved", Rearrange { axes: axes_of(&[from], to), sizes }, &[v])
+        };
+        if repeated.iter().all(|g| sizes.get(&g[0]) == Some(&1)) {
+            return named(e, out, own, dy);
+        }
+        let wide: Vec<axes::Group> = flat.iter().chain(&repeated).cloned().collect();
+        let wide_value = if *out == wide { dy } else { named(e, out, &wide, dy)? };
+        let sum = Reduce { fold: FoldKind::Sum, axes: axes_of(&[&wide], &flat) };
+        let sum = e.op("sum", sum, &[wide_value])?;
+        if *own == flat { Ok(sum) } else { named(e, &flat, own, sum) }
     }
 
     fn split(&self, sizes: &mut BTreeMap<String, usize>, group: &[String], n: usize) -> Result<(), Fault> {
@@ -135,6 +165,10 @@ impl OpDef for Rearrange {
         })
     }
 
+    fn vjp(&self, e: &mut Emit, x: &[Value], _: Value, dy: Local, _: &[bool]) -> Result<Cotangents, Fault> {
+        Ok(vec![Some(self.turn_back(e, e.primal_ty(x[0]), dy)?)])
+    }
+
     fn samples() -> Vec<String> {
         [
             "func @f(%x: f32[2, 3, 8]) -> f32[2, 4, 3, 2] { %y = rearrange %x \"b t (h d) -> b h t d\" h=4 return %y }",
@@ -199,6 +233,23 @@ impl OpDef for Slice {
         })
     }
 
+    fn vjp(&self, e: &mut Emit, x: &[Value], _: Value, dy: Local, _: &[bool]) -> Result<Cotangents, Fault> {
+        let ty = e.primal_ty(x[0]);
+        let size = ty.shape[self.axis];
+        let mut parts = vec![];
+        for (n, at) in [(self.start, 0), (size - self.end, 1)] {
+            if at == 1 {
+                parts.push(dy);
+            }
+            if n > 0 {
+                let mut shape = ty.shape.clone();
+                shape[self.axis] = n;
+                parts.push(e.splat(0.0, &Type::new(ty.dtype, shape))?);
+            }
+        }
+        Ok(vec![Some(if parts.len() == 1 { dy } else { e.op("padded", Concat { axis: self.axis }, &parts)? })])
+    }
+
     fn samples() -> Vec<String> {
         vec!["func @f(%x: f32[3, 9, 2]) -> f32[3, 4, 2] { %y = slice %x axis=1 start=3 end=7 return %y }".into()]
     }
@@ -257,6 +308,18 @@ impl OpDef for Concat {
             }
             out
         })
+    }
+
+    fn vjp(&self, e: &mut Emit, x: &[Value], _: Value, dy: Local, wanted: &[bool]) -> Result<Cotangents, Fault> {
+        let mut start = 0;
+        let mut out = vec![];
+        for (v, wanted) in x.iter().zip(wanted) {
+            let end = start + e.primal_ty(*v).shape[self.axis];
+            let part = Slice { axis: self.axis, start, end };
+            out.push(wanted.then(|| e.op("part", part, &[dy])).transpose()?);
+            start = end;
+        }
+        Ok(out)
     }
 
     fn samples() -> Vec<String> {

@@ -105,6 +105,13 @@ impl<'a> Scope<'a> {
         }
     }
 
+    /// Whether the scope has both functions and they stand in one place: the library, or what was given beside it.
+    /// A text that hides a function of the library hides its `.vjp` too.
+    pub(crate) fn stand_together(&self, a: &str, b: &str) -> bool {
+        let given = |n: &str| self.templates.get(n).and_then(|t| t.first()).map(|t| t.place.file.is_empty());
+        given(a).is_some() && given(a) == given(b)
+    }
+
     fn pick(&self, name: &str, given: &BTreeMap<String, Bind>) -> Result<&'a Template, Fault> {
         let Some(list) = self.templates.get(name) else {
             return Err(Fault::new(Code::Name, format!("there is no function @{name}"))

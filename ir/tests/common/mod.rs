@@ -1,6 +1,8 @@
 //! What several tests need: seeded numbers, tensors, runs of a text.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod grad;
+
 use omchat_ir::{Dtype, Mode, Tensor, Type, interpret, parse};
 
 /// Seeded numbers: splitmix64.

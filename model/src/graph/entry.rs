@@ -55,6 +55,30 @@ impl<'m, 's> Entry<'m, 's> {
             .into())
     }
 
+    /// A number of parts that must divide another number.
+    pub fn divides(&self, what: &str, n: usize, of: &str, whole: usize) -> Result<(), Diagnostics> {
+        if n > 0 && whole.is_multiple_of(n) {
+            return Ok(());
+        }
+        Err(Fault::new(Code::Dim, format!("{what} is {n}, it must divide {of}, which is {whole}"))
+            .help("take a divisor, or pad the tokens"))?
+    }
+
+    /// The type of a value.
+    pub fn ty(&self, v: Value) -> &Type {
+        self.builder.ty(v)
+    }
+
+    /// The module so far.
+    pub fn module(&mut self) -> &mut Module {
+        self.builder.module()
+    }
+
+    /// A parameter of any role.
+    pub fn given(&mut self, role: Role, name: &str, ty: Type) -> Value {
+        self.builder.param(role, name, ty)
+    }
+
     /// A parameter given at each run.
     pub fn input(&mut self, name: &str, dtype: Dtype, shape: &[usize]) -> Value {
         self.builder.param(Role::Input, name, Type::new(dtype, shape))

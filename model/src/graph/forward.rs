@@ -5,7 +5,7 @@ use super::entry::{Entry, verified};
 use super::vision::{Vision, tower};
 use super::{FORWARD, scope};
 use crate::config::OmChatConfig;
-use omchat_ir::{Diagnostics, Dtype, Module};
+use omchat_ir::{Diagnostics, Dtype, Module, Value};
 
 /// What one run of `@forward` takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,6 +18,17 @@ pub struct ForwardSpec {
     pub tiles: usize,
     /// Whether the backward pass recomputes each layer from its operands.
     pub remat: bool,
+    /// Parts that the rows of an MLP are computed in, each recomputed in the backward pass; it must divide T.
+    pub mlp_tiles: usize,
+    /// Parts that the tokens' losses are computed in: logits exist for one part at a time. It must divide T.
+    pub loss_tiles: usize,
+}
+
+impl ForwardSpec {
+    /// Whole sequences of text on one rank, nothing recomputed, nothing in parts.
+    pub fn text(tokens: usize) -> ForwardSpec {
+        ForwardSpec { ranks: 1, tokens, tiles: 0, remat: false, mlp_tiles: 1, loss_tiles: 1 }
+    }
 }
 
 /// The whole model over sequences without a cache, entry `@forward`: what training differentiates.
@@ -30,12 +41,27 @@ pub struct ForwardSpec {
 /// Results: the loss f32[T] of each of this rank's tokens, 0 where ignored, and the log-sum-exp f32[T].
 ///
 /// Shapes: T tokens a rank, N tiles a rank, S side of a tile, P = head size / 2. Batch is 1: documents are packed.
-/// Errors: no rank or no token; tiles for a model without a tower; a `dtype` that is no float.
+/// Errors: no rank or no token; tiles for a model without a tower; parts that do not divide the tokens; a `dtype` that
+/// is no float.
 pub fn forward_module(config: &OmChatConfig, spec: ForwardSpec, dtype: Dtype) -> Result<Module, Diagnostics> {
-    let (mut module, scope, t, n) = (Module::default(), scope()?, &config.text, spec.tokens);
+    let (mut module, scope) = (Module::default(), scope()?);
     let mut e = Entry::new(&mut module, &scope, FORWARD, dtype)?;
+    let (nll, lse, _) = losses(&mut e, config, spec)?;
+    e.finish(vec![nll, lse]);
+    verified(module)
+}
+
+/// The body of `@forward`: each token's loss, its log-sum-exp, and the labels.
+pub(super) fn losses(
+    e: &mut Entry,
+    config: &OmChatConfig,
+    spec: ForwardSpec,
+) -> Result<(Value, Value, Value), Diagnostics> {
+    let (t, n) = (&config.text, spec.tokens);
     e.positive("ranks", spec.ranks)?;
     e.positive("tokens", n)?;
+    e.divides("mlp_tiles", spec.mlp_tiles, "tokens", n)?;
+    e.divides("loss_tiles", spec.loss_tiles, "tokens", n)?;
     let v = if spec.tiles > 0 { Some(tower(config)?) } else { None };
     let pictures = v.map(|(v, _)| {
         (e.input("pixels", Dtype::F32, &[spec.tiles, 3, v.image_size, v.image_size]), e.input("rows", Dtype::I32, &[n]))
@@ -44,26 +70,38 @@ pub fn forward_module(config: &OmChatConfig, spec: ForwardSpec, dtype: Dtype) ->
     let [cos, sin] = ["cos", "sin"].map(|name| e.input(name, Dtype::F32, &[n, t.head_dim / 2]));
     let [lo, hi, at] = ["lo", "hi", "at"].map(|name| e.input(name, Dtype::I32, &[1, n]));
     let labels = e.input("labels", Dtype::I32, &[n]);
-    let vision = v.map(|(v, p)| Vision::declare(&mut e, v, p));
-    let weights = Weights::declare(&mut e, t);
+    let vision = v.map(|(v, p)| Vision::declare(e, v, p));
+    let weights = Weights::declare(e, t);
 
     let mut x = e.rows("x", weights.embed, ids)?;
     if let (Some(vision), Some((pixels, rows))) = (vision, pictures) {
-        let features = vision.features(&mut e, spec.tiles, pixels, spec.remat)?;
+        let features = vision.features(e, spec.tiles, pixels, spec.remat)?;
         let placed = e.rows("placed", features, rows)?;
         x = e.call("x", "add_features", &[x, placed])?;
     }
     let eps = e.constant("eps", t.eps)?;
-    let block = if t.qkv_bias() { "qwen2_ring_layer" } else { "llama_ring_layer" };
+    let mut letters = vec![("R", spec.ranks)];
+    let block = match (t.qkv_bias(), spec.mlp_tiles > 1) {
+        (true, false) => "qwen2_ring_layer",
+        (false, false) => "llama_ring_layer",
+        (true, true) => "qwen2_ring_layer_tiled",
+        (false, true) => "llama_ring_layer_tiled",
+    };
+    if spec.mlp_tiles > 1 {
+        letters.push(("N", spec.mlp_tiles));
+    }
     e.remat(spec.remat);
     for layer in &weights.layers {
         let mut operands = vec![x, cos, sin, lo, hi, at, eps];
         operands.extend(layer);
-        x = e.call_with("x", block, &[("R", spec.ranks)], &operands)?;
+        x = e.call_with("x", block, &letters, &operands)?;
     }
     e.remat(false);
     let x = e.call("x", "rms_norm", &[x, weights.norm, eps])?;
-    let results = e.calls(&["nll", "lse"], "linear_cross_entropy", &[x, weights.head, labels])?;
-    e.finish(results);
-    verified(module)
+    let operands = [x, weights.head, labels];
+    let results = match spec.loss_tiles {
+        1 => e.calls(&["nll", "lse"], "linear_cross_entropy", &operands)?,
+        n => e.calls_with(&["nll", "lse"], "linear_cross_entropy_tiled", &[("N", n)], &operands)?,
+    };
+    Ok((results[0], results[1], labels))
 }

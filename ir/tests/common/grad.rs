@@ -1,0 +1,100 @@
+//! Cotangents of a function against central differences.
+
+use super::Rng;
+use omchat_ir::{Differentiate, Dtype, Func, Mode, Module, Scalar, Scope, Tensor, Type, Value, interpret};
+
+/// What to check: a function of a module on some ranks.
+pub struct Case<'a> {
+    pub text: &'a str,
+    pub module: &'a Module,
+    pub f: Func,
+    pub ranks: usize,
+    pub seed: u64,
+    pub scope: Option<&'a Scope<'a>>,
+}
+
+/// A random tensor; floats from a range.
+pub fn draw(r: &mut Rng, ty: &Type, range: (f64, f64)) -> Tensor {
+    let mut one = || match ty.dtype {
+        Dtype::I32 => r.below(8) as f64 - 1.0,
+        Dtype::Bool => r.below(2) as f64,
+        _ => range.0 + (range.1 - range.0) * (r.unit() + 1.0) / 2.0,
+    };
+    let data = (0..ty.elements()).map(|_| one()).collect();
+    Tensor::new(ty.clone(), data).unwrap()
+}
+
+/// Where the scalar functions of a text are smooth.
+fn range(text: &str) -> (f64, f64) {
+    let word = |w: &str| text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).any(|t| t == w);
+    let ranges = Scalar::ALL.iter().filter(|s| word(s.name())).map(|s| s.sample_range());
+    ranges.fold((-2.0, 2.0), |a, b| (f64::max(a.0, b.0), b.1))
+}
+
+/// Checks every cotangent element; yields how many there were.
+pub fn check(case: &Case) -> usize {
+    let f = case.module.function(case.f).clone();
+    let float = |v: &Value| f.ty(*v).dtype.is_float();
+    let of: Vec<usize> = (0..f.results.len()).filter(|i| float(&f.results[*i])).collect();
+    let wrt: Vec<Value> = f.param_values().filter(float).collect();
+    if of.is_empty() || wrt.is_empty() {
+        return 0;
+    }
+    let mut random = Rng(case.seed + 1);
+    let range = range(case.text);
+    let operands: Vec<Vec<Tensor>> =
+        (0..case.ranks).map(|_| f.param_types().iter().map(|t| draw(&mut random, t, range)).collect()).collect();
+    check_at(case, &of, &wrt, operands, &mut random)
+}
+
+/// The same at given operands.
+pub fn check_at(case: &Case, of: &[usize], wrt: &[Value], operands: Vec<Vec<Tensor>>, random: &mut Rng) -> usize {
+    let f = case.module.function(case.f).clone();
+    let mut module = case.module.clone();
+    let grad = Differentiate { scope: case.scope, keep: &[] }
+        .run(&mut module, case.f, of, wrt)
+        .unwrap_or_else(|e| panic!("{}: {e}", case.text));
+    module.verify().unwrap_or_else(|e| panic!("{}\n{module}\n{e}", case.text));
+    let printed = module.to_string();
+    let again = omchat_ir::parse(&printed).unwrap_or_else(|e| panic!("{}", e.render(case.text, &printed)));
+    assert!(again == module, "{}: printed and parsed, it is another module\n{printed}", case.text);
+    let cots: Vec<Vec<Tensor>> =
+        (0..case.ranks).map(|_| of.iter().map(|i| draw(random, f.ty(f.results[*i]), (-1.0, 1.0))).collect()).collect();
+    let full = |x: &[Vec<Tensor>]| -> Vec<Vec<Tensor>> {
+        x.iter().zip(&cots).map(|(a, c)| a.iter().chain(c).cloned().collect()).collect()
+    };
+    let found = interpret(&module, grad, full(&operands), Mode::Exact).unwrap_or_else(|e| panic!("{}: {e}", case.text));
+    // How much the sum over ranks of results times cotangents changes; differences first: a mask is -1e30.
+    let change = |a: Vec<Vec<Tensor>>, b: Vec<Vec<Tensor>>| -> f64 {
+        let [a, b] = [a, b].map(|x| interpret(case.module, case.f, x, Mode::Exact).unwrap());
+        let one = |r: usize, i: usize, c: &Tensor| -> f64 {
+            let pairs = a[r][i].data.iter().zip(&b[r][i].data);
+            pairs.zip(&c.data).map(|((x, y), c)| (x - y) * c).sum()
+        };
+        (0..case.ranks).map(|r| of.iter().zip(&cots[r]).map(|(i, c)| one(r, *i, c)).sum::<f64>()).sum()
+    };
+    let mut count = 0;
+    for rank in 0..case.ranks {
+        for (k, v) in wrt.iter().enumerate() {
+            let scale = found[rank][f.results.len() + k].data.iter().fold(1.0, |a: f64, b| a.max(b.abs()));
+            for i in 0..f.ty(*v).elements() {
+                let at = |h: f64| {
+                    let mut x = operands.clone();
+                    x[rank][v.0 as usize].data[i] += h;
+                    x
+                };
+                let h = 1e-4;
+                let want = (8.0 * change(at(h), at(-h)) - change(at(2.0 * h), at(-2.0 * h))) / (12.0 * h);
+                let have = found[rank][f.results.len() + k].data[i];
+                assert!(
+                    (want - have).abs() <= 1e-7 * scale,
+                    "{}\nd.{}[{i}] on rank {rank} is {have}, central differences say {want}\n{module}",
+                    case.text,
+                    f.value(*v).name,
+                );
+                count += 1;
+            }
+        }
+    }
+    count
+}

@@ -1,0 +1,168 @@
+//! Every function of the library against central differences in doubles; each `@f.vjp` text also against the rule
+//! derived from the primitives. A function without a row in the table fails the test.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use common::Rng;
+use common::grad::{Case, check_at, draw};
+use omchat_ir::text::instantiate_call;
+use omchat_ir::{Bind, Differentiate, Dtype, Func, Function, Mode, Module, Scope, Tensor, Value, interpret, library};
+
+/// Function, letters, ranks. Operands are drawn by their names, below.
+const ROWS: &[(&str, &str, usize)] = &[
+    ("@silu", "R=2 C=3", 1),
+    ("@gelu", "R=2 C=3", 1),
+    ("@gelu_tanh", "R=2 C=3", 1),
+    ("@swiglu", "R=2 F=3", 1),
+    ("@swiglu.vjp", "R=2 F=3", 1),
+    ("@swiglu_mlp", "R=3 C=4 F=5", 1),
+    ("@swiglu_mlp_tiled", "N=3 R=6 C=4 F=5", 1),
+    ("@gelu_mlp", "R=2 C=3 F=4 D=2", 1),
+    ("@gelu_tanh_mlp", "R=2 C=3 F=4 D=2", 1),
+    ("@linear", "R=2 C=3 F=4", 1),
+    ("@softmax", "R=2 C=5", 1),
+    ("@attention", "B=1 H=2 G=2 T=3 S=4 D=4", 1),
+    ("@attention.vjp", "B=1 H=1 G=2 T=3 S=4 D=2", 1),
+    ("@attention_delta", "B=1 H=2 G=2 T=3 D=4", 1),
+    ("@attention_partial", "B=1 H=2 G=2 T=3 S=4 D=4", 1),
+    ("@attention_partial.vjp", "B=1 H=1 G=2 T=3 S=4 D=2", 1),
+    ("@attention_weights", "B=1 H=1 G=2 T=3 S=4 D=2", 1),
+    ("@attention_dq", "B=1 H=1 G=2 T=3 S=4 D=2", 1),
+    ("@attention_dkv", "B=1 H=1 G=2 T=3 S=4 D=2", 1),
+    ("@attention_merge", "B=1 H=2 G=1 T=3 D=2", 1),
+    ("@ring_attention", "R=3 B=1 H=1 G=2 T=2 S=2 D=2", 3),
+    ("@ring_attention.vjp", "R=2 B=1 H=1 G=2 T=2 S=2 D=2", 2),
+    ("@linear_cross_entropy", "T=4 C=3 V=7", 1),
+    ("@linear_cross_entropy.vjp", "T=4 C=3 V=7", 1),
+    ("@linear_cross_entropy_backward", "T=4 C=3 V=7", 1),
+    ("@linear_cross_entropy_tiled", "N=3 T=6 C=3 V=7", 1),
+    ("@linear_cross_entropy_tiled.vjp", "N=2 T=4 C=3 V=7", 1),
+    ("@labelled", "T=4 V=7", 1),
+    ("@masked_mean", "T=4 V=7", 1),
+    ("@selective_loss", "T=6 K=3 V=7", 1),
+    ("@rms_norm", "R=3 C=4", 1),
+    ("@rms_norm.vjp", "R=3 C=4", 1),
+    ("@layer_norm", "R=3 C=4", 1),
+    ("@rope", "B=1 H=2 G=2 T=3 P=2", 1),
+    ("@rope.vjp", "B=1 H=2 G=1 T=3 P=2", 1),
+    ("@adamw", "N=4", 1),
+    ("@sum_squares", "N=4", 1),
+    ("@clip_scale", "", 1),
+];
+
+/// The letters of a row; every element type is f32.
+fn letters(name: &str, text: &str) -> Vec<(String, Bind)> {
+    let mut out: Vec<(String, Bind)> = text
+        .split_whitespace()
+        .map(|p| p.split_once('=').unwrap())
+        .map(|(l, n)| (l.to_string(), Bind::Size(n.parse().unwrap())))
+        .collect();
+    let template = library::file().unwrap().functions.iter().find(|t| format!("@{}", t.name) == name);
+    let template = template.unwrap_or_else(|| panic!("there is no {name}"));
+    if template.letters.iter().any(|(l, _)| l == "E") {
+        out.push(("E".into(), Bind::Dtype(Dtype::F32)));
+    }
+    out
+}
+
+/// An operand by its name: labels with some ignored, intervals with a query that sees nothing, positive scales.
+fn operand(name: &str, of: &str, f: &Function, v: Value, rank: usize, rng: &mut Rng) -> Tensor {
+    let ty = f.ty(v).clone();
+    let n = ty.elements();
+    let last = ty.shape.last().copied().unwrap_or(1);
+    let place = |i: usize| (rank * last + i % last) as f64;
+    let data: Vec<f64> = match name {
+        "labels" => (0..n).map(|i| if i == 1 { -100.0 } else { rng.below(7) as f64 }).collect(),
+        "lo" => (0..n).map(|i| if i % last + 1 == last { 1.0 } else { 0.0 }).collect(),
+        "hi" => (0..n).map(|i| if i % last + 1 == last { 0.0 } else { place(i) + 1.0 }).collect(),
+        "at" => (0..n).map(place).collect(),
+        "eps" => vec![0.3; n],
+        _ if of == "@adamw" || of == "@clip_scale" => return draw(rng, &ty, (0.2, 0.9)),
+        _ => return draw(rng, &ty, (-1.0, 1.0)),
+    };
+    Tensor::new(ty, data).unwrap()
+}
+
+struct Instance {
+    module: Module,
+    f: Func,
+    of: Vec<usize>,
+    wrt: Vec<Value>,
+    operands: Vec<Vec<Tensor>>,
+}
+
+fn instance(name: &str, text: &str, ranks: usize, rng: &mut Rng) -> Instance {
+    let scope = Scope::new(&[library::file().unwrap()]);
+    let mut module = Module::default();
+    let given = letters(name, text);
+    let given: Vec<(&str, Bind)> = given.iter().map(|(l, b)| (l.as_str(), *b)).collect();
+    let f = instantiate_call(&scope, &mut module, &name[1..], &given).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let function = module.function(f).clone();
+    let float = |v: &Value| function.ty(*v).dtype.is_float();
+    let one = |rank: usize, rng: &mut Rng| {
+        function
+            .param_values()
+            .map(|v| operand(&function.value(v).name, name, &function, v, rank, rng))
+            .collect::<Vec<_>>()
+    };
+    let operands = (0..ranks).map(|r| one(r, rng)).collect();
+    let of = (0..function.results.len()).filter(|i| float(&function.results[*i])).collect();
+    Instance { wrt: function.param_values().filter(float).collect(), module, f, of, operands }
+}
+
+#[test]
+fn every_library_function_matches_central_differences() {
+    let scope = Scope::new(&[library::file().unwrap()]);
+    let names: Vec<String> = library::file().unwrap().functions.iter().map(|t| format!("@{}", t.name)).collect();
+    for name in &names {
+        assert!(ROWS.iter().any(|r| r.0 == name), "{name} has no row of letters in ROWS");
+    }
+    let mut checked = 0;
+    for (i, (name, text, ranks)) in ROWS.iter().enumerate() {
+        let mut rng = Rng(i as u64 + 5);
+        let x = instance(name, text, *ranks, &mut rng);
+        if x.of.is_empty() || x.wrt.is_empty() {
+            println!("{name} has no float result: nothing to differentiate");
+            continue;
+        }
+        let written = names.contains(&format!("{name}.vjp"));
+        for scope in [None, Some(&scope)].into_iter().take(1 + usize::from(written)) {
+            let case = Case { text: name, module: &x.module, f: x.f, ranks: *ranks, seed: 0, scope };
+            checked += check_at(&case, &x.of, &x.wrt, x.operands.clone(), &mut rng);
+        }
+    }
+    println!("{} functions, {checked} cotangent elements checked", ROWS.len());
+    assert!(checked > 500);
+}
+
+#[test]
+fn every_written_rule_equals_the_derived_one() {
+    let scope = Scope::new(&[library::file().unwrap()]);
+    let rules = ROWS.iter().filter(|r| ROWS.iter().any(|o| o.0 == format!("{}.vjp", r.0)));
+    let mut count = 0;
+    for (name, text, ranks) in rules {
+        for seed in 0..4 {
+            let mut rng = Rng(seed * 31 + 1);
+            let x = instance(name, text, *ranks, &mut rng);
+            let function = x.module.function(x.f);
+            let cots: Vec<Vec<Tensor>> = (0..*ranks)
+                .map(|_| x.of.iter().map(|i| draw(&mut rng, function.ty(function.results[*i]), (-1.0, 1.0))).collect())
+                .collect();
+            let run = |scope| {
+                let mut module = x.module.clone();
+                let grad = Differentiate { scope, keep: &[] }.run(&mut module, x.f, &x.of, &x.wrt).unwrap();
+                let operands = x.operands.iter().zip(&cots).map(|(a, c)| a.iter().chain(c).cloned().collect());
+                interpret(&module, grad, operands.collect(), Mode::Exact).unwrap()
+            };
+            let (derived, written) = (run(None), run(Some(&scope)));
+            for (a, b) in derived.iter().flatten().zip(written.iter().flatten()) {
+                let top = a.data.iter().fold(1.0, |m: f64, x| m.max(x.abs()));
+                common::near(name, &a.data, &b.data, 1e-10 * top);
+            }
+        }
+        count += 1;
+    }
+    println!("{count} written rules");
+    assert_eq!(count, library::file().unwrap().functions.iter().filter(|t| t.name.ends_with(".vjp")).count());
+}

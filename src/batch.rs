@@ -1,0 +1,82 @@
+//! What one training run reads: whole sequences as the inputs of `@forward`.
+
+use crate::{Error, Model};
+use omchat_model::config::IGNORE;
+use omchat_model::rope::rope_table;
+use omchat_model::splice::{Slot, Spliced};
+use omchat_runtime::HostTensor;
+
+/// The inputs of a forward pass over whole sequences.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    inputs: Vec<(&'static str, HostTensor)>,
+    tokens: usize,
+    tiles: usize,
+}
+
+impl Batch {
+    /// One sequence: spliced positions, one label a position (not shifted), and its tiles' pixels.
+    ///
+    /// Shapes: `labels` [T], −100 where none counts; `pixels` [N, 3, S, S].
+    /// Errors: no position; labels or pixels that are not as many as they must be; an id that the model has not.
+    pub fn sequence(model: &Model, spliced: &Spliced, labels: &[i32], pixels: &[f32]) -> Result<Batch, Error> {
+        let (n, tiles, t) = (spliced.len(), spliced.tiles, &model.config.text);
+        if n == 0 {
+            return Err(Error::Input("no tokens to train on; give one or more".into()));
+        }
+        if labels.len() != n {
+            return Err(Error::Input(format!("{} labels for {n} positions; give one each", labels.len())));
+        }
+        let (ids, rows): (Vec<i32>, Vec<i32>) = spliced
+            .slots
+            .iter()
+            .map(|s| match s {
+                Slot::Text(id) => (*id as i32, -1),
+                Slot::Image(row) => (-1, *row as i32),
+            })
+            .unzip();
+        // Position t predicts the label of t + 1; the last predicts nothing.
+        let shifted: Vec<i32> = labels[1..].iter().copied().chain([IGNORE]).collect();
+        let index: Vec<i32> = (0..n as i32).collect();
+        let positions: Vec<u32> = (0..n as u32).collect();
+        let (cos, sin) = rope_table(&positions, t.head_dim, t.rope_theta);
+        let mut inputs = vec![];
+        if tiles > 0 {
+            let side = model.config.vision.as_ref().map_or(0, |v| v.image_size);
+            let need = tiles * 3 * side * side;
+            if pixels.len() != need || need == 0 {
+                return Err(Error::Input(format!(
+                    "{} pixel values for {tiles} tiles of 3x{side}x{side}, which take {need}",
+                    pixels.len()
+                )));
+            }
+            omchat_model::tiler::check_pixels(pixels, side)?;
+            inputs.push(("pixels", HostTensor::f32([tiles, 3, side, side], pixels)));
+            inputs.push(("rows", HostTensor::i32([n], &rows)));
+        }
+        inputs.extend([
+            ("ids", HostTensor::i32([n], &ids)),
+            ("cos", HostTensor::f32([n, t.head_dim / 2], &cos)),
+            ("sin", HostTensor::f32([n, t.head_dim / 2], &sin)),
+            ("lo", HostTensor::i32([1, n], &vec![0; n])),
+            ("hi", HostTensor::i32([1, n], &index)),
+            ("at", HostTensor::i32([1, n], &index)),
+            ("labels", HostTensor::i32([n], &shifted)),
+        ]);
+        Ok(Batch { inputs, tokens: n, tiles })
+    }
+
+    /// Positions: T.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Tiles: N.
+    pub fn tiles(&self) -> usize {
+        self.tiles
+    }
+
+    pub(crate) fn inputs(&self) -> &[(&'static str, HostTensor)] {
+        &self.inputs
+    }
+}

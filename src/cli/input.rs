@@ -1,0 +1,82 @@
+//! What a case file feeds the model: ids, pixels, labels.
+
+use super::Error;
+use omchat::Model;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::path::Path;
+
+/// What a case feeds the model.
+pub struct Case {
+    /// Ids, −200 where a tile's rows go.
+    pub ids: Vec<i32>,
+    /// The tiles' numbers.
+    pub pixels: Vec<f32>,
+    pixel_shape: Vec<usize>,
+    /// A label a position, if the case has them.
+    pub labels: Option<Vec<i32>>,
+}
+
+impl Case {
+    /// The case in a file.
+    ///
+    /// Errors: the file cannot be read, or holds something else.
+    pub fn read(path: &Path) -> Result<Case, Error> {
+        let bad = |why: String| Error::input(format!("{}: {why}", path.display()));
+        let bytes = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(format!("{e} ({} bytes)", bytes.len())))?;
+        let ids = match file.tensor("input_ids") {
+            Ok(t) => ints("input_ids", &t).map_err(bad)?,
+            Err(_) => return Err(bad("there is no `input_ids`, i32 [T]".into())),
+        };
+        let labels = file.tensor("labels").ok().map(|t| ints("labels", &t)).transpose().map_err(bad)?;
+        let (pixels, pixel_shape) = match file.tensor("pixel_values") {
+            Ok(t) if t.dtype() == Dtype::F32 => (
+                t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+                t.shape().to_vec(),
+            ),
+            Ok(t) => return Err(bad(format!("`pixel_values` is {:?}; it must be f32 [N, 3, S, S]", t.dtype()))),
+            Err(_) => (vec![], vec![]),
+        };
+        if ids.is_empty() {
+            return Err(bad("`input_ids` is empty; give one id or more".into()));
+        }
+        Ok(Case { ids, pixels, pixel_shape, labels })
+    }
+
+    /// How many tiles there are.
+    ///
+    /// Errors: tiles that the model does not take.
+    pub fn tiles(&self, model: &Model) -> Result<usize, Error> {
+        let Some(vision) = &model.config.vision else {
+            return match self.pixels.is_empty() {
+                true => Ok(0),
+                false => Err(Error::input("the case has `pixel_values`, the model has no vision tower")),
+            };
+        };
+        let s = vision.image_size;
+        match self.pixel_shape[..] {
+            [] => Ok(0),
+            [n, 3, h, w] if h == s && w == s => Ok(n),
+            _ => Err(Error::input(format!(
+                "`pixel_values` is {:?}; this model takes [N, 3, {s}, {s}]",
+                self.pixel_shape
+            ))),
+        }
+    }
+}
+
+fn ints(name: &str, t: &TensorView) -> Result<Vec<i32>, String> {
+    if !matches!(t.shape(), [_] | [1, _]) {
+        return Err(format!("`{name}` is {:?}; it must be one sequence, i32 [T]", t.shape()));
+    }
+    match t.dtype() {
+        Dtype::I32 => Ok(t.data().chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+        Dtype::I64 => t
+            .data()
+            .chunks_exact(8)
+            .map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+            .map(|x| i32::try_from(x).map_err(|_| format!("`{name}` holds {x}; it must fit i32")))
+            .collect(),
+        other => Err(format!("`{name}` is {other:?}; it must be i32 [T]")),
+    }
+}

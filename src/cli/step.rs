@@ -1,0 +1,125 @@
+//! `omchat step`: some steps of AdamW on one case.
+
+use super::case::{self, Data};
+use super::input::Case;
+use super::progress::Bars;
+use super::train::{TrainArgs, batch, dtype, spelled};
+use super::{Error, device, note};
+use omchat::{AdamW, Model, Step, TrainSpec, Trainer};
+use std::path::{Path, PathBuf};
+
+/// What `omchat step` takes.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A model's folder.
+    #[arg(long, value_name = "DIR")]
+    model: String,
+    /// The case: safetensors with `input_ids` and `labels`, and `pixel_values` where they apply.
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// Where `adamw_losses` is written, the loss before each step.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// Where the model is written after the last step.
+    #[arg(long, value_name = "DIR")]
+    save: Option<PathBuf>,
+    /// The device to run on; the best that there is if not given.
+    #[arg(long)]
+    device: Option<String>,
+    /// The element type of activations and of the weights that they meet; the trained weights are kept in f32.
+    #[arg(long, default_value = "f32")]
+    dtype: String,
+    /// Steps to take.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    steps: usize,
+    /// The learning rate.
+    #[arg(long, default_value_t = 2e-5)]
+    lr: f32,
+    /// Decay of the first and the second moment.
+    #[arg(long, default_value = "0.9,0.999", value_name = "B1,B2")]
+    betas: String,
+    /// Added to the root of the second moment.
+    #[arg(long, default_value_t = 1e-8)]
+    eps: f32,
+    /// Decoupled weight decay of matrices.
+    #[arg(long, default_value_t = 0.0)]
+    decay: f32,
+    /// Every parameter decays, not matrices only.
+    #[arg(long)]
+    decay_all: bool,
+    /// The largest norm of all gradients together; larger ones are scaled down to it.
+    #[arg(long, value_name = "NORM")]
+    clip: Option<f32>,
+    #[command(flatten)]
+    train: TrainArgs,
+}
+
+/// Runs `omchat step`.
+pub fn run(args: &Args) -> Result<(), Error> {
+    let adamw = args.adamw()?;
+    let case = Case::read(&args.input)?;
+    let model = Model::open(&args.model)?;
+    let batch = batch(&model, &case, &args.input)?;
+    let spec = TrainSpec { decay_all: args.decay_all, ..args.train.spec(&batch)? };
+    let device = device::open(args.device.as_deref())?;
+    let mut bars = Bars::default();
+    let mut trainer = Trainer::new(&model, device, dtype(&args.dtype)?, &spec, &mut |p| bars.show(p))?;
+    bars.end();
+    let mut losses = vec![];
+    for n in 0..args.steps {
+        let Step { loss, norm } = trainer.step(&batch, &adamw)?;
+        note(format!("step {}: loss {loss:.6}, gradient norm {norm:.4}", n + 1));
+        losses.push(loss);
+    }
+    case::write(&args.output, &[("adamw_losses".into(), Data::f32(vec![losses.len()], &losses))])?;
+    match &args.save {
+        Some(dir) => save(&model, &trainer, dir),
+        None => Ok(()),
+    }
+}
+
+impl Args {
+    fn adamw(&self) -> Result<AdamW, Error> {
+        let bad = || Error::input(format!("--betas is `{}`; give two numbers, such as 0.9,0.95", self.betas));
+        let (b1, b2) = self.betas.split_once(',').ok_or_else(bad)?;
+        let number = |x: &str| x.trim().parse::<f64>().map_err(|_| bad());
+        let adamw = AdamW {
+            lr: [self.lr; 3],
+            betas: (number(b1)?, number(b2)?),
+            eps: self.eps,
+            decay: self.decay,
+            clip: self.clip.unwrap_or(f32::MAX),
+        };
+        adamw.check()?;
+        Ok(adamw)
+    }
+}
+
+/// The model's folder with the trained weights, in f32, in place of its own. What was not trained stays as it is stored.
+fn save(model: &Model, trainer: &Trainer, dir: &Path) -> Result<(), Error> {
+    let fail = |what: &Path, e: std::io::Error| Error::input(format!("cannot write {}: {e}", what.display()));
+    if model.dir.canonicalize().ok() == dir.canonicalize().ok() && dir.exists() {
+        return Err(Error::input(format!("{} is the model's own folder; save to another", dir.display())));
+    }
+    std::fs::create_dir_all(dir).map_err(|e| fail(dir, e))?;
+    let trained: std::collections::BTreeMap<_, _> = trainer.weights()?.into_iter().collect();
+    let untouched: Vec<String> =
+        model.checkpoint.names().filter(|n| !trained.contains_key(*n)).map(String::from).collect();
+    let mut tensors = spelled(model, trained)?;
+    for name in untouched {
+        for (part, data) in model.checkpoint.stored(&name)?.iter().zip(case::raw(model, &name)?) {
+            if let Some(slot) = tensors.iter_mut().find(|(n, _)| n == part.name) {
+                slot.1 = data;
+            }
+        }
+    }
+    case::write(&dir.join("model.safetensors"), &tensors)?;
+    for entry in std::fs::read_dir(&model.dir).map_err(|e| fail(&model.dir, e))?.flatten() {
+        let (from, name) = (entry.path(), entry.file_name());
+        let weights = name.to_string_lossy().contains(".safetensors");
+        if from.is_file() && !weights {
+            std::fs::copy(&from, dir.join(name)).map_err(|e| fail(dir, e))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! Training on one device: gradients of a batch, and steps of AdamW.
+
+use crate::engine::finite;
+use crate::{Batch, Error, Model, Progress};
+use omchat_ir::{Dtype, Func, Module, Role};
+use omchat_model::graph::{self, TrainSpec, grads_module, step_module};
+use omchat_runtime::{Device, Executable, HostTensor, Store};
+
+/// The loss of a batch and its gradients.
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    /// The mean over labelled tokens.
+    pub loss: f32,
+    /// Each position's loss against the next label, 0 where none counts: [T].
+    pub nll: Vec<f32>,
+    /// Released name and numbers of each trained tensor's gradient, row-major as the tensor is stored.
+    pub grads: Vec<(String, Vec<f32>)>,
+}
+
+/// The numbers of AdamW.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of the vision tower, the projector and the decoder.
+    pub lr: [f32; 3],
+    /// Decay of the first and second moment.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled weight decay.
+    pub decay: f32,
+    /// The largest norm of all gradients together; larger ones are scaled to it.
+    pub clip: f32,
+}
+
+impl Default for AdamW {
+    fn default() -> AdamW {
+        AdamW { lr: [2e-5; 3], betas: (0.9, 0.999), eps: 1e-8, decay: 0.0, clip: f32::MAX }
+    }
+}
+
+impl AdamW {
+    /// Whether every number makes sense.
+    ///
+    /// Errors: the first that does not, with its range.
+    pub fn check(&self) -> Result<(), Error> {
+        let bad =
+            |what: &str, value: f64, range: &str| Err(Error::Input(format!("{what} is {value}, it must be {range}")));
+        for lr in self.lr {
+            if !(lr.is_finite() && lr >= 0.0) {
+                return bad("a learning rate", f64::from(lr), "0 or more");
+            }
+        }
+        for beta in [self.betas.0, self.betas.1] {
+            if !(0.0..1.0).contains(&beta) {
+                return bad("a beta", beta, "at least 0 and below 1");
+            }
+        }
+        if !(self.eps.is_finite() && self.eps > 0.0) {
+            return bad("eps", f64::from(self.eps), "above 0");
+        }
+        if !(self.decay.is_finite() && self.decay >= 0.0) {
+            return bad("the decay", f64::from(self.decay), "0 or more");
+        }
+        if !(self.clip.is_finite() && self.clip > 0.0) {
+            return bad("the clipping norm", f64::from(self.clip), "above 0");
+        }
+        Ok(())
+    }
+}
+
+/// What a step yields.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The mean over labelled tokens, before the step.
+    pub loss: f32,
+    /// The norm of all gradients together, before clipping.
+    pub norm: f32,
+}
+
+/// The gradients of one batch.
+///
+/// Errors: what cannot be lowered; a device too small; a loss or a gradient that is not finite.
+pub fn gradients(
+    model: &Model,
+    device: &Device,
+    dtype: Dtype,
+    spec: &TrainSpec,
+    batch: &Batch,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Gradients, Error> {
+    fits(spec, batch)?;
+    let module = grads_module(&model.config, spec, dtype)?;
+    let names: Vec<String> = graph::entry(&module).map_or(vec![], |f| {
+        let of = |v| f.value(v).name.trim_start_matches("d.").to_string();
+        f.results.iter().skip(2).map(|v| of(*v)).collect()
+    });
+    let mut store = Store::default();
+    let exe = load(model, device, dtype, &module, &mut store, progress)?;
+    let mut out = exe.run(batch.inputs(), &mut store)?.into_iter();
+    let loss = out.next().map_or(0.0, |t| t.to_f32()[0]);
+    let nll = out.next().map_or(vec![], |t| t.to_f32());
+    finite("the loss", &[loss])?;
+    let mut grads = vec![];
+    for (name, t) in names.into_iter().zip(out) {
+        let data = t.to_f32();
+        finite("a gradient", &data)?;
+        grads.push((name, data));
+    }
+    Ok(Gradients { loss, nll, grads })
+}
+
+/// A model in training: its weights in f32 and their moments on a device.
+pub struct Trainer {
+    device: Device,
+    store: Store,
+    exe: Executable,
+    spec: TrainSpec,
+    steps: i32,
+}
+
+impl Trainer {
+    /// Uploads a model for training from step 0.
+    ///
+    /// Errors: what cannot be lowered; a device too small; a weight that is not finite.
+    pub fn new(
+        model: &Model,
+        device: Device,
+        dtype: Dtype,
+        spec: &TrainSpec,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Trainer, Error> {
+        let module = step_module(&model.config, spec, dtype)?;
+        let mut store = Store::default();
+        let exe = load(model, &device, dtype, &module, &mut store, progress)?;
+        Ok(Trainer { device, store, exe, spec: spec.clone(), steps: 0 })
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> i32 {
+        self.steps
+    }
+
+    /// The program, where there is one: the interpreter has none.
+    pub fn program(&self) -> Option<&omchat_codegen::Program> {
+        self.exe.program()
+    }
+
+    /// One step on a batch.
+    ///
+    /// Errors: numbers of AdamW that make no sense; a batch of other sizes; a loss or a norm that is not finite: the
+    /// weights are then what the step made of them, and no longer to be used.
+    pub fn step(&mut self, batch: &Batch, adamw: &AdamW) -> Result<Step, Error> {
+        fits(&self.spec, batch)?;
+        adamw.check()?;
+        let t = self.steps + 1;
+        let (b1, b2) = adamw.betas;
+        let scalar = |x: f64| HostTensor::f32([], &[x as f32]);
+        let mut feed = batch.inputs().to_vec();
+        feed.extend([
+            ("beta1", scalar(b1)),
+            ("beta2", scalar(b2)),
+            ("eps", scalar(adamw.eps.into())),
+            ("decay", scalar(adamw.decay.into())),
+            ("clip", scalar(adamw.clip.into())),
+            ("c1", scalar(1.0 - b1.powi(t))),
+            ("c2", scalar(1.0 - b2.powi(t))),
+        ]);
+        let rates = ["lr.vision", "lr.projector", "lr.decoder"].into_iter().zip(adamw.lr);
+        feed.extend(rates.map(|(name, lr)| (name, scalar(lr.into()))));
+        let out = self.exe.run(&feed, &mut self.store)?;
+        let number = |i: usize| out.get(i).map_or(f32::NAN, |t: &HostTensor| t.to_f32()[0]);
+        let step = Step { loss: number(0), norm: number(2) };
+        finite("the loss", &[step.loss])?;
+        finite("the gradients' norm", &[step.norm])?;
+        self.steps = t;
+        Ok(step)
+    }
+
+    /// Released name and numbers of each trained tensor, as it is now.
+    ///
+    /// Errors: what the device answers.
+    pub fn weights(&self) -> Result<Vec<(String, Vec<f32>)>, Error> {
+        let states = self.exe.params().into_iter().filter(|p| p.role == Role::State && !p.name.starts_with("adam."));
+        states.map(|p| Ok((p.name.clone(), self.store.download(&self.device, &p.name)?.to_f32()))).collect()
+    }
+}
+
+fn fits(spec: &TrainSpec, batch: &Batch) -> Result<(), Error> {
+    let (t, n) = (spec.forward.tokens, spec.forward.tiles);
+    if (t, n) == (batch.tokens(), batch.tiles()) {
+        return Ok(());
+    }
+    Err(Error::Input(format!(
+        "a batch of {} tokens and {} tiles for a program of {t} and {n}: build one for its sizes",
+        batch.tokens(),
+        batch.tiles()
+    )))
+}
+
+/// The last function of a module ready on a device, its weights uploaded and its moments zero.
+fn load(
+    model: &Model,
+    device: &Device,
+    dtype: Dtype,
+    module: &Module,
+    store: &mut Store,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Executable, Error> {
+    let exe = Executable::load(device, module, Func(module.functions.len() as u32 - 1))?;
+    let params: Vec<_> = exe.params().into_iter().filter(|p| p.role != Role::Input).collect();
+    let need: u64 = params.iter().map(|p| p.ty.bytes() as u64).sum();
+    if let Some(have) = device.free_bytes().filter(|have| need > *have) {
+        let (what, device) = ("weights and optimizer state".to_string(), device.name().to_string());
+        return Err(omchat_runtime::Error::OutOfMemory { what, need, have, device }.into());
+    }
+    for (i, p) in params.iter().enumerate() {
+        let t = if p.name.starts_with("adam.") {
+            HostTensor::zeros(p.ty.clone())
+        } else {
+            let data = model.checkpoint.tensor_f32(&p.name)?;
+            if data.iter().any(|x| !x.is_finite()) {
+                model.checkpoint.check_finite(&p.name)?;
+            }
+            let dtype = if p.role == Role::Weight { dtype } else { p.ty.dtype };
+            HostTensor::floats(dtype, p.ty.shape.clone(), &data)
+        };
+        store.upload(device, &p.name, &t);
+        progress(Progress { stage: "loading", done: i + 1, total: params.len() });
+    }
+    Ok(exe)
+}
