@@ -64,7 +64,9 @@ impl Source {
                 if pass != INPUT && !PIPELINE.iter().any(|p| p.name == pass) {
                     let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
                     let names = names.join(", ");
-                    return Err(Error::input(format!("`{text}`: there is no pass `{pass}`; there are {INPUT}, {names}")));
+                    return Err(Error::input(format!(
+                        "`{text}`: there is no pass `{pass}`; there are {INPUT}, {names}"
+                    )));
                 }
                 Ok(Source { file: file(path), pass: Some(pass.into()) })
             }
@@ -111,7 +113,8 @@ fn changed(out: &mut String, p: &Pair) {
     let _ = writeln!(out, "\n{}{there}", p.name);
     for group in group_diff_ops(p.edits.clone(), AROUND) {
         if let (Some(first), Some(last)) = (group.first(), group.last()) {
-            let (from, to) = (first.old_range().start..last.old_range().end, first.new_range().start..last.new_range().end);
+            let (from, to) =
+                (first.old_range().start..last.old_range().end, first.new_range().start..last.new_range().end);
             let _ = writeln!(out, "@@ -{},{} +{},{} @@", from.start + 1, from.len(), to.start + 1, to.len());
         }
         for edit in group {

@@ -78,21 +78,27 @@ fn results(f: &Function, names: &[String]) -> Result<Vec<usize>, Error> {
         let all: Vec<usize> = (0..f.results.len()).filter(|i| f.ty(f.results[*i]).dtype.is_float()).collect();
         return if all.is_empty() { Err(none(f, "result")) } else { Ok(all) };
     }
-    let place = |name: &String| name.parse().ok().filter(|i: &usize| *i < f.results.len());
-    names.iter().map(|name| place(name).map_or_else(|| one(f, "result", &f.results, name), Ok)).collect()
+    names.iter().map(|name| one(f, "result", &f.results, name)).collect()
 }
 
-/// The place of a float among values, by name.
+/// The place of a float among values, by its name, or by the place itself for results.
 fn one(f: &Function, what: &str, known: &[Value], name: &str) -> Result<usize, Error> {
     let name = name.trim().trim_start_matches('%');
     let list = || known.iter().map(|v| format!("{}: {}", f.value(*v).name, f.ty(*v))).collect::<Vec<_>>().join(", ");
-    let found = known.iter().position(|v| f.value(*v).name == name);
-    let i = found
-        .ok_or_else(|| Error::input(format!("{} has no {what} `{name}`; it has {}", f.signature(), list())))?;
+    let place = || name.parse().ok().filter(|i| what == "result" && *i < known.len());
+    let found = known.iter().position(|v| f.value(*v).name == name).or_else(place);
+    let Some(i) = found else {
+        return Err(Error::input(format!("{} has no {what} `{name}`; it has {}", f.signature(), list())));
+    };
     if f.ty(known[i]).dtype.is_float() {
         return Ok(i);
     }
-    Err(Error::input(format!("`{name}` of {} is no float: it has no gradient; there are {}", f.signature(), list())))
+    let name = &f.value(known[i]).name;
+    Err(Error::input(format!(
+        "{what} `{name}` of {} is no float: it has no gradient; there are {}",
+        f.signature(),
+        list()
+    )))
 }
 
 fn none(f: &Function, what: &str) -> Error {

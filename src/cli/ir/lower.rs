@@ -96,12 +96,7 @@ pub fn opt(args: &Opt) -> Result<(), Error> {
 /// The unit after the pass of that name, or after all.
 ///
 /// Errors: what a pass cannot lower.
-pub(super) fn after(
-    picked: Picked,
-    target: &Target,
-    to: Option<&str>,
-    dump: Option<&Dump>,
-) -> Result<Unit, Error> {
+pub(super) fn after(picked: Picked, target: &Target, to: Option<&str>, dump: Option<&Dump>) -> Result<Unit, Error> {
     let Picked { module, entry } = picked;
     let kernels = kernels();
     let name = module.function(entry).name.clone();

@@ -105,8 +105,9 @@ impl Selection {
         self.all(file)?.pop().ok_or_else(|| Error::input("there is no function to take"))
     }
 
+    /// A text that is given is read, whatever model is named.
     fn all(&self, file: Option<&Path>) -> Result<Vec<Picked>, Error> {
-        if let Some(model) = &self.model {
+        if let (Some(model), None) = (&self.model, file) {
             return of_model(model, &self.dtype, self.function.as_deref());
         }
         let letters = self.letters()?;

@@ -49,10 +49,12 @@ fn bars(p: &Program) -> Vec<Bar> {
         let touched: Vec<_> = p.launches.iter().enumerate().filter(|(_, l)| touches(l)).collect();
         let (Some(first), Some(last)) = (touched.first(), touched.last()) else { continue };
         let kept = p.results.iter().any(|r| r.buffer == i);
+        // The values of a launch stand in its label, in order.
+        let nth = first.1.results.iter().position(|r| *r == i).unwrap_or_default();
+        let name = first.1.label.split(", ").nth(nth).unwrap_or(&first.1.label);
         let life = (first.0, if kept { p.launches.len().saturating_sub(1) } else { last.0 });
         let says = format!(
-            "{}: {}, {} bytes at {slab}+{offset}, {}, launches {} to {}",
-            first.1.label,
+            "{name}: {}, {} bytes at {slab}+{offset}, {}, launches {} to {}",
             b.ty,
             grouped(b.ty.bytes()),
             b.memory.name(),
@@ -67,9 +69,15 @@ fn bars(p: &Program) -> Vec<Bar> {
 
 fn picture(bars: &[&Bar], bytes: usize, launches: usize) -> String {
     let (dx, dy) = (WIDE / launches.max(1) as f64, HIGH / bytes.max(1) as f64);
-    let mut out = format!("<svg viewBox=\"-2 -16 {} {}\" role=\"img\" aria-label=\"the arena\">\n", WIDE + 4.0, HIGH + 36.0);
+    let mut out =
+        format!("<svg viewBox=\"-2 -16 {} {}\" role=\"img\" aria-label=\"the arena\">\n", WIDE + 4.0, HIGH + 36.0);
     let _ = writeln!(out, "<rect class=\"ground\" width=\"{WIDE}\" height=\"{HIGH}\"/>");
-    let _ = writeln!(out, "<text x=\"0\" y=\"-5\">byte 0</text><text x=\"0\" y=\"{}\">byte {}</text>", HIGH + 15.0, grouped(bytes));
+    let _ = writeln!(
+        out,
+        "<text x=\"0\" y=\"-5\">byte 0</text><text x=\"0\" y=\"{}\">byte {}</text>",
+        HIGH + 15.0,
+        grouped(bytes)
+    );
     let _ = writeln!(
         out,
         "<text x=\"{WIDE}\" y=\"{}\" text-anchor=\"end\">launches 0 to {} →</text>",
@@ -88,7 +96,12 @@ fn picture(bars: &[&Bar], bytes: usize, launches: usize) -> String {
         );
         let label = says.split(':').next().unwrap_or_default();
         if height > 12.0 && width > 7.0 * label.chars().count() as f64 + 6.0 {
-            let _ = writeln!(out, "<text class=\"on\" x=\"{:.2}\" y=\"{:.2}\">{label}</text>", x + 4.0, y + height / 2.0 + 4.0);
+            let _ = writeln!(
+                out,
+                "<text class=\"on\" x=\"{:.2}\" y=\"{:.2}\">{label}</text>",
+                x + 4.0,
+                y + height / 2.0 + 4.0
+            );
         }
     }
     out + "</svg>\n"

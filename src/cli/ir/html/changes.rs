@@ -8,6 +8,9 @@ use std::fmt::Write as _;
 /// Unchanged lines shown on each side of a change; longer runs fold away.
 const AROUND: usize = 3;
 
+/// Lines of a run that came or went which are shown; the others fold away.
+const LONG: usize = 40;
+
 /// The changed, new and gone functions of a comparison, the entry first.
 pub fn changes(found: &Comparison) -> String {
     if found.same() {
@@ -62,14 +65,21 @@ fn lines(p: &Pair) -> String {
         }
         let (old, new) = (&p.a[edit.old_range()], &p.b[edit.new_range()]);
         let twin = |l: &String, others: &[String]| others.iter().find(|o| name(o) == name(l)).cloned();
-        for l in old {
-            out += &line("del", l, &marks(l, twin(l, new).as_deref()));
-        }
-        for l in new {
-            out += &line("ins", l, &marks(l, twin(l, old).as_deref()));
-        }
+        let show = |class, l: &String, others: &[String]| line(class, l, &marks(l, twin(l, others).as_deref()));
+        run(&mut out, old.iter().map(|l| show("del", l, new)).collect());
+        run(&mut out, new.iter().map(|l| show("ins", l, old)).collect());
     }
     out
+}
+
+/// Lines that came or went; all but the first of a long run fold away.
+fn run(out: &mut String, lines: Vec<String>) {
+    let head = if lines.len() > LONG + AROUND { LONG } else { lines.len() };
+    *out += &lines[..head].concat();
+    if head < lines.len() {
+        let (more, rest) = (lines.len() - head, lines[head..].concat());
+        let _ = write!(out, "<details class=\"gap\"><summary>{more} more</summary>{rest}</details>");
+    }
 }
 
 /// Lines that stayed, folded away but for those next to a change.
@@ -93,9 +103,9 @@ fn same(out: &mut String, lines: &[String], first: bool, last: bool) {
     *out += &plain(&lines[to..]);
 }
 
-/// The values that a line binds.
+/// What tells which line of the other version a line was: the values that it binds, or how it begins.
 fn name(line: &str) -> &str {
-    line.split(" = ").next().unwrap_or(line).split('(').next().unwrap_or(line)
+    line.split_once(" = ").map_or_else(|| line.split(['@', '%']).next().unwrap_or(line), |(values, _)| values)
 }
 
 /// The tokens of a line that its other version lacks.

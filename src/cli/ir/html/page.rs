@@ -29,7 +29,8 @@ pub fn page(j: &Journey) -> String {
     let mut before = &j.input;
     for (s, c) in j.stages.iter().zip(&found) {
         let _ = writeln!(out, "<section id=\"{0}\"><h2>{0}</h2>", s.pass);
-        let _ = writeln!(out, "<dl><dt>why</dt><dd>{}</dd><dt>after</dt><dd>{}</dd></dl>", escape(s.why), holds(s.pass));
+        let _ =
+            writeln!(out, "<dl><dt>why</dt><dd>{}</dd><dt>after</dt><dd>{}</dd></dl>", escape(s.why), holds(s.pass));
         out += &counted(&[before, &s.module]);
         out += &changes::changes(c);
         out += &changes::whole(&format!("The module after {}", s.pass), &s.module.to_string());

@@ -39,7 +39,7 @@ fn launches(p: &Program) -> String {
         };
         let _ = writeln!(
             out,
-            "<tr><td>{i}<td><code>{}</code><td>{kernel}<td>{}<td>{}<td>{}</tr>",
+            "<tr><td>{i}<td><code>{}</code><td>{kernel}<td><code>{}</code><td>{}<td>{}</tr>",
             escape(&l.label),
             escape(&c.schedule.to_string()),
             places(p, &l.operands),
