@@ -22,6 +22,7 @@
 
 mod batch;
 mod chat;
+mod dump;
 mod engine;
 mod error;
 mod model;
@@ -32,6 +33,7 @@ mod trainer;
 
 pub use batch::Batch;
 pub use chat::{Answer, Chat, ChatOptions};
+pub use dump::{After, Dump, watched};
 pub use engine::{Engine, EngineOptions, Progress};
 pub use error::Error;
 pub use model::{Model, home};

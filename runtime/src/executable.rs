@@ -7,7 +7,7 @@ use crate::host::HostTensor;
 use crate::store::{Store, Stored};
 use cubecl::prelude::Client;
 use cubecl::server::Handle;
-use omchat_codegen::{Context, Kernel, Place, Program, compile};
+use omchat_codegen::{Context, Kernel, Pass, Place, Program, Target, Unit, compile_with};
 use omchat_ir::{Func, Mode, Module, Role, Tensor, Type, interpret};
 use omchat_kernels::{Args, Buffer, LIST, Prepared, by_name};
 use std::borrow::Cow;
@@ -62,9 +62,21 @@ pub struct Param {
 /// The program of a module's entry for a device's facts, without touching the device.
 ///
 /// Errors: what cannot be lowered.
-pub fn program(module: &Module, entry: Func, target: &omchat_codegen::Target) -> Result<Program, Error> {
+pub fn program(module: &Module, entry: Func, target: &Target) -> Result<Program, Error> {
+    program_with(module, entry, target, &mut |_, _| {})
+}
+
+/// As [`program`], and shows the module after each pass.
+///
+/// Errors: as [`program`].
+pub fn program_with(
+    module: &Module,
+    entry: Func,
+    target: &Target,
+    after: &mut dyn FnMut(&Pass, &Unit),
+) -> Result<Program, Error> {
     let kernels: Vec<&dyn Kernel> = LIST.iter().map(|k| *k as &dyn Kernel).collect();
-    Ok(compile(module, entry, &Context { target, kernels: &kernels })?)
+    Ok(compile_with(module, entry, &Context { target, kernels: &kernels }, after)?)
 }
 
 impl Executable {
@@ -72,13 +84,26 @@ impl Executable {
     ///
     /// Errors: what cannot be lowered; `OutOfMemory` if the arena does not fit.
     pub fn load(device: &Device, module: &Module, entry: Func) -> Result<Executable, Error> {
+        Executable::load_with(device, module, entry, &mut |_, _| {})
+    }
+
+    /// As [`Executable::load`], and shows the module after each pass. The interpreter has none.
+    ///
+    /// Errors: as [`Executable::load`].
+    pub fn load_with(
+        device: &Device,
+        module: &Module,
+        entry: Func,
+        after: &mut dyn FnMut(&Pass, &Unit),
+    ) -> Result<Executable, Error> {
         let body = match device {
             Device::Interp => {
                 module.verify()?;
                 Body::Interpreted { module: Box::new(module.clone()), entry }
             }
             Device::Cube { client, target } => {
-                Body::Compiled(Box::new(Compiled::load(device, client, program(module, entry, target)?)?))
+                let program = program_with(module, entry, target, after)?;
+                Body::Compiled(Box::new(Compiled::load(device, client, program)?))
             }
         };
         Ok(Executable { body })
