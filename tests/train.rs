@@ -141,7 +141,7 @@ fn check(name: &str) {
         with_gradients += usize::from(check_gradients(&case, &device));
         check_steps(&case, &device);
     }
-    assert!(with_gradients >= 2);
+    assert_eq!(with_gradients, 10);
 }
 
 #[test]

@@ -237,8 +237,8 @@ impl Objective {
     /// Loss and nll, and the gradients of the trained tensors.
     fn call(&self, e: &mut Entry, mut operands: Vec<Value>) -> Result<(Vec<Value>, Vec<Value>), Diagnostics> {
         operands.push(e.op("one", Constant { dtype: Dtype::F32, value: 1.0 }, &[])?);
-        let callee = e.module().function(self.grad);
-        let names: Vec<String> = callee.results.iter().map(|v| callee.value(*v).name.clone()).collect();
+        let grads = self.trained().map(|p| format!("d.{}", p.name));
+        let names: Vec<String> = ["loss".to_string(), "nll".to_string()].into_iter().chain(grads).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut results = e.calls_of(&names, self.grad, &operands)?;
         let grads = results.split_off(2);
