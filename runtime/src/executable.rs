@@ -116,6 +116,15 @@ impl Executable {
         self.program().map_or(0, |p| p.chosen.len())
     }
 
+    /// Kernels that the device compiled for it so far; at most one for each of [`Executable::kernels`] and alignment of
+    /// the buffers. Fewer where another program had compiled the same one.
+    pub fn compilations(&self) -> usize {
+        match &self.body {
+            Body::Interpreted { .. } => 0,
+            Body::Compiled(c) => c.prepared.iter().map(|(p, _)| p.compilations()).sum(),
+        }
+    }
+
     /// Runs once. Weights and states come from `store`, where the states' next values are left.
     ///
     /// Yields the results that are no state, in order.
