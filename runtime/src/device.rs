@@ -110,8 +110,7 @@ impl Device {
     fn home(&self) -> Home {
         let Device::Cube { client, target } = self else { return Home::Machine };
         let p = client.properties();
-        // CubeCL names the card behind a device; a CPU and a software adapter have none.
-        if target.family == Family::Cpu || (target.family == Family::Wgpu && p.identity.physical.is_none()) {
+        if !room::on_a_card(target.family, &p.identity) {
             return Home::Machine;
         }
         let held = client.memory_report(MemoryScope::Device).usage().bytes_reserved;

@@ -1,5 +1,7 @@
 //! The memory that a device has left, and who says so.
 
+use cubecl::ir::DeviceIdentity;
+use omchat_codegen::Family;
 use std::fmt;
 
 /// Where a device's memory is.
@@ -55,6 +57,15 @@ impl fmt::Display for Room {
     }
 }
 
+/// Whether a device has a card's memory: CubeCL names the card behind one; a CPU and a software adapter have none.
+pub(crate) fn on_a_card(family: Family, identity: &DeviceIdentity) -> bool {
+    match family {
+        Family::Cpu => false,
+        Family::Wgpu => identity.physical.is_some(),
+        Family::Cuda => true,
+    }
+}
+
 /// Free memory of the machine, from `/proc/meminfo`.
 pub(crate) fn machine() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -65,6 +76,14 @@ pub(crate) fn machine() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_software_adapter_is_no_card() {
+        let software = DeviceIdentity { name: "llvmpipe".into(), ..DeviceIdentity::default() };
+        let card = DeviceIdentity { name: "a card".into(), physical: Some(Default::default()), ..software.clone() };
+        assert!(!on_a_card(Family::Wgpu, &software) && !on_a_card(Family::Cpu, &card));
+        assert!(on_a_card(Family::Wgpu, &card) && on_a_card(Family::Cuda, &software));
+    }
 
     /// A card is never given the machine's memory.
     #[test]
