@@ -97,6 +97,14 @@ impl Device {
         }
     }
 
+    /// Bytes that live allocations hold on the device, padding not counted; nothing for the interpreter.
+    pub fn bytes_in_use(&self) -> Option<u64> {
+        match self {
+            Device::Interp => None,
+            Device::Cube { client, .. } => Some(bytes_in_use(client)),
+        }
+    }
+
     /// The memory that it has left: the machine's for the CPU and for software adapters, a card's own elsewhere.
     pub fn room(&self) -> Room {
         Room::of(self.home(), room::machine())
@@ -177,4 +185,9 @@ fn open_cuda() -> Result<Device, String> {
 #[cfg(not(feature = "cuda"))]
 fn open_cuda() -> Result<Device, String> {
     Err("built without the feature `cuda`".into())
+}
+
+/// Bytes that live allocations hold on a client's device, padding not counted.
+pub(crate) fn bytes_in_use(client: &Client) -> u64 {
+    client.memory_report(cubecl::MemoryScope::Device).usage().bytes_in_use
 }
