@@ -49,7 +49,7 @@ fn holds(pass: &str) -> &'static str {
         "canonicalize" => "no cast to the same dtype, no x + 0, no x * 1; scalars of constants are constants",
         "cse" => "no two nodes do the same to the same operands",
         "dce" => "every node is needed, every function is called; collectives stay: other ranks wait for them",
-        "fuse" => "pointwise work stands in the group of the fold that it feeds or follows",
+        "fuse" => "each group is a function; the entry holds calls, and nodes that stand alone",
         "outline" => "the entry holds calls only; equal groups are one function",
         _ => "the module prints, parses, verifies and means the same",
     }
