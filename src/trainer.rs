@@ -152,6 +152,27 @@ impl Trainer {
     pub fn step(&mut self, batch: &Batch, adamw: &AdamW) -> Result<Step, Error> {
         fits(&self.spec, batch)?;
         adamw.check()?;
+        let feed = self.feed(batch, adamw);
+        let out = self.exe.run(&feed, &mut self.store)?;
+        let number = |i: usize| out.get(i).map_or(f32::NAN, |t: &HostTensor| t.to_f32()[0]);
+        let step = Step { loss: number(0), norm: number(2) };
+        finite("the loss", &[step.loss])?;
+        finite("the gradients' norm", &[step.norm])?;
+        self.steps += 1;
+        Ok(step)
+    }
+
+    /// How long each launch of a step takes. The step is taken, but not counted.
+    ///
+    /// Errors: as [`Trainer::step`].
+    pub fn timed(&mut self, batch: &Batch, adamw: &AdamW) -> Result<Vec<omchat_runtime::Timing>, Error> {
+        fits(&self.spec, batch)?;
+        let feed = self.feed(batch, adamw);
+        Ok(self.exe.timed(&feed, &mut self.store)?)
+    }
+
+    /// The inputs of the next step.
+    fn feed(&self, batch: &Batch, adamw: &AdamW) -> Vec<(&'static str, HostTensor)> {
         let t = self.steps + 1;
         let (b1, b2) = adamw.betas;
         let scalar = |x: f64| HostTensor::f32([], &[x as f32]);
@@ -167,13 +188,7 @@ impl Trainer {
         ]);
         let rates = ["lr.vision", "lr.projector", "lr.decoder"].into_iter().zip(adamw.lr);
         feed.extend(rates.map(|(name, lr)| (name, scalar(lr.into()))));
-        let out = self.exe.run(&feed, &mut self.store)?;
-        let number = |i: usize| out.get(i).map_or(f32::NAN, |t: &HostTensor| t.to_f32()[0]);
-        let step = Step { loss: number(0), norm: number(2) };
-        finite("the loss", &[step.loss])?;
-        finite("the gradients' norm", &[step.norm])?;
-        self.steps = t;
-        Ok(step)
+        feed
     }
 
     /// Released name and numbers of each trained tensor, as it is now.

@@ -12,6 +12,8 @@ const MAY: &[(&str, &[&str])] = &[
     // A kernel implements codegen's trait: selection sees kernels as values, and names none.
     ("kernels", &["omchat-ir", "omchat-codegen", "cubecl", "cubecl-common", "cubecl-environment"]),
     ("runtime", &["omchat-ir", "omchat-codegen", "omchat-kernels", "cubecl"]),
+    // Makes the mini model; a package of its own, with its own lock.
+    ("tools/convert", &[]),
     (".", &["omchat-ir", "omchat-codegen", "omchat-kernels", "omchat-model", "omchat-runtime"]),
 ];
 

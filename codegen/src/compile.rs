@@ -147,7 +147,7 @@ impl Compiler<'_> {
     }
 
     fn is_kernel(&self, g: &Function) -> bool {
-        self.context.kernels.iter().any(|k| matches!(k.implements(), Implements::Function(name) if name == g.name))
+        self.context.kernels.iter().any(|k| k.implements().function(&g.name))
     }
 
     fn copy(&mut self, from: usize, to: usize, label: &str) -> Result<(), Error> {
@@ -192,7 +192,7 @@ impl Compiler<'_> {
         for k in self.context.kernels {
             let fits = match (&work, k.implements()) {
                 (Work::Nest(_), Implements::Nest) | (Work::KthLargest { .. }, Implements::KthLargest) => true,
-                (Work::Function { name, .. }, Implements::Function(n)) => name == n,
+                (Work::Function { name, .. }, implements) => implements.function(name),
                 _ => false,
             };
             if !fits {

@@ -14,10 +14,17 @@ use std::fmt;
 pub enum Implements {
     /// Any loop nest (it may still refuse one).
     Nest,
-    /// A function of the library, by name.
-    Function(&'static str),
+    /// Functions of the library, by name.
+    Functions(&'static [&'static str]),
     /// The primitive `kth_largest` over the last axis.
     KthLargest,
+}
+
+impl Implements {
+    /// Whether it stands for the library function of that name.
+    pub fn function(self, name: &str) -> bool {
+        matches!(self, Implements::Functions(names) if names.contains(&name))
+    }
 }
 
 /// What is to be run.

@@ -38,8 +38,8 @@ impl Kernel for Fake {
 
 const PLAIN: [&dyn Kernel; 2] = [&Fake("any.nest", Implements::Nest), &Fake("any.kth", Implements::KthLargest)];
 const KEPT: [&dyn Kernel; 4] = [
-    &Fake("kept.softmax", Implements::Function("softmax")),
-    &Fake("kept.rms_norm", Implements::Function("rms_norm")),
+    &Fake("kept.softmax", Implements::Functions(&["softmax"])),
+    &Fake("kept.rms_norm", Implements::Functions(&["rms_norm"])),
     PLAIN[0],
     PLAIN[1],
 ];

@@ -1,9 +1,12 @@
-//! What the attention kernels share: the sizes of an instance of `@attention`, and its refusals.
+//! What the attention kernels share: the sizes of an instance, where its operands lie, and its refusals.
 
 use omchat_codegen::{Refusal, Work};
 use omchat_ir::{Dtype, Type};
 
 use crate::bind::{Slot, Slots};
+
+/// Functions that are attention: they differ in the output's dtype only.
+pub(crate) const FORWARD: &[&str] = &["attention", "attention_partial"];
 
 /// The letters of `@attention`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,14 +32,55 @@ pub(crate) struct Places {
     pub(crate) lse: Slot,
 }
 
+/// Where the backward kernels find q, k, v, lo, hi, at, lse, delta, do, and their results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct BackPlaces {
+    pub(crate) q: Slot,
+    pub(crate) k: Slot,
+    pub(crate) v: Slot,
+    pub(crate) lo: Slot,
+    pub(crate) hi: Slot,
+    pub(crate) at: Slot,
+    pub(crate) lse: Slot,
+    pub(crate) delta: Slot,
+    pub(crate) dout: Slot,
+    /// `dq`, or `dk`.
+    pub(crate) first: Slot,
+    /// `dv`; `dq` again where there is none.
+    pub(crate) second: Slot,
+}
+
 /// An instance of `@attention`: its sizes, its types.
 pub(crate) fn instance(work: &Work) -> Result<(Sizes, &[Type], &[Type]), Refusal> {
+    let (sizes, operands, results) = of(work, FORWARD, 6, 2)?;
+    if results[1].dtype != Dtype::F32 {
+        return Err(Refusal(format!("lse must be f32, is {}", results[1].dtype)));
+    }
+    Ok((sizes, operands, results))
+}
+
+/// An instance of a backward function with that many results.
+pub(crate) fn backward<'w>(
+    work: &'w Work,
+    name: &'static str,
+    results: usize,
+) -> Result<(Sizes, &'w [Type], &'w [Type]), Refusal> {
+    let found = of(work, &[name], 9, results)?;
+    let wide = found.1[6..8].iter().chain(found.2).find(|t| t.dtype != Dtype::F32);
+    match wide {
+        Some(t) => Err(Refusal(format!("lse, delta and results must be f32, one is {t}"))),
+        None => Ok(found),
+    }
+}
+
+fn of<'w>(work: &'w Work, names: &[&str], ins: usize, outs: usize) -> Result<(Sizes, &'w [Type], &'w [Type]), Refusal> {
     let Work::Function { name, operands, results, .. } = work else {
-        return Err(Refusal("this kernel runs @attention".into()));
+        return Err(Refusal(format!("this kernel runs @{}", names.join(", @"))));
     };
-    if name != "attention" || operands.len() != 6 || results.len() != 2 {
+    if !names.contains(&name.as_str()) || operands.len() != ins || results.len() != outs {
         return Err(Refusal(format!(
-            "this kernel runs @attention of 6 operands and 2 results, not @{name} of {} and {}",
+            "this kernel runs @{} of {ins} operands and {outs} results, not @{name} of {} and {}",
+            names.join(", @"),
             operands.len(),
             results.len()
         )));
@@ -49,9 +93,6 @@ pub(crate) fn instance(work: &Work) -> Result<(Sizes, &[Type], &[Type]), Refusal
     if most >= 1 << 31 {
         return Err(Refusal(format!("indices are 32-bit: at most {} elements, not {most}", 1u32 << 31)));
     }
-    if results[1].dtype != Dtype::F32 {
-        return Err(Refusal(format!("lse must be f32, is {}", results[1].dtype)));
-    }
     Ok((sizes, operands, results))
 }
 
@@ -62,4 +103,15 @@ pub(crate) fn places(operands: &[Type], results: &[Type]) -> (Places, Slots, Slo
     let (q, k, v, lo, hi, at) = (from(0), from(1), from(2), from(3), from(4), from(5));
     let (out, lse) = (outs.slot(0, results[0].dtype), outs.slot(1, results[1].dtype));
     (Places { q, k, v, lo, hi, at, out, lse }, ins, outs)
+}
+
+/// The places of a backward instance, and what to bind.
+pub(crate) fn back_places(operands: &[Type], results: &[Type]) -> (BackPlaces, Slots, Slots) {
+    let (mut ins, mut outs) = (Slots::default(), Slots::default());
+    let mut from = |i: usize| ins.slot(i, operands[i].dtype);
+    let (q, k, v, lo, hi, at) = (from(0), from(1), from(2), from(3), from(4), from(5));
+    let (lse, delta, dout) = (from(6), from(7), from(8));
+    let first = outs.slot(0, results[0].dtype);
+    let second = results.get(1).map_or(first, |t| outs.slot(1, t.dtype));
+    (BackPlaces { q, k, v, lo, hi, at, lse, delta, dout, first, second }, ins, outs)
 }

@@ -1,6 +1,6 @@
 //! Attention of any shape on any target: a unit walks the keys for one query.
 //!
-//! Implements  `@attention`
+//! Implements  `@attention`, `@attention_partial`
 //! Schedule    `units` a cube, a query each
 //! Needs       D <= 256: a query and its sum are kept in registers
 //! Cost        keys and values are read once a query: right everywhere, fast nowhere
@@ -9,7 +9,7 @@
 use cubecl::prelude::*;
 use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 
-use crate::attention::{Places, instance, places};
+use crate::attention::{FORWARD, Places, instance, places};
 use crate::bind::Buffers;
 use crate::grid::{address, cubes, units};
 use crate::prepared::{Prepared, runner};
@@ -25,7 +25,7 @@ impl Kernel for AttentionPlain {
     }
 
     fn implements(&self) -> Implements {
-        Implements::Function("attention")
+        Implements::Functions(FORWARD)
     }
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {

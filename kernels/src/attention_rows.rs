@@ -5,7 +5,7 @@
 //! vector and no sum across lanes is needed; values keep their rows. Tiles that no query of the block sees are
 //! skipped before they are touched; tiles that all see are taken without masks.
 //!
-//! Implements  `@attention`
+//! Implements  `@attention`, `@attention_partial`
 //! Schedule    `units` cores; `rows` queries a block; `tile` keys, `lanes` a vector; 4 queries a step
 //! Needs       the CPU runtime (views of one array as scalars and as vectors; wide local arrays)
 //! Cost        4·D FLOP a visible pair; keys and values are read once a block
@@ -14,17 +14,16 @@
 use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
-use crate::attention::{Places, Sizes, instance, places};
-use crate::bind::{Buffers, Slot};
+use crate::attention::{FORWARD, Places, instance, places};
+use crate::attention_tiles::{
+    STEP, Shape, TILE, add_weighed, block, pack_row, pack_rows, pack_side, product, write_row,
+};
+use crate::bind::Buffers;
 use crate::grid::{address, cubes};
 use crate::prepared::{Prepared, runner};
-use crate::vector::{Lane, across, read_float, write_float};
+use crate::vector::across;
 use crate::{Launch, LaunchError};
 
-/// Queries that one step of the micro-kernels works on.
-const STEP: usize = 4;
-/// Keys in a tile.
-const TILE: usize = 64;
 /// What an unseen key scores.
 const MASKED: f32 = -1e30;
 
@@ -35,16 +34,9 @@ pub struct AttentionRows;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     places: Places,
-    /// Width of a head.
-    d: usize,
-    /// Vectors that hold it.
-    dv: usize,
+    shape: Shape,
     /// Queries a block.
     rows: usize,
-    tile: usize,
-    /// Vectors that hold a tile.
-    tv: usize,
-    lanes: usize,
 }
 
 impl Kernel for AttentionRows {
@@ -53,7 +45,7 @@ impl Kernel for AttentionRows {
     }
 
     fn implements(&self) -> Implements {
-        Implements::Function("attention")
+        Implements::Functions(FORWARD)
     }
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
@@ -66,19 +58,8 @@ impl Kernel for AttentionRows {
         }
         let fixed = [("bits", 64), ("units", target.cores), ("lanes", target.lanes as u32), ("tile", TILE as u32)];
         let with = |rows: usize| Schedule::new(&[&fixed[..], &[("rows", rows as u32)]].concat());
-        Ok(vec![with(block(n, target.cores as usize))])
+        Ok(vec![with(block(n.b * n.h, n.g * n.t, target.cores as usize, 256))])
     }
-}
-
-/// Queries a block: wide, so that a tile is turned for many; but enough blocks to keep every core busy.
-fn block(n: Sizes, cores: usize) -> usize {
-    let queries = n.g * n.t;
-    let busy = |rows: usize| n.b * n.h * queries.div_ceil(rows) >= 4 * cores;
-    [256, 128, 64, 16].into_iter().find(|&rows| rows <= queries && busy(rows)).unwrap_or(if queries > STEP {
-        16
-    } else {
-        STEP
-    })
 }
 
 impl Launch for AttentionRows {
@@ -88,7 +69,7 @@ impl Launch for AttentionRows {
         let (places, ins, outs) = places(operands, results);
         let (lanes, rows, tile) =
             (schedule.get("lanes") as usize, schedule.get("rows") as usize, schedule.get("tile") as usize);
-        let plan = Plan { places, d: n.d, dv: n.d.div_ceil(lanes), rows, tile, tv: tile / lanes, lanes };
+        let plan = Plan { places, shape: Shape::new(n.d, tile, lanes), rows };
         let blocks = (n.g * n.t).div_ceil(rows);
         let items = n.b * n.h * blocks;
         let words = vec![items as u32, blocks as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];
@@ -147,17 +128,17 @@ fn attention_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffe
         let count = min(times * groups - first, plan.rows.runtime());
 
         let mut b = Block::<N> {
-            q: Array::new(comptime![plan.rows * plan.dv]),
-            sum: Array::new(comptime![plan.rows * plan.dv]),
+            q: Array::new(comptime![plan.rows * plan.shape.dv]),
+            sum: Array::new(comptime![plan.rows * plan.shape.dv]),
             weight: Array::new(comptime![plan.rows]),
             top: Array::new(comptime![plan.rows]),
             lo: Array::new(comptime![plan.rows]),
             hi: Array::new(comptime![plan.rows]),
         };
         let mut tile = Tile::<N> {
-            k: Array::new(comptime![plan.d * plan.tv]),
-            v: Array::new(comptime![plan.tile * plan.dv]),
-            at: Array::new(comptime![plan.tv]),
+            k: Array::new(comptime![plan.shape.d * plan.shape.tv]),
+            v: Array::new(comptime![plan.shape.tile * plan.shape.dv]),
+            at: Array::new(comptime![plan.shape.tv]),
             count: 0usize.runtime(),
             lowest: 0i32.runtime(),
             highest: 0i32.runtime(),
@@ -178,27 +159,29 @@ fn attention_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffe
             b.top[r] = MASKED;
             b.weight[r] = Vector::new(0.0f32);
             #[unroll]
-            for j in 0..plan.dv {
-                b.sum[r * plan.dv + j] = Vector::new(0.0f32);
+            for j in 0..plan.shape.dv {
+                b.sum[r * plan.shape.dv + j] = Vector::new(0.0f32);
             }
-            let from = ((head * groups + row % groups) * times + t) * plan.d;
+            let from = ((head * groups + row % groups) * times + t) * plan.shape.d;
             pack_row::<N>(
                 operands,
                 from,
                 &mut b.q,
                 r,
-                f32::cast_from(1.0f32) / comptime![(plan.d as f32).sqrt()].runtime(),
+                f32::cast_from(1.0f32) / comptime![(plan.shape.d as f32).sqrt()].runtime(),
                 plan.places.q,
-                plan,
+                plan.shape,
             );
         }
 
-        let tiles = (keys + comptime![plan.tile - 1]) / plan.tile;
+        let tiles = (keys + comptime![plan.shape.tile - 1]) / plan.shape.tile;
         for i in 0..tiles {
-            tile.count = min(keys - i * plan.tile, plan.tile.runtime());
-            bounds::<N>(operands, batch * keys + i * plan.tile, &mut tile, plan);
+            tile.count = min(keys - i * plan.shape.tile, plan.shape.tile.runtime());
+            bounds::<N>(operands, batch * keys + i * plan.shape.tile, &mut tile, plan);
             if tile.highest >= lowest && tile.lowest <= highest {
-                pack_tile::<N>(operands, (head * keys + i * plan.tile) * plan.d, &mut tile, plan);
+                let from = (head * keys + i * plan.shape.tile) * plan.shape.d;
+                pack_side::<N>(operands, from, tile.count, &mut tile.k, plan.places.k, plan.shape);
+                pack_rows::<N>(operands, from, tile.count, &mut tile.v, plan.places.v, plan.shape);
                 for step in 0..steps {
                     attend::<N>(&mut b, &tile, step * STEP, plan);
                 }
@@ -212,57 +195,8 @@ fn attention_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffe
             let seen = weight > 0.0f32;
             let safe = select(seen, weight, 1.0f32);
             let share = select(seen, 1.0f32 / safe, 0.0f32);
-            #[unroll]
-            for j in 0..plan.dv {
-                let value = b.sum[r * plan.dv + j] * Vector::new(share);
-                let at = query * plan.d + comptime![j * plan.lanes];
-                if comptime![(j + 1) * plan.lanes <= plan.d] {
-                    write_float::<N>(results, at, 1usize, value, plan.places.out, Lane::One);
-                } else {
-                    #[unroll]
-                    for l in 0..comptime![plan.d - j * plan.lanes] {
-                        write_float::<Const<1>>(
-                            results,
-                            at + l,
-                            1usize,
-                            Vector::new(value.extract(l)),
-                            plan.places.out,
-                            Lane::One,
-                        );
-                    }
-                }
-            }
+            write_row::<N>(results, query * plan.shape.d, &b.sum, r, share, plan.places.out, plan.shape);
             results.f32s.index_mut(plan.places.lse.index)[query] = select(seen, b.top[r] + safe.ln(), MASKED);
-        }
-    }
-}
-
-/// A row of D elements, widened and scaled, as whole vectors with zeros behind.
-#[cube]
-fn pack_row<N: Size>(
-    operands: &Buffers,
-    from: usize,
-    to: &mut Array<Vector<f32, N>>,
-    row: usize,
-    scale: f32,
-    #[comptime] slot: Slot,
-    #[comptime] plan: Plan,
-) {
-    #[unroll]
-    for j in 0..plan.dv {
-        let at = from + comptime![j * plan.lanes];
-        if comptime![(j + 1) * plan.lanes <= plan.d] {
-            to[row * plan.dv + j] = read_float::<N>(operands, at, 1usize, slot, Lane::One) * Vector::new(scale);
-        } else {
-            let mut value = Vector::<f32, N>::new(0.0f32);
-            #[unroll]
-            for l in 0..comptime![plan.d - j * plan.lanes] {
-                value.insert(
-                    l,
-                    read_float::<Const<1>>(operands, at + l, 0usize, slot, Lane::Zero).extract(0usize) * scale,
-                );
-            }
-            to[row * plan.dv + j] = value;
         }
     }
 }
@@ -273,16 +207,16 @@ fn bounds<N: Size>(operands: &Buffers, from: usize, tile: &mut Tile<N>, #[compti
     let at = operands.i32s.index(plan.places.at.index);
     let mut low = Vector::<i32, N>::new(i32::MAX);
     let mut high = Vector::<i32, N>::new(i32::MIN);
-    if tile.count == plan.tile {
-        for c in 0..plan.tv {
-            let places = crate::vector::load::<i32, N>(at, from + c * plan.lanes);
+    if tile.count == plan.shape.tile {
+        for c in 0..plan.shape.tv {
+            let places = crate::vector::load::<i32, N>(at, from + c * plan.shape.lanes);
             tile.at[c] = places;
             low = min(low, places);
             high = max(high, places);
         }
     } else {
         let one = tile.at.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
-        for s in 0..plan.tile {
+        for s in 0..plan.shape.tile {
             one[s] = Vector::new(i32::MAX);
         }
         for s in 0..tile.count {
@@ -295,33 +229,9 @@ fn bounds<N: Size>(operands: &Buffers, from: usize, tile: &mut Tile<N>, #[compti
     tile.lowest = low.extract(0usize);
     tile.highest = high.extract(0usize);
     #[unroll]
-    for l in 1..plan.lanes {
+    for l in 1..plan.shape.lanes {
         tile.lowest = min(tile.lowest, low.extract(l));
         tile.highest = max(tile.highest, high.extract(l));
-    }
-}
-
-/// Keys on their side, values as they are; zeros where the keys end.
-#[cube]
-fn pack_tile<N: Size>(operands: &Buffers, from: usize, tile: &mut Tile<N>, #[comptime] plan: Plan) {
-    for s in 0..plan.tile {
-        if s < tile.count {
-            let k = tile.k.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
-            for d in 0..plan.d {
-                k[d * plan.tile + s] =
-                    read_float::<Const<1>>(operands, from + s * plan.d + d, 0usize, plan.places.k, Lane::Zero);
-            }
-            pack_row::<N>(operands, from + s * plan.d, &mut tile.v, s, f32::cast_from(1.0f32), plan.places.v, plan);
-        } else {
-            let k = tile.k.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
-            for d in 0..plan.d {
-                k[d * plan.tile + s] = Vector::new(0.0f32);
-            }
-            #[unroll]
-            for j in 0..plan.dv {
-                tile.v[s * plan.dv + j] = Vector::new(0.0f32);
-            }
-        }
     }
 }
 
@@ -340,46 +250,14 @@ fn attend<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, #[comptime] pla
         high_least = min(high_least, b.hi[row + r]);
     }
     if tile.highest >= low && tile.lowest <= high {
-        let whole = tile.count == plan.tile && tile.lowest >= low_most && tile.highest <= high_least;
-        let mut p = Array::<Vector<f32, N>>::new(comptime![STEP * plan.tv]);
-        scores::<N>(b, tile, row, &mut p, plan);
+        let whole = tile.count == plan.shape.tile && tile.lowest >= low_most && tile.highest <= high_least;
+        let mut p = Array::<Vector<f32, N>>::new(comptime![STEP * plan.shape.tv]);
+        product::<N>(&b.q, &tile.k, row, &mut p, plan.shape);
         if !whole {
             mask::<N>(b, tile, row, &mut p, plan);
         }
-        weigh::<N>(b, tile, row, &mut p, plan);
-    }
-}
-
-/// p = q·k for `STEP` queries and every key of the tile.
-#[cube]
-fn scores<N: Size>(
-    b: &mut Block<N>,
-    tile: &Tile<N>,
-    row: usize,
-    p: &mut Array<Vector<f32, N>>,
-    #[comptime] plan: Plan,
-) {
-    let q = b.q.as_slice().as_vectorized().with_vector_size::<Const<1>>();
-    let mut acc = Array::<Vector<f32, N>>::new(comptime![STEP * plan.tv]);
-    #[unroll]
-    for i in 0..comptime![STEP * plan.tv] {
-        acc[i] = Vector::new(0.0f32);
-    }
-    let from = row * comptime![plan.dv * plan.lanes];
-    for d in 0..plan.d {
-        #[unroll]
-        for c in 0..plan.tv {
-            let k = tile.k[d * plan.tv + c];
-            #[unroll]
-            for r in 0..STEP {
-                let x = q[from + comptime![r * plan.dv * plan.lanes] + d].extract(0usize);
-                acc[comptime![r * plan.tv + c]] = fma(Vector::new(x), k, acc[comptime![r * plan.tv + c]]);
-            }
-        }
-    }
-    #[unroll]
-    for i in 0..comptime![STEP * plan.tv] {
-        p[i] = acc[i];
+        weigh::<N>(b, row, &mut p, plan);
+        add_weighed::<N>(&mut b.sum, &p, &tile.v, row, plan.shape);
     }
 }
 
@@ -389,25 +267,25 @@ fn mask<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, p: &mut Array<Vec
     for r in 0..STEP {
         let lo = Vector::<i32, N>::new(b.lo[row + r]);
         let hi = Vector::<i32, N>::new(b.hi[row + r]);
-        for c in 0..plan.tv {
+        for c in 0..plan.shape.tv {
             let at = tile.at[c];
-            let place = crate::nest::lanes::<N>() + Vector::new((c * plan.lanes) as i32);
+            let place = crate::nest::lanes::<N>() + Vector::new((c * plan.shape.lanes) as i32);
             let real = place.less_than(&Vector::new(tile.count as i32));
             let sees = at.greater_equal(&lo).vec_and(at.less_equal(&hi)).vec_and(real);
-            p[r * plan.tv + c] = select_many(sees, p[r * plan.tv + c], Vector::new(MASKED));
+            p[r * plan.shape.tv + c] = select_many(sees, p[r * plan.shape.tv + c], Vector::new(MASKED));
         }
     }
 }
 
-/// Softmax so far: scores become weights, sums are brought to the new highest, values are added.
+/// Softmax so far: scores become weights, and sums are brought to the new highest.
 #[cube]
-fn weigh<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, p: &mut Array<Vector<f32, N>>, #[comptime] plan: Plan) {
+fn weigh<N: Size>(b: &mut Block<N>, row: usize, p: &mut Array<Vector<f32, N>>, #[comptime] plan: Plan) {
     let mut old = Array::<Vector<f32, N>>::new(STEP);
     for r in 0..STEP {
-        let mut most = p[r * plan.tv];
+        let mut most = p[r * plan.shape.tv];
         #[unroll]
-        for c in 1..plan.tv {
-            most = max(most, p[r * plan.tv + c]);
+        for c in 1..plan.shape.tv {
+            most = max(most, p[r * plan.shape.tv + c]);
         }
         let top = max(b.top[row + r], across::<N>(most, true));
         let fall = Vector::<f32, N>::new(b.top[row + r] - top).exp();
@@ -415,51 +293,20 @@ fn weigh<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, p: &mut Array<Ve
         b.top[row + r] = top;
         let mut weight = b.weight[row + r] * fall;
         #[unroll]
-        for c in 0..plan.tv {
-            let score = p[r * plan.tv + c];
+        for c in 0..plan.shape.tv {
+            let score = p[r * plan.shape.tv + c];
             // A masked score is far below any other; where all are masked, none may count.
             let seen = score.greater_than(&Vector::new(comptime![MASKED / 2.0].runtime()));
             let share = select_many(seen, (score - Vector::new(top)).exp(), Vector::new(0.0f32));
-            p[r * plan.tv + c] = share;
+            p[r * plan.shape.tv + c] = share;
             weight += share;
         }
         b.weight[row + r] = weight;
     }
-    let w = p.as_slice().as_vectorized().with_vector_size::<Const<1>>();
-    #[unroll]
-    for part in 0..comptime![plan.dv.div_ceil(columns(plan.dv))] {
-        let from = comptime![part * columns(plan.dv)];
-        let width = comptime![columns(plan.dv).min(plan.dv - from)];
-        let mut acc = Array::<Vector<f32, N>>::new(comptime![STEP * width]);
+    for r in 0..STEP {
         #[unroll]
-        for r in 0..STEP {
-            #[unroll]
-            for j in 0..width {
-                acc[comptime![r * width + j]] = b.sum[(row + r) * plan.dv + comptime![from + j]] * old[r];
-            }
-        }
-        for s in 0..plan.tile {
-            #[unroll]
-            for j in 0..width {
-                let v = tile.v[s * plan.dv + comptime![from + j]];
-                #[unroll]
-                for r in 0..STEP {
-                    let x = w[comptime![r * plan.tile] + s].extract(0usize);
-                    acc[comptime![r * width + j]] = fma(Vector::new(x), v, acc[comptime![r * width + j]]);
-                }
-            }
-        }
-        #[unroll]
-        for r in 0..STEP {
-            #[unroll]
-            for j in 0..width {
-                b.sum[(row + r) * plan.dv + comptime![from + j]] = acc[comptime![r * width + j]];
-            }
+        for j in 0..plan.shape.dv {
+            b.sum[(row + r) * plan.shape.dv + j] *= old[r];
         }
     }
-}
-
-/// Vectors of a head that are summed at once: with `STEP` rows they must fit the registers.
-fn columns(dv: usize) -> usize {
-    if dv <= 5 { dv } else { 4 }
 }

@@ -17,8 +17,13 @@
 #![allow(clippy::needless_range_loop, clippy::if_same_then_else)]
 
 mod attention;
+mod attention_dkv_plain;
+mod attention_dkv_rows;
+mod attention_dq_plain;
+mod attention_dq_rows;
 mod attention_plain;
 mod attention_rows;
+mod attention_tiles;
 mod bind;
 mod body;
 mod einsum;
@@ -53,6 +58,8 @@ pub trait Launch: Kernel {
 /// Every kernel, in order of preference; the plain ones, which never refuse, last.
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
+    &attention_dq_rows::AttentionDqRows,
+    &attention_dkv_rows::AttentionDkvRows,
     &rms_norm_rows::RmsNormRows,
     &einsum_dot::EinsumDot,
     &einsum_rows::EinsumRows,
@@ -60,6 +67,8 @@ pub const LIST: &[&dyn Launch] = &[
     &fold_plain::FoldPlain,
     &kth_largest_plain::KthLargestPlain,
     &attention_plain::AttentionPlain,
+    &attention_dq_plain::AttentionDqPlain,
+    &attention_dkv_plain::AttentionDkvPlain,
 ];
 
 /// The kernel of that name, if there is one.

@@ -36,7 +36,7 @@ impl Kernel for RmsNormRows {
     }
 
     fn implements(&self) -> Implements {
-        Implements::Function("rms_norm")
+        Implements::Functions(&["rms_norm"])
     }
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {

@@ -1,7 +1,7 @@
 //! A call that no kernel offers to take becomes its body. The entry is left with primitives and kept calls.
 
 use super::{Context, Unit};
-use crate::{Error, Implements, Work};
+use crate::{Error, Work};
 use omchat_ir::{Action, Func, Function, Module, Named, Node, Value};
 use std::collections::BTreeSet;
 
@@ -32,11 +32,8 @@ pub(crate) fn call_work(f: &Function) -> Work {
 }
 
 fn kept(f: &Function, context: &Context) -> bool {
-    context.kernels.iter().any(|k| match k.implements() {
-        Implements::Function(name) => {
-            name == f.name && k.schedules(&call_work(f), context.target).is_ok_and(|s| !s.is_empty())
-        }
-        _ => false,
+    context.kernels.iter().any(|k| {
+        k.implements().function(&f.name) && k.schedules(&call_work(f), context.target).is_ok_and(|s| !s.is_empty())
     })
 }
 

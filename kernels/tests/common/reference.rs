@@ -182,6 +182,45 @@ pub fn attention(
     (out, lse)
 }
 
+/// `@attention_dq` and `@attention_dkv`: dq, dk, dv.
+#[allow(clippy::too_many_arguments)]
+pub fn attention_backward(
+    n: Sizes,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    lo: &[f64],
+    hi: &[f64],
+    at: &[f64],
+    lse: &[f64],
+    delta: &[f64],
+    dout: &[f64],
+) -> [Vec<f64>; 3] {
+    let Sizes { b: nb, h: nh, g: ng, t: nt, s: ns, d: nd } = n;
+    let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+    let scale = 1.0 / (nd as f64).sqrt();
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(a, b)| a * b).sum::<f64>();
+    for row in 0..nb * nh * ng * nt {
+        let (head, t) = (row / (ng * nt), row % nt);
+        let b = head / nh;
+        let query = row * nd..(row + 1) * nd;
+        for s in 0..ns {
+            if !(lo[b * nt + t] <= at[b * ns + s] && at[b * ns + s] <= hi[b * nt + t]) {
+                continue;
+            }
+            let key = (head * ns + s) * nd..(head * ns + s + 1) * nd;
+            let p = (scale * dot(&q[query.clone()], &k[key.clone()]) - lse[row]).exp();
+            let ds = p * (dot(&dout[query.clone()], &v[key.clone()]) - delta[row]);
+            for d in 0..nd {
+                dq[query.start + d] += scale * ds * k[key.start + d];
+                dk[key.start + d] += scale * ds * q[query.start + d];
+                dv[key.start + d] += p * dout[query.start + d];
+            }
+        }
+    }
+    [dq, dk, dv]
+}
+
 /// Whether a step's value must be exact for the result to be continuous: comparisons ask for it.
 pub fn is_comparison(f: Scalar) -> bool {
     f.class() == Class::Compare

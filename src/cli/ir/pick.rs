@@ -3,7 +3,7 @@
 use super::text::Text;
 use crate::cli::Error;
 use omchat::{CHUNKS, EngineOptions};
-use omchat_codegen::{Implements, Kernel};
+use omchat_codegen::Kernel;
 use omchat_ir::text::{Template, instantiate_call};
 use omchat_ir::{Action, Bind, Builder, Diagnostics, Dtype, Func, Module, Scope, Value};
 use omchat_model::OmChatConfig;
@@ -46,7 +46,7 @@ impl Picked {
     /// Errors: faults of the module.
     pub fn called(mut self, kernels: &[&dyn Kernel]) -> Result<Picked, Error> {
         let f = self.module.function(self.entry);
-        if !kernels.iter().any(|k| matches!(k.implements(), Implements::Function(name) if name == f.name)) {
+        if !kernels.iter().any(|k| k.implements().function(&f.name)) {
             return Ok(self);
         }
         let f = f.clone();

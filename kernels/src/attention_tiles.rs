@@ -1,0 +1,244 @@
+//! What the CPU's attention kernels are made of: tiles packed by rows or on their side, and the two products of a
+//! block's rows with a tile. Every sum stays in the lanes; `STEP` rows share each load.
+
+use cubecl::prelude::*;
+use omchat_codegen::{Family, Refusal, Schedule, Target};
+
+use crate::bind::{Buffers, Slot};
+use crate::vector::{Lane, read_float, write_float};
+
+/// Rows that one step of the micro-kernels works on.
+pub(crate) const STEP: usize = 4;
+/// Columns of a tile.
+pub(crate) const TILE: usize = 64;
+
+/// The sizes of a head and of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Shape {
+    /// Width of a head.
+    pub(crate) d: usize,
+    /// Vectors that hold it.
+    pub(crate) dv: usize,
+    /// Columns of a tile.
+    pub(crate) tile: usize,
+    /// Vectors that hold them.
+    pub(crate) tv: usize,
+    pub(crate) lanes: usize,
+}
+
+impl Shape {
+    pub(crate) fn new(d: usize, tile: usize, lanes: usize) -> Shape {
+        Shape { d, dv: d.div_ceil(lanes), tile, tv: tile / lanes, lanes }
+    }
+}
+
+/// A row of D elements, widened and scaled, as whole vectors with zeros behind.
+#[cube]
+pub(crate) fn pack_row<N: Size>(
+    operands: &Buffers,
+    from: usize,
+    to: &mut Array<Vector<f32, N>>,
+    row: usize,
+    scale: f32,
+    #[comptime] slot: Slot,
+    #[comptime] shape: Shape,
+) {
+    #[unroll]
+    for j in 0..shape.dv {
+        let at = from + comptime![j * shape.lanes];
+        if comptime![(j + 1) * shape.lanes <= shape.d] {
+            to[row * shape.dv + j] = read_float::<N>(operands, at, 1usize, slot, Lane::One) * Vector::new(scale);
+        } else {
+            let mut value = Vector::<f32, N>::new(0.0f32);
+            #[unroll]
+            for l in 0..comptime![shape.d - j * shape.lanes] {
+                value.insert(
+                    l,
+                    read_float::<Const<1>>(operands, at + l, 0usize, slot, Lane::Zero).extract(0usize) * scale,
+                );
+            }
+            to[row * shape.dv + j] = value;
+        }
+    }
+}
+
+/// `count` rows of a tile, and zeros where they end.
+#[cube]
+pub(crate) fn pack_rows<N: Size>(
+    operands: &Buffers,
+    from: usize,
+    count: usize,
+    to: &mut Array<Vector<f32, N>>,
+    #[comptime] slot: Slot,
+    #[comptime] shape: Shape,
+) {
+    for s in 0..shape.tile {
+        if s < count {
+            pack_row::<N>(operands, from + s * shape.d, to, s, f32::cast_from(1.0f32), slot, shape);
+        } else {
+            #[unroll]
+            for j in 0..shape.dv {
+                to[s * shape.dv + j] = Vector::new(0.0f32);
+            }
+        }
+    }
+}
+
+/// The same rows on their side, [D, tile]: products with `tile` rows are then vectors.
+#[cube]
+pub(crate) fn pack_side<N: Size>(
+    operands: &Buffers,
+    from: usize,
+    count: usize,
+    to: &mut Array<Vector<f32, N>>,
+    #[comptime] slot: Slot,
+    #[comptime] shape: Shape,
+) {
+    let one = to.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
+    for s in 0..shape.tile {
+        if s < count {
+            for d in 0..shape.d {
+                one[d * shape.tile + s] =
+                    read_float::<Const<1>>(operands, from + s * shape.d + d, 0usize, slot, Lane::Zero);
+            }
+        } else {
+            for d in 0..shape.d {
+                one[d * shape.tile + s] = Vector::new(0.0f32);
+            }
+        }
+    }
+}
+
+/// Rows `row..row + STEP` of a block times every column of a tile on its side: [STEP, tile].
+#[cube]
+pub(crate) fn product<N: Size>(
+    rows: &Array<Vector<f32, N>>,
+    side: &Array<Vector<f32, N>>,
+    row: usize,
+    out: &mut Array<Vector<f32, N>>,
+    #[comptime] shape: Shape,
+) {
+    let x = rows.as_slice().as_vectorized().with_vector_size::<Const<1>>();
+    let mut acc = Array::<Vector<f32, N>>::new(comptime![STEP * shape.tv]);
+    #[unroll]
+    for i in 0..comptime![STEP * shape.tv] {
+        acc[i] = Vector::new(0.0f32);
+    }
+    let from = row * comptime![shape.dv * shape.lanes];
+    for d in 0..shape.d {
+        #[unroll]
+        for c in 0..shape.tv {
+            let k = side[d * shape.tv + c];
+            #[unroll]
+            for r in 0..STEP {
+                let x = x[from + comptime![r * shape.dv * shape.lanes] + d].extract(0usize);
+                acc[comptime![r * shape.tv + c]] = fma(Vector::new(x), k, acc[comptime![r * shape.tv + c]]);
+            }
+        }
+    }
+    #[unroll]
+    for i in 0..comptime![STEP * shape.tv] {
+        out[i] = acc[i];
+    }
+}
+
+/// Adds a tile's rows, each weighed, to rows `row..row + STEP` of a block.
+#[cube]
+pub(crate) fn add_weighed<N: Size>(
+    sum: &mut Array<Vector<f32, N>>,
+    weights: &Array<Vector<f32, N>>,
+    rows: &Array<Vector<f32, N>>,
+    row: usize,
+    #[comptime] shape: Shape,
+) {
+    let w = weights.as_slice().as_vectorized().with_vector_size::<Const<1>>();
+    #[unroll]
+    for part in 0..comptime![shape.dv.div_ceil(columns(shape.dv))] {
+        let from = comptime![part * columns(shape.dv)];
+        let width = comptime![columns(shape.dv).min(shape.dv - from)];
+        let mut acc = Array::<Vector<f32, N>>::new(comptime![STEP * width]);
+        #[unroll]
+        for r in 0..STEP {
+            #[unroll]
+            for j in 0..width {
+                acc[comptime![r * width + j]] = sum[(row + r) * shape.dv + comptime![from + j]];
+            }
+        }
+        for s in 0..shape.tile {
+            #[unroll]
+            for j in 0..width {
+                let v = rows[s * shape.dv + comptime![from + j]];
+                #[unroll]
+                for r in 0..STEP {
+                    let x = w[comptime![r * shape.tile] + s].extract(0usize);
+                    acc[comptime![r * width + j]] = fma(Vector::new(x), v, acc[comptime![r * width + j]]);
+                }
+            }
+        }
+        #[unroll]
+        for r in 0..STEP {
+            #[unroll]
+            for j in 0..width {
+                sum[(row + r) * shape.dv + comptime![from + j]] = acc[comptime![r * width + j]];
+            }
+        }
+    }
+}
+
+/// A block's row, scaled, to a result of D elements from `to` on.
+#[cube]
+pub(crate) fn write_row<N: Size>(
+    results: &mut Buffers,
+    to: usize,
+    rows: &Array<Vector<f32, N>>,
+    row: usize,
+    scale: f32,
+    #[comptime] slot: Slot,
+    #[comptime] shape: Shape,
+) {
+    #[unroll]
+    for j in 0..shape.dv {
+        let value = rows[row * shape.dv + j] * Vector::new(scale);
+        let at = to + comptime![j * shape.lanes];
+        if comptime![(j + 1) * shape.lanes <= shape.d] {
+            write_float::<N>(results, at, 1usize, value, slot, Lane::One);
+        } else {
+            #[unroll]
+            for l in 0..comptime![shape.d - j * shape.lanes] {
+                write_float::<Const<1>>(results, at + l, 1usize, Vector::new(value.extract(l)), slot, Lane::One);
+            }
+        }
+    }
+}
+
+/// Vectors of a head that are summed at once: with `STEP` rows they must fit the registers.
+pub(crate) fn columns(dv: usize) -> usize {
+    if dv <= 5 { dv } else { 4 }
+}
+
+/// The schedule of a backward kernel on the CPU for that many rows of that many heads.
+pub(crate) fn tiled(target: &Target, d: usize, heads: usize, rows: usize) -> Result<Schedule, Refusal> {
+    if target.family != Family::Cpu {
+        return Err(Refusal(format!("needs the CPU runtime's local arrays; {} is not one", target.name)));
+    }
+    if d > 512 {
+        return Err(Refusal(format!("a head may be 512 wide, is {d}")));
+    }
+    let rows = block(heads, rows, target.cores as usize, 128);
+    let lanes = target.lanes as u32;
+    Ok(Schedule::new(&[
+        ("bits", 64),
+        ("units", target.cores),
+        ("lanes", lanes),
+        ("tile", TILE as u32),
+        ("rows", rows as u32),
+    ]))
+}
+
+/// Rows a block: wide, so that a tile is packed for many; but enough blocks to keep every core busy.
+pub(crate) fn block(heads: usize, rows: usize, cores: usize, most: usize) -> usize {
+    let busy = |block: usize| heads * rows.div_ceil(block) >= 4 * cores;
+    let sizes = [256, 128, 64, 16].into_iter().filter(|b| *b <= most);
+    let fits = sizes.into_iter().find(|&b| b <= rows && busy(b));
+    fits.unwrap_or(if rows > STEP { 16 } else { STEP })
+}

@@ -1,0 +1,207 @@
+//! Attention and its backward, every kernel × schedule × device, against plain loops in f64.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::Draw;
+use common::device::devices;
+use common::reference::{self, Host};
+use omchat_codegen::Work;
+use omchat_ir::{Dtype, Type};
+use omchat_kernels::LIST;
+
+/// B, H, G, T, S, D: odd ones, one query, one key, more than a tile, grouped queries.
+const SIZES: [(usize, usize, usize, usize, usize, usize); 10] = [
+    (1, 1, 1, 1, 1, 8),
+    (2, 2, 3, 5, 70, 24),
+    (1, 2, 1, 65, 130, 32),
+    (1, 1, 3, 40, 200, 64),
+    (2, 1, 1, 33, 64, 72),
+    (1, 1, 2, 3, 257, 80),
+    (1, 1, 1, 17, 129, 128),
+    (1, 3, 3, 1, 300, 64),
+    (1, 1, 3, 150, 150, 16),
+    (1, 1, 1, 9, 9, 5),
+];
+
+/// Shapes of q, k, v, lo, hi, at.
+fn shapes(n: reference::Sizes) -> [Vec<usize>; 6] {
+    let keys = vec![n.b, n.h, n.s, n.d];
+    [vec![n.b, n.h, n.g, n.t, n.d], keys.clone(), keys, vec![n.b, n.t], vec![n.b, n.t], vec![n.b, n.s]]
+}
+
+/// Intervals of the four uses: causal in packed documents, tiles of an image, a window, a cache with empty slots.
+fn intervals(d: &mut Draw, n: reference::Sizes) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let (mut lo, mut hi, mut at) = (vec![], vec![], vec![]);
+    let empty = f64::from(i32::MAX);
+    for _ in 0..n.b {
+        let kind = d.below(5);
+        let filled = if kind == 3 { n.s.div_ceil(4) } else { n.s };
+        for s in 0..n.s {
+            at.push(if s < filled { s as f64 } else { empty });
+        }
+        for t in 0..n.t {
+            let now = (filled.saturating_sub(n.t) + t) as f64;
+            let (l, h) = match kind {
+                0 => ((now / 37.0).floor() * 37.0, now),
+                1 => ((now / 24.0).floor() * 24.0, (now / 24.0).floor() * 24.0 + 23.0),
+                2 => (now - 20.0, now),
+                3 => (0.0, now),
+                _ => {
+                    if d.chance(30) {
+                        (5.0, 4.0)
+                    } else {
+                        (0.0, empty)
+                    }
+                }
+            };
+            lo.push(l);
+            hi.push(h);
+        }
+    }
+    (lo, hi, at)
+}
+
+#[test]
+fn attention_of_every_mask() {
+    let d = &mut Draw(77);
+    for p in devices() {
+        let wide = p.target.holds(Dtype::Bf16);
+        let mut runs = 0;
+        for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate() {
+            let n = reference::Sizes { b, h, g, t, s, d: width };
+            let dtype = if wide && i % 3 == 2 { d.pick(&[Dtype::Bf16, Dtype::F16]) } else { Dtype::F32 };
+            let out = if wide && i % 5 == 2 { dtype } else { Dtype::F32 };
+            let mut floats = |n: usize| Host::new(dtype, (0..n).map(|_| d.real(-2.0, 2.0)).collect());
+            let (q, k, v) = (floats(b * h * g * t * width), floats(b * h * s * width), floats(b * h * s * width));
+            let (lo, hi, at) = intervals(d, n);
+            let (want, lse) = reference::attention(n, &q.data, &k.data, &v.data, &lo, &hi, &at);
+            let ints = |x: &Vec<f64>| Host::new(Dtype::I32, x.clone());
+            let operands = [q, k, v, ints(&lo), ints(&hi), ints(&at)];
+            let shapes = shapes(n);
+            let work = Work::Function {
+                name: ["attention", "attention_partial"][usize::from(out != dtype)].into(),
+                binds: Default::default(),
+                operands: operands.iter().zip(&shapes).map(|(o, s)| omchat_ir::Type::new(o.dtype, s.clone())).collect(),
+                results: vec![
+                    omchat_ir::Type::new(out, shapes[0].clone()),
+                    omchat_ir::Type::new(Dtype::F32, [b, h, g, t]),
+                ],
+            };
+            let blank = [
+                Host { dtype: out, data: vec![f64::NAN; want.len()] },
+                Host { dtype: Dtype::F32, data: vec![f64::NAN; lse.len()] },
+            ];
+            for k in LIST {
+                for sch in k.schedules(&work, &p.target).unwrap_or_default() {
+                    let got = p.run(*k, &work, &sch, &operands, &blank);
+                    let slack = if out == Dtype::F32 { 3e-6 } else { 1.0 / 200.0 };
+                    for (j, (w, g)) in want.iter().zip(&got[0]).enumerate() {
+                        assert!(
+                            (w - g).abs() <= slack * (2.0 + w.abs()),
+                            "{} {sch} on {}: {n:?} out[{j}] is {g}, not {w}",
+                            k.name(),
+                            p.target.name
+                        );
+                    }
+                    for (j, (w, g)) in lse.iter().zip(&got[1]).enumerate() {
+                        assert!(
+                            (w - g).abs() <= 4e-6 * (2.0 + w.abs()),
+                            "{} {sch} on {}: {n:?} lse[{j}] is {g}, not {w}",
+                            k.name(),
+                            p.target.name
+                        );
+                    }
+                    runs += 1;
+                }
+            }
+        }
+        println!("{}: {runs} runs right", p.target.name);
+    }
+}
+
+#[test]
+fn backward_of_every_mask() {
+    let d = &mut Draw(78);
+    for p in devices() {
+        let wide = p.target.holds(Dtype::Bf16);
+        let (mut runs, mut worst) = (0, 0.0f64);
+        for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate() {
+            let n = reference::Sizes { b, h, g, t, s, d: width };
+            let dtype = if wide && i % 3 == 2 { d.pick(&[Dtype::Bf16, Dtype::F16]) } else { Dtype::F32 };
+            let mut floats = |dtype, n: usize| Host::new(dtype, (0..n).map(|_| d.real(-1.0, 1.0)).collect::<Vec<_>>());
+            let queries = b * h * g * t;
+            let (q, k, v) =
+                (floats(dtype, queries * width), floats(dtype, b * h * s * width), floats(dtype, b * h * s * width));
+            let (dout, dlse) = (floats(dtype, queries * width), floats(Dtype::F32, queries));
+            let (lo, hi, at) = intervals(d, n);
+            let (out, lse) = reference::attention(n, &q.data, &k.data, &v.data, &lo, &hi, &at);
+            let delta: Vec<f64> = (0..queries)
+                .map(|r| {
+                    let row = r * width..(r + 1) * width;
+                    out[row.clone()].iter().zip(&dout.data[row]).map(|(x, y)| x * y).sum::<f64>() - dlse.data[r]
+                })
+                .collect();
+            let (lse, delta) = (Host::new(Dtype::F32, lse), Host::new(Dtype::F32, delta));
+            let [dq, dk, dv] = reference::attention_backward(
+                n,
+                &q.data,
+                &k.data,
+                &v.data,
+                &lo,
+                &hi,
+                &at,
+                &lse.data,
+                &delta.data,
+                &dout.data,
+            );
+            let ints = |x: &Vec<f64>| Host::new(Dtype::I32, x.clone());
+            let operands = [q, k, v, ints(&lo), ints(&hi), ints(&at), lse, delta, dout];
+            let rows = vec![b, h, g, t];
+            let list = [&shapes(n)[..], &[rows.clone(), rows, shapes(n)[0].clone()]].concat();
+            let types: Vec<Type> = operands.iter().zip(&list).map(|(o, s)| Type::new(o.dtype, s.clone())).collect();
+            for (name, want) in [("attention_dq", vec![dq]), ("attention_dkv", vec![dk, dv])] {
+                let result = |x: &Vec<f64>| {
+                    Type::new(
+                        Dtype::F32,
+                        if x.len() == queries * width && name == "attention_dq" {
+                            shapes(n)[0].clone()
+                        } else {
+                            shapes(n)[1].clone()
+                        },
+                    )
+                };
+                let work = Work::Function {
+                    name: name.into(),
+                    binds: Default::default(),
+                    operands: types.clone(),
+                    results: want.iter().map(result).collect(),
+                };
+                let blank: Vec<Host> =
+                    want.iter().map(|w| Host { dtype: Dtype::F32, data: vec![f64::NAN; w.len()] }).collect();
+                for k in LIST {
+                    for sch in k.schedules(&work, &p.target).unwrap_or_default() {
+                        let got = p.run(*k, &work, &sch, &operands, &blank);
+                        for (r, (want, got)) in want.iter().zip(&got).enumerate() {
+                            let top = want.iter().fold(1.0f64, |a, x| a.max(x.abs()));
+                            for (j, (w, g)) in want.iter().zip(got).enumerate() {
+                                let error = (w - g).abs() / top;
+                                assert!(
+                                    error <= 4e-6,
+                                    "{} {sch} on {}: {n:?} result {r}[{j}] is {g}, not {w}",
+                                    k.name(),
+                                    p.target.name
+                                );
+                                worst = worst.max(error);
+                            }
+                        }
+                        runs += 1;
+                    }
+                }
+            }
+        }
+        println!("{}: {runs} backward runs right, worst {worst:.1e}", p.target.name);
+        assert!(runs >= 20);
+    }
+}
