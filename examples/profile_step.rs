@@ -18,8 +18,7 @@ fn main() -> Result<(), omchat::Error> {
     let vocab = model.config.text.vocab;
     let ids: Vec<i32> = (0..tokens).map(|i| ((i * 7919 + 13) % vocab) as i32).collect();
     let batch = Batch::sequence(&model, &splice(&ids, 0, 1, vocab)?, &ids, &[])?;
-    let forward =
-        ForwardSpec { loss_tiles: number(4, 1), mlp_tiles: number(5, 1), ..ForwardSpec::text(tokens) };
+    let forward = ForwardSpec { loss_tiles: number(4, 1), mlp_tiles: number(5, 1), ..ForwardSpec::text(tokens) };
     let recompute = Recompute::ALL.into_iter().find(|r| Some(r.name()) == args.get(6).map(String::as_str));
     let spec = TrainSpec { recompute: recompute.unwrap_or_default(), ..TrainSpec::whole(forward) };
     let start = Instant::now();

@@ -1,6 +1,6 @@
 //! A model on a device: its weights uploaded, its programs lowered when they are first wanted.
 
-use crate::{Error, Model};
+use crate::{Dump, Error, Model, watched};
 use omchat_ir::{Dtype, Func, Module, Role, Type};
 use omchat_model::graph::{DECODE, DecoderSpec, VISION, decoder_module, vision_module};
 use omchat_model::tiler::check_pixels;
@@ -45,10 +45,13 @@ pub struct Engine {
     decoders: Mutex<HashMap<DecoderSpec, Arc<Executable>>>,
     vision: Mutex<HashMap<usize, Arc<Executable>>>,
     programs: AtomicUsize,
+    dump: Option<Dump>,
 }
 
 impl Engine {
     /// Uploads a model's weights.
+    ///
+    /// `OMCHAT_DUMP` and `OMCHAT_DUMP_DIR` are read here: see [`Dump::of_env`].
     ///
     /// Errors: a tensor that cannot be read or is not finite; a device too small for the weights.
     pub fn load(
@@ -70,6 +73,7 @@ impl Engine {
             decoders: Mutex::default(),
             vision: Mutex::default(),
             programs: AtomicUsize::new(0),
+            dump: Dump::of_env()?,
         };
         e.upload(progress)?;
         Ok(e)
@@ -183,8 +187,9 @@ impl Engine {
     }
 
     fn lower(&self, m: &Module, entry: &str) -> Result<Arc<Executable>, Error> {
-        let entry = m.named(entry).unwrap_or(Func(m.functions.len() as u32 - 1));
-        let e = Arc::new(Executable::load(&self.device, m, entry)?);
+        let f = m.named(entry).unwrap_or(Func(m.functions.len() as u32 - 1));
+        let e = watched(self.dump.as_ref(), entry, |after| Executable::load_with(&self.device, m, f, after))?;
+        let e = Arc::new(e);
         self.programs.fetch_add(1, Ordering::Relaxed);
         Ok(e)
     }

@@ -21,6 +21,16 @@ pub enum Error {
         /// Tokens there is room for.
         have: usize,
     },
+    /// No plan of a training step holds so little.
+    #[error(
+        "a training step needs {need} bytes at the least, the budget is {have}: raise it, or train fewer tokens or parts"
+    )]
+    Budget {
+        /// The least that was found.
+        need: u64,
+        /// What was given.
+        have: u64,
+    },
     /// More is asked for than there is, or something that makes no sense; the caller mends it.
     #[error("{0}")]
     Input(String),

@@ -22,15 +22,18 @@
 
 mod batch;
 mod chat;
+mod dump;
 mod engine;
 mod error;
 mod model;
 mod sampling;
 mod session;
+mod train_plan;
 mod trainer;
 
 pub use batch::Batch;
 pub use chat::{Answer, Chat, ChatOptions};
+pub use dump::{After, Dump, watched};
 pub use engine::{Engine, EngineOptions, Progress};
 pub use error::Error;
 pub use model::{Model, home};
@@ -40,4 +43,5 @@ pub use omchat_model::graph::{ForwardSpec, Part, Recompute, TrainSpec};
 pub use omchat_runtime::Device;
 pub use sampling::{Sampler, Sampling};
 pub use session::{CHUNKS, Rows, Session, Stats};
-pub use trainer::{AdamW, Gradients, Step, Trainer, gradients};
+pub use train_plan::{TrainPlan, plan_training};
+pub use trainer::{AdamW, Gradients, MemoryUse, Step, Trainer, gradients};

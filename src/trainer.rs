@@ -1,7 +1,7 @@
 //! Training on one device: gradients of a batch, and steps of AdamW.
 
 use crate::engine::finite;
-use crate::{Batch, Error, Model, Progress};
+use crate::{Batch, Dump, Error, Model, Progress, watched};
 use omchat_ir::{Dtype, Func, Module, Role};
 use omchat_model::graph::{self, TrainSpec, grads_module, step_module};
 use omchat_runtime::{Device, Executable, HostTensor, Store};
@@ -75,6 +75,17 @@ pub struct Step {
     pub loss: f32,
     /// The norm of all gradients together, before clipping.
     pub norm: f32,
+    /// What the step held of the device's memory; nothing for the interpreter.
+    pub memory: Option<MemoryUse>,
+}
+
+/// Bytes of a device's memory, as planned before a run and as counted in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// What the plan says that a run holds at once.
+    pub planned: u64,
+    /// What the device held more, in the run, than before the program was loaded.
+    pub actual: u64,
 }
 
 /// The gradients of one batch.
@@ -116,6 +127,8 @@ pub struct Trainer {
     exe: Executable,
     spec: TrainSpec,
     steps: i32,
+    /// Bytes that the device held before.
+    before: u64,
 }
 
 impl Trainer {
@@ -131,8 +144,9 @@ impl Trainer {
     ) -> Result<Trainer, Error> {
         let module = step_module(&model.config, spec, dtype)?;
         let mut store = Store::default();
+        let before = device.bytes_in_use().unwrap_or(0);
         let exe = load(model, &device, dtype, &module, &mut store, progress)?;
-        Ok(Trainer { device, store, exe, spec: spec.clone(), steps: 0 })
+        Ok(Trainer { device, store, exe, spec: spec.clone(), steps: 0, before })
     }
 
     /// Steps taken.
@@ -153,9 +167,11 @@ impl Trainer {
         fits(&self.spec, batch)?;
         adamw.check()?;
         let feed = self.feed(batch, adamw);
-        let out = self.exe.run(&feed, &mut self.store)?;
+        let (out, held) = self.exe.run_measured(&feed, &mut self.store)?;
+        let memory = self.exe.planned_bytes().zip(held);
+        let memory = memory.map(|(planned, held)| MemoryUse { planned, actual: held.saturating_sub(self.before) });
         let number = |i: usize| out.get(i).map_or(f32::NAN, |t: &HostTensor| t.to_f32()[0]);
-        let step = Step { loss: number(0), norm: number(2) };
+        let step = Step { loss: number(0), norm: number(2), memory };
         finite("the loss", &[step.loss])?;
         finite("the gradients' norm", &[step.norm])?;
         self.steps += 1;
@@ -221,7 +237,10 @@ fn load(
     store: &mut Store,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Executable, Error> {
-    let exe = Executable::load(device, module, Func(module.functions.len() as u32 - 1))?;
+    let entry = Func(module.functions.len() as u32 - 1);
+    let dump = Dump::of_env()?;
+    let name = &module.function(entry).name;
+    let exe = watched(dump.as_ref(), name, |after| Executable::load_with(device, module, entry, after))?;
     let params: Vec<_> = exe.params().into_iter().filter(|p| p.role != Role::Input).collect();
     let need: u64 = params.iter().map(|p| p.ty.bytes() as u64).sum();
     if let Some(have) = device.free_bytes().filter(|have| need > *have) {

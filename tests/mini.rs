@@ -63,3 +63,32 @@ fn mini_agrees_with_pytorch() {
         std::fs::remove_file(&out).unwrap();
     }
 }
+
+/// A training step of the decoder over 2,048 tokens, planned for 4 GB.
+#[test]
+fn mini_trains() {
+    if !home().join("mini/model.safetensors").is_file() {
+        return println!("skipped: mini is not in {}; fetch it by scripts/mini.sh", home().display());
+    }
+    let Ok(device) = omchat::Device::open("cpu") else { return println!("skipped: mini: the device cpu is not here") };
+    let model = omchat::Model::open("mini").unwrap();
+    let vocab = model.config.text.vocab;
+    let ids: Vec<i32> = (0..2048).map(|i| (i * 7919 + 13) % vocab as i32).collect();
+    let spliced = omchat_model::splice::splice(&ids, 0, 1, vocab).unwrap();
+    let batch = omchat::Batch::sequence(&model, &spliced, &ids, &[]).unwrap();
+    let base = omchat::TrainSpec::whole(omchat::ForwardSpec::text(2048));
+    let f32 = omchat_ir::Dtype::F32;
+    let plan = omchat::plan_training(&model.config, &base, f32, &device.target(), Some(4_000_000_000)).unwrap();
+    let mut trainer = omchat::Trainer::new(&model, device, f32, &plan.spec, &mut |_| {}).unwrap();
+    let adamw = omchat::AdamW { lr: [1e-4; 3], ..omchat::AdamW::default() };
+    let steps = [0, 1].map(|_| trainer.step(&batch, &adamw).unwrap());
+    let memory = steps[0].memory.unwrap();
+    println!(
+        "mini, 2048 tokens, {}: losses {:.4} {:.4}, {memory:?}",
+        plan.spec.recompute.name(),
+        steps[0].loss,
+        steps[1].loss
+    );
+    assert!(steps[1].loss < steps[0].loss, "{steps:?}");
+    assert!(memory.planned <= 4_000_000_000);
+}

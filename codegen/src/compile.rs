@@ -4,7 +4,7 @@ use crate::assign;
 use crate::kernel::{Implements, Work};
 use crate::lower::{Lowered, lower};
 use crate::nest::{Nest, Read, Write};
-use crate::passes::{self, Context, Unit};
+use crate::passes::{self, Context, Pass, Unit};
 use crate::program::{BufferPlan, Chosen, LaunchPlan, Memory, Place, Port, Program};
 use crate::{Body, Error, Kind, Step};
 use omchat_ir::{Action, Func, Function, Module, Role, Value};
@@ -14,7 +14,19 @@ use std::collections::HashMap;
 ///
 /// Errors: faults of the module; a dtype or a limit of the target; work that no kernel takes.
 pub fn compile(module: &Module, entry: Func, context: &Context) -> Result<Program, Error> {
-    let unit = passes::run(Unit { module: module.clone(), entry }, context, None)?;
+    compile_with(module, entry, context, &mut |_, _| {})
+}
+
+/// As [`compile`], and shows the unit after each pass.
+///
+/// Errors: as [`compile`].
+pub fn compile_with(
+    module: &Module,
+    entry: Func,
+    context: &Context,
+    after: &mut dyn FnMut(&Pass, &Unit),
+) -> Result<Program, Error> {
+    let unit = passes::run_with(Unit { module: module.clone(), entry }, context, None, after)?;
     let c = Compiler {
         unit: &unit,
         context,

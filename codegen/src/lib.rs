@@ -14,11 +14,11 @@ mod program;
 mod target;
 
 pub use body::{Body, Kind, Step};
-pub use compile::compile;
+pub use compile::{compile, compile_with};
 pub use error::Error;
 pub use kernel::{Implements, Kernel, Refusal, Schedule, Work};
 pub use lower::{Lowered, lower};
 pub use nest::{At, Fold, Nest, Read, Start, Write};
-pub use passes::{Context, PIPELINE, Unit};
+pub use passes::{Context, PIPELINE, Pass, Unit};
 pub use program::{BufferPlan, Chosen, LaunchPlan, Memory, Place, Port, Program};
 pub use target::{Family, Target};

@@ -132,6 +132,14 @@ impl Program {
     }
 }
 
+impl Program {
+    /// Bytes that a run holds at once: what the caller holds, and the whole arena.
+    pub fn peak_bytes(&self) -> usize {
+        let own = self.buffers.iter().filter(|b| b.place == Place::Own).map(|b| b.ty.bytes()).sum::<usize>();
+        own + self.slabs.iter().sum::<usize>()
+    }
+}
+
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "program @{} for {}", self.name, self.target.name)?;

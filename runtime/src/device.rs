@@ -95,6 +95,14 @@ impl Device {
         }
     }
 
+    /// Bytes that live allocations hold on the device, padding not counted; nothing for the interpreter.
+    pub fn bytes_in_use(&self) -> Option<u64> {
+        match self {
+            Device::Interp => None,
+            Device::Cube { client, .. } => Some(bytes_in_use(client)),
+        }
+    }
+
     /// Bytes that may be allocated, where the system tells: the machine's free memory for the CPU and for
     /// software adapters, `None` elsewhere.
     pub fn free_bytes(&self) -> Option<u64> {
@@ -171,4 +179,9 @@ fn open_cuda() -> Result<Device, String> {
 #[cfg(not(feature = "cuda"))]
 fn open_cuda() -> Result<Device, String> {
     Err("built without the feature `cuda`".into())
+}
+
+/// Bytes that live allocations hold on a client's device, padding not counted.
+pub(crate) fn bytes_in_use(client: &Client) -> u64 {
+    client.memory_report(cubecl::MemoryScope::Device).usage().bytes_in_use
 }

@@ -7,7 +7,7 @@ use crate::host::HostTensor;
 use crate::store::{Store, Stored};
 use cubecl::prelude::Client;
 use cubecl::server::Handle;
-use omchat_codegen::{Context, Kernel, Place, Program, compile};
+use omchat_codegen::{Context, Kernel, Pass, Place, Program, Target, Unit, compile_with};
 use omchat_ir::{Func, Mode, Module, Role, Tensor, Type, interpret};
 use omchat_kernels::{Args, Buffer, LIST, Prepared, by_name};
 use std::borrow::Cow;
@@ -62,9 +62,21 @@ pub struct Param {
 /// The program of a module's entry for a device's facts, without touching the device.
 ///
 /// Errors: what cannot be lowered.
-pub fn program(module: &Module, entry: Func, target: &omchat_codegen::Target) -> Result<Program, Error> {
+pub fn program(module: &Module, entry: Func, target: &Target) -> Result<Program, Error> {
+    program_with(module, entry, target, &mut |_, _| {})
+}
+
+/// As [`program`], and shows the module after each pass.
+///
+/// Errors: as [`program`].
+pub fn program_with(
+    module: &Module,
+    entry: Func,
+    target: &Target,
+    after: &mut dyn FnMut(&Pass, &Unit),
+) -> Result<Program, Error> {
     let kernels: Vec<&dyn Kernel> = LIST.iter().map(|k| *k as &dyn Kernel).collect();
-    Ok(compile(module, entry, &Context { target, kernels: &kernels })?)
+    Ok(compile_with(module, entry, &Context { target, kernels: &kernels }, after)?)
 }
 
 impl Executable {
@@ -72,13 +84,26 @@ impl Executable {
     ///
     /// Errors: what cannot be lowered; `OutOfMemory` if the arena does not fit.
     pub fn load(device: &Device, module: &Module, entry: Func) -> Result<Executable, Error> {
+        Executable::load_with(device, module, entry, &mut |_, _| {})
+    }
+
+    /// As [`Executable::load`], and shows the module after each pass. The interpreter has none.
+    ///
+    /// Errors: as [`Executable::load`].
+    pub fn load_with(
+        device: &Device,
+        module: &Module,
+        entry: Func,
+        after: &mut dyn FnMut(&Pass, &Unit),
+    ) -> Result<Executable, Error> {
         let body = match device {
             Device::Interp => {
                 module.verify()?;
                 Body::Interpreted { module: Box::new(module.clone()), entry }
             }
             Device::Cube { client, target } => {
-                Body::Compiled(Box::new(Compiled::load(device, client, program(module, entry, target)?)?))
+                let program = program_with(module, entry, target, after)?;
+                Body::Compiled(Box::new(Compiled::load(device, client, program)?))
             }
         };
         Ok(Executable { body })
@@ -116,6 +141,36 @@ impl Executable {
         self.program().map_or(0, |p| p.chosen.len())
     }
 
+    /// Bytes that a run holds on the device at once, as planned; nothing for the interpreter.
+    pub fn planned_bytes(&self) -> Option<u64> {
+        match &self.body {
+            Body::Interpreted { .. } => None,
+            Body::Compiled(c) => {
+                let words: usize = c.prepared.iter().map(|(ready, _)| ready.meta().len() * 4).sum();
+                Some((c.program.peak_bytes() + words) as u64)
+            }
+        }
+    }
+
+    /// Runs once, and says how many bytes the device holds while it does; nothing for the interpreter.
+    ///
+    /// The count is of everything on the device, other programs included.
+    /// Errors: as [`Executable::run`].
+    pub fn run_measured(
+        &self,
+        inputs: &[(&str, HostTensor)],
+        store: &mut Store,
+    ) -> Result<(Vec<HostTensor>, Option<u64>), Error> {
+        match &self.body {
+            Body::Interpreted { .. } => Ok((self.run(inputs, store)?, None)),
+            Body::Compiled(c) => {
+                let mut bytes = 0;
+                let out = c.go(inputs, store, None, Some(&mut bytes))?;
+                Ok((out, Some(bytes)))
+            }
+        }
+    }
+
     /// Runs once. Weights and states come from `store`, where the states' next values are left.
     ///
     /// Yields the results that are no state, in order.
@@ -135,7 +190,7 @@ impl Executable {
         let mut timings = vec![];
         match &self.body {
             Body::Interpreted { .. } => drop(self.run(inputs, store)?),
-            Body::Compiled(c) => drop(c.go(inputs, store, Some(&mut timings))?),
+            Body::Compiled(c) => drop(c.go(inputs, store, Some(&mut timings), None)?),
         }
         Ok(timings)
     }
@@ -215,7 +270,7 @@ impl Compiled {
     }
 
     fn run(&self, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<HostTensor>, Error> {
-        self.go(inputs, store, None)
+        self.go(inputs, store, None, None)
     }
 
     fn go(
@@ -223,6 +278,7 @@ impl Compiled {
         inputs: &[(&str, HostTensor)],
         store: &mut Store,
         mut timings: Option<&mut Vec<Timing>>,
+        held_bytes: Option<&mut u64>,
     ) -> Result<Vec<HostTensor>, Error> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut held: Vec<Option<Handle>> = vec![None; self.program.buffers.len()];
@@ -264,6 +320,9 @@ impl Compiled {
             } else if (at + 1) % QUEUE == 0 {
                 self.client.flush().map_err(|e| self.failed(format!("{e:?}")))?;
             }
+        }
+        if let Some(bytes) = held_bytes {
+            *bytes = crate::device::bytes_in_use(&self.client);
         }
         let wanted: Vec<_> = self.program.results.iter().filter(|r| r.role != Role::State).collect();
         let mut out = vec![];

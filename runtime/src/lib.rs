@@ -11,7 +11,7 @@ mod store;
 
 pub use device::{Device, NAMES};
 pub use error::Error;
-pub use executable::{Executable, Param, Timing, program};
+pub use executable::{Executable, Param, Timing, program, program_with};
 pub use facts::CUBECL;
 pub use host::HostTensor;
 pub use store::{Store, Stored};

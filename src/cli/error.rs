@@ -13,6 +13,10 @@ pub enum Error {
     Failed(String),
     /// Faults that are already laid out for the reader; exit code 1.
     Rendered(String),
+    /// Faults that are laid out, of a command whose exit code 1 says that it found a difference; exit code 2.
+    Trouble(String),
+    /// What was compared differs, as stdout says; exit code 1.
+    Different,
     /// Whoever read the output went away: no failure of ours.
     Closed,
 }
@@ -28,12 +32,23 @@ impl Error {
         Error::Failed(message.to_string())
     }
 
+    /// The same with exit code 2, for a command whose exit code 1 means a difference.
+    pub fn trouble(self) -> Error {
+        match self {
+            Error::Failed(m) => Error::Input(m),
+            Error::Rendered(m) => Error::Trouble(m),
+            other => other,
+        }
+    }
+
     /// Writes the message to stderr and yields the exit code.
     pub fn report(&self) -> ExitCode {
         let (message, code) = match self {
             Error::Input(m) => (format!("error: {m}\n"), 2),
             Error::Failed(m) => (format!("error: {m}\n"), 1),
             Error::Rendered(m) => (m.clone(), 1),
+            Error::Trouble(m) => (m.clone(), 2),
+            Error::Different => (String::new(), 1),
             Error::Closed => (String::new(), 0),
         };
         // Nobody is left to tell when stderr is closed too.
@@ -45,7 +60,8 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Input(m) | Error::Failed(m) | Error::Rendered(m) => f.write_str(m),
+            Error::Input(m) | Error::Failed(m) | Error::Rendered(m) | Error::Trouble(m) => f.write_str(m),
+            Error::Different => f.write_str("the two differ"),
             Error::Closed => f.write_str("the reader of the output went away"),
         }
     }

@@ -5,7 +5,8 @@ use super::input::Case;
 use super::progress::Bars;
 use super::train::{TrainArgs, batch, dtype, spelled};
 use super::{Error, device, note};
-use omchat::{AdamW, Model, Step, TrainSpec, Trainer};
+use omchat::{AdamW, Device, Model, Step, TrainSpec, Trainer};
+use omchat_ir::Dtype;
 use std::path::{Path, PathBuf};
 
 /// What `omchat step` takes.
@@ -50,6 +51,10 @@ pub struct Args {
     /// The largest norm of all gradients together; larger ones are scaled down to it.
     #[arg(long, value_name = "NORM")]
     clip: Option<f32>,
+    /// The most bytes that a step may hold, such as 6GB: what is computed again, and in how many parts, is chosen to
+    /// fit.
+    #[arg(long, value_name = "BYTES", conflicts_with_all = ["recompute", "mlp_tiles", "loss_tiles"])]
+    memory: Option<String>,
     #[command(flatten)]
     train: TrainArgs,
 }
@@ -61,20 +66,61 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let model = Model::open(&args.model)?;
     let batch = batch(&model, &case, &args.input)?;
     let spec = TrainSpec { decay_all: args.decay_all, ..args.train.spec(&batch)? };
-    let device = device::open(args.device.as_deref())?;
+    let (device, dtype) = (device::open(args.device.as_deref())?, dtype(&args.dtype)?);
+    let spec = match &args.memory {
+        Some(budget) => plan(&model, &spec, dtype, &device, bytes(budget)?)?,
+        None => spec,
+    };
     let mut bars = Bars::default();
-    let mut trainer = Trainer::new(&model, device, dtype(&args.dtype)?, &spec, &mut |p| bars.show(p))?;
+    let mut trainer = Trainer::new(&model, device, dtype, &spec, &mut |p| bars.show(p))?;
     bars.end();
     let mut losses = vec![];
     for n in 0..args.steps {
-        let Step { loss, norm } = trainer.step(&batch, &adamw)?;
-        note(format!("step {}: loss {loss:.6}, gradient norm {norm:.4}", n + 1));
+        let Step { loss, norm, memory } = trainer.step(&batch, &adamw)?;
+        let memory = match memory {
+            Some(m) => format!(", {} bytes held of {} planned", m.actual, m.planned),
+            None => String::new(),
+        };
+        note(format!("step {}: loss {loss:.6}, gradient norm {norm:.4}{memory}", n + 1));
         losses.push(loss);
     }
     case::write(&args.output, &[("adamw_losses".into(), Data::f32(vec![losses.len()], &losses))])?;
     match &args.save {
         Some(dir) => save(&model, &trainer, dir),
         None => Ok(()),
+    }
+}
+
+/// The first plan that fits, told on stderr with what was passed over.
+fn plan(model: &Model, spec: &TrainSpec, dtype: Dtype, device: &Device, budget: u64) -> Result<TrainSpec, Error> {
+    let plan = omchat::plan_training(&model.config, spec, dtype, &device.target(), Some(budget))?;
+    let told = |s: &TrainSpec| {
+        let f = &s.forward;
+        format!("recompute {}, loss in {} parts, MLPs in {}", s.recompute.name(), f.loss_tiles, f.mlp_tiles)
+    };
+    for (spec, peak) in &plan.tried {
+        note(format!("plan: {}: {peak} bytes, above {budget}", told(spec)));
+    }
+    note(format!("plan: {}: {} bytes, taken", told(&plan.spec), plan.program.peak_bytes()));
+    Ok(plan.spec)
+}
+
+/// A number of bytes: `123`, `800MB`, `6GB`, `6GiB`.
+fn bytes(text: &str) -> Result<u64, Error> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "B" => 1.0,
+        "KB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        "KiB" => 1024.0,
+        "MiB" => 1024.0 * 1024.0,
+        "GiB" => 1024.0 * 1024.0 * 1024.0,
+        _ => f64::NAN,
+    };
+    match digits.parse::<f64>() {
+        Ok(n) if n > 0.0 && (n * unit).is_finite() => Ok((n * unit) as u64),
+        _ => Err(Error::input(format!("`{text}` is no number of bytes; write 800MB, 6GB or 6GiB"))),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Args, Report, grouped};
 use crate::cli::{Error, device};
-use omchat::{Device, EngineOptions, Memory, Program};
+use omchat::{Device, Dump, EngineOptions, Memory, Program, watched};
 use omchat_codegen::{Family, Target};
 use omchat_ir::{Dtype, Func, Module};
 use omchat_model::OmChatConfig;
@@ -29,9 +29,11 @@ pub fn show(report: &mut Report, args: &Args, config: &OmChatConfig) -> Result<(
     let mut programs = Map::new();
     let mut total = [0u64; 5];
     let (mut decoder_held, mut refused) = (false, 0);
+    let dump = Dump::of_env()?;
     for (name, module) in modules(config, context, dtype)? {
         let entry = Func(module.functions.len().saturating_sub(1) as u32);
-        match omchat_runtime::program(&module, entry, &target) {
+        let called = &module.function(entry).name;
+        match watched(dump.as_ref(), called, |after| omchat_runtime::program_with(&module, entry, &target, after)) {
             Ok(p) => {
                 let bytes = Memory::ALL.map(|m| p.bytes(m) as u64);
                 let decoder = p.bytes(Memory::State) > 0;

@@ -2,6 +2,7 @@
 
 use super::pick::{Pick, Picked};
 use crate::cli::{Error, say};
+use omchat::{After, Dump, watched};
 use omchat_codegen::{Chosen, Context, Kernel, PIPELINE, Program, Target, Unit, passes};
 use omchat_kernels::{Dialect, LIST, by_name};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,7 +30,8 @@ enum Family {
 }
 
 impl Aim {
-    fn target(&self) -> Target {
+    /// The facts of the device that is meant.
+    pub fn target(&self) -> Target {
         match self.target {
             Family::Cpu => Target::cpu(self.cores),
             Family::Wgpu => Target::wgpu(),
@@ -87,17 +89,39 @@ fn sm(text: &str) -> Result<u32, String> {
 
 /// Prints the module after a pass.
 pub fn opt(args: &Opt) -> Result<(), Error> {
-    let (target, kernels) = (args.aim.target(), kernels());
-    let Picked { module, entry } = args.pick.one()?.called(&kernels)?;
-    let context = Context { target: &target, kernels: &kernels };
-    say(passes::run(Unit { module, entry }, &context, args.to.as_deref())?.module.to_string())
+    let picked = args.pick.one()?.called(&kernels())?;
+    say(after(picked, &args.aim.target(), args.to.as_deref(), Dump::of_env()?.as_ref())?.module.to_string())
+}
+
+/// The unit after the pass of that name, or after all.
+///
+/// Errors: what a pass cannot lower.
+pub(super) fn after(picked: Picked, target: &Target, to: Option<&str>, dump: Option<&Dump>) -> Result<Unit, Error> {
+    let Picked { module, entry } = picked;
+    let kernels = kernels();
+    let name = module.function(entry).name.clone();
+    let lower = |after: After| {
+        let context = Context { target, kernels: &kernels };
+        passes::run_with(Unit { module, entry }, &context, to, after).map_err(omchat_runtime::Error::from)
+    };
+    Ok(watched(dump, &name, lower)?)
+}
+
+/// The program of a function.
+///
+/// Errors: what cannot be lowered.
+fn program(picked: &Picked, target: &Target, dump: Option<&Dump>) -> Result<Program, Error> {
+    let (module, entry) = (&picked.module, picked.entry);
+    let name = &module.function(entry).name;
+    Ok(watched(dump, name, |after| omchat_runtime::program_with(module, entry, target, after))?)
 }
 
 /// Prints the program of each function.
 pub fn plan(args: &Plan) -> Result<(), Error> {
+    let dump = Dump::of_env()?;
     for picked in args.pick.all()? {
         let picked = picked.called(&kernels())?;
-        say(omchat_runtime::program(&picked.module, picked.entry, &args.aim.target())?.to_string())?;
+        say(program(&picked, &args.aim.target(), dump.as_ref())?.to_string())?;
     }
     Ok(())
 }
@@ -108,10 +132,11 @@ pub fn source(args: &Source) -> Result<(), Error> {
         Language::Cuda => (Target::cuda(args.sm), Dialect::CudaCpp { sm: args.sm }),
         Language::Wgsl => (Target::wgpu(), Dialect::Wgsl),
     };
+    let dump = Dump::of_env()?;
     let mut seen: Vec<String> = vec![];
     for picked in args.pick.all()? {
         let picked = picked.called(&kernels())?;
-        let program = omchat_runtime::program(&picked.module, picked.entry, &target)?;
+        let program = program(&picked, &target, dump.as_ref())?;
         for (n, chosen) in program.chosen.iter().enumerate() {
             let text = kernel_text(&program, chosen, dialect)?;
             if !seen.contains(&text) {
@@ -134,6 +159,7 @@ fn kernel_text(program: &Program, chosen: &Chosen, dialect: Dialect) -> Result<S
     text.map_err(|e| Error::failed(format!("{what}: {e}")))
 }
 
-fn kernels() -> Vec<&'static dyn Kernel> {
+/// THE LIST, as codegen takes it.
+pub(super) fn kernels() -> Vec<&'static dyn Kernel> {
     LIST.iter().map(|k| *k as &dyn Kernel).collect()
 }

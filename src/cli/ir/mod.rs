@@ -1,8 +1,13 @@
 //! `omchat ir`: the text of the tensor language, read, checked, run and lowered.
 
+mod compare;
+mod diff;
 mod eval;
+mod grad;
+mod html;
 mod lower;
 mod pick;
+mod rename;
 mod text;
 
 use super::Error;
@@ -27,6 +32,12 @@ enum Command {
     Eval(eval::Args),
     /// Prints the module after a pass of the pipeline.
     Opt(lower::Opt),
+    /// Shows what differs between two texts, or between a text before and after a pass; names of values do not count.
+    Diff(diff::Args),
+    /// Writes one page that shows a function pass by pass, and the program that it becomes.
+    Html(html::Args),
+    /// Prints the function that yields a function's results and its gradients.
+    Grad(grad::Args),
     /// Prints the launches that a function becomes on a target, its memory by class, and why kernels refused.
     Plan(lower::Plan),
     /// Prints the generated text of every kernel of a program; no device is needed.
@@ -41,6 +52,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
         Command::Fmt(args) => text::fmt(args),
         Command::Eval(args) => eval::run(args),
         Command::Opt(args) => lower::opt(args),
+        Command::Diff(args) => diff::run(args),
+        Command::Html(args) => html::run(args),
+        Command::Grad(args) => grad::run(args),
         Command::Plan(args) => lower::plan(args),
         Command::Source(args) => lower::source(args),
     }

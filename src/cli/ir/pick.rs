@@ -17,8 +17,15 @@ use std::path::{Path, PathBuf};
 pub struct Pick {
     /// The text to read; `-` stands for the standard input. Without one, `--function` names a function of the
     /// library or of the model's blocks.
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", conflicts_with = "model")]
     file: Option<PathBuf>,
+    #[command(flatten)]
+    of: Selection,
+}
+
+/// A function by name and letters, of a text, of the library or of a model.
+#[derive(clap::Args)]
+pub struct Selection {
     /// The function to take; the last one that can be taken as it is if not given.
     #[arg(long, value_name = "NAME")]
     function: Option<String>,
@@ -27,7 +34,7 @@ pub struct Pick {
     bind: Vec<String>,
     /// Takes a model's programs, by its folder or preset, instead of a text: `vision`, `prompt` and `decode`, which
     /// `--function` tells apart.
-    #[arg(long, value_name = "DIR|PRESET", conflicts_with_all = ["file", "bind"])]
+    #[arg(long, value_name = "DIR|PRESET", conflicts_with = "bind")]
     model: Option<String>,
     /// The element type of a model's programs.
     #[arg(long, default_value = "f32", requires = "model")]
@@ -69,23 +76,42 @@ impl Pick {
     ///
     /// Errors: faults of the text; no such function; a letter that is unknown or not bound.
     pub fn one(&self) -> Result<Picked, Error> {
-        self.all()?.pop().ok_or_else(|| Error::input("there is no function to take"))
+        self.of.one(self.file.as_deref())
     }
 
     /// A function by text, name and letters.
     pub fn of(file: Option<PathBuf>, function: Option<String>, bind: Vec<String>) -> Pick {
-        Pick { file, function, bind, model: None, dtype: Dtype::F32.to_string() }
+        Pick { file, of: Selection { function, bind, model: None, dtype: Dtype::F32.to_string() } }
     }
 
     /// The function that is meant, or every function of the text that can be taken as it is.
     ///
     /// Errors: as [`Pick::one`].
     pub fn all(&self) -> Result<Vec<Picked>, Error> {
-        if let Some(model) = &self.model {
+        self.of.all(self.file.as_deref())
+    }
+}
+
+impl Selection {
+    /// Whether it names a function, so that not the whole text is meant.
+    pub fn names(&self) -> bool {
+        self.function.is_some() || self.model.is_some()
+    }
+
+    /// The one function that is meant, of that text if there is one.
+    ///
+    /// Errors: as [`Pick::one`].
+    pub fn one(&self, file: Option<&Path>) -> Result<Picked, Error> {
+        self.all(file)?.pop().ok_or_else(|| Error::input("there is no function to take"))
+    }
+
+    /// A text that is given is read, whatever model is named.
+    fn all(&self, file: Option<&Path>) -> Result<Vec<Picked>, Error> {
+        if let (Some(model), None) = (&self.model, file) {
             return of_model(model, &self.dtype, self.function.as_deref());
         }
         let letters = self.letters()?;
-        match (&self.file, &self.function) {
+        match (file, &self.function) {
             (Some(path), name) => of_text(&Text::open(path)?, name.as_deref(), &letters),
             (None, Some(name)) => Ok(vec![of_library(name, &letters)?]),
             (None, None) => Err(Error::input(

@@ -1,0 +1,176 @@
+//! The backward of `@ring_attention`: on any ranks and any layout it is that of one rank, its error does not grow with
+//! the ranks, and the faults that others have shipped are caught.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use common::stream::{B, D, G, H, Stream, layouts, mutant};
+use common::{Rng, tensor, worst};
+use omchat_ir::text::parse_file;
+use omchat_ir::{Differentiate, Dtype, Mode, Scope, Tensor, Value, interpret, library, parse};
+
+/// dq, dk, dv of a stream, tokens in order, from cotangents of the output and of the log-sum-exp.
+fn backward(s: &Stream, layout: &[Vec<usize>], dtype: Dtype, mode: Mode, text: &str, written: bool) -> [Vec<f64>; 3] {
+    let (n, r, c) = (s.n, layout.len(), layout[0].len());
+    let mut rng = Rng(77);
+    let dy: Vec<f64> = rng.vec(B * H * G * n * D, 1.0).into_iter().map(|x| dtype.round(x)).collect();
+    let dl = rng.vec(B * H * G * n, 1.0);
+    let operands: Vec<Vec<Tensor>> = layout.iter().map(|t| s.operands(t, dtype)).collect();
+    let results = format!("{dtype}[{B}, {H}, {G}, {c}, {D}], f32[{B}, {H}, {G}, {c}]");
+    let main = common::caller(&format!("@ring_attention[R={r}]"), &results, 2, &operands[0]);
+    let whole = text.to_string() + &main;
+    let mut module = parse(&whole).unwrap_or_else(|e| panic!("{}", e.render("text", &whole)));
+    let file = parse_file(&whole).unwrap();
+    let scope = Scope::new(&[library::file().unwrap(), &file]);
+    let f = module.named("main").unwrap();
+    let wrt = [Value(0), Value(1), Value(2)];
+    let how = Differentiate { scope: written.then_some(&scope), keep: &[] };
+    let grad = how.run(&mut module, f, &[0, 1], &wrt).unwrap_or_else(|e| panic!("{e}"));
+    let ranks = layout.iter().zip(operands).map(|(tokens, mut x)| {
+        let rows = |x: &[f64], width: usize| -> Vec<f64> {
+            let one = |row: usize, t: &usize| x[(row * n + t) * width..(row * n + t + 1) * width].to_vec();
+            (0..B * H * G).flat_map(|row| tokens.iter().flat_map(move |t| one(row, t))).collect()
+        };
+        x.push(tensor(dtype, &[B, H, G, c, D], rows(&dy, D)));
+        x.push(tensor(Dtype::F32, &[B, H, G, c], rows(&dl, 1)));
+        x
+    });
+    let out = interpret(&module, grad, ranks.collect(), mode).unwrap_or_else(|e| panic!("{e}"));
+    let mut found = [vec![0.0; B * H * G * n * D], vec![0.0; B * H * n * D], vec![0.0; B * H * n * D]];
+    for (tokens, result) in layout.iter().zip(&out) {
+        for (i, d) in found.iter_mut().enumerate() {
+            for row in 0..d.len() / (n * D) {
+                for (at, t) in tokens.iter().enumerate() {
+                    let from = &result[2 + i].data[(row * c + at) * D..(row * c + at + 1) * D];
+                    d[(row * n + t) * D..(row * n + t + 1) * D].copy_from_slice(from);
+                }
+            }
+        }
+    }
+    found
+}
+
+fn apart(a: &[Vec<f64>; 3], b: &[Vec<f64>; 3]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| worst(x, y)).fold(0.0, f64::max)
+}
+
+fn one_rank(s: &Stream, dtype: Dtype) -> [Vec<f64>; 3] {
+    // By the primitives' own rules, on one rank: nothing of what is tested.
+    backward(s, &[(0..s.n).collect()], dtype, Mode::Exact, "", false)
+}
+
+#[test]
+fn every_ring_is_one_rank() {
+    for r in [1, 2, 3, 4, 7, 16] {
+        let s = Stream::new(r * 4, r as u64, Dtype::F32);
+        let want = one_rank(&s, Dtype::F32);
+        let mut off: f64 = 0.0;
+        for (layout, name) in layouts(s.n, r, 99).iter().zip(["contiguous", "zigzag", "random"]) {
+            for written in [true, false] {
+                let have = backward(&s, layout, Dtype::F32, Mode::Exact, "", written);
+                let one = apart(&have, &want);
+                assert!(one <= 1e-11, "{r} ranks, {name}, written rule {written}: {one:e}");
+                off = off.max(one);
+            }
+        }
+        println!("{r} ranks: dq, dk, dv are those of one rank within {off:.1e}");
+    }
+}
+
+/// Root mean square errors of dq, dk, dv in bf16, against the same numbers in doubles.
+fn bf16_errors(r: usize, text: &str) -> [f64; 3] {
+    let mut sums = [(0.0, 0.0); 3];
+    for seed in 0..6 {
+        let s = Stream::new(64, 1000 + seed, Dtype::Bf16);
+        let want = one_rank(&s, Dtype::Bf16);
+        let have = backward(&s, &layouts(64, r, seed)[2], Dtype::Bf16, Mode::Typed, text, true);
+        for ((sum, w), h) in sums.iter_mut().zip(&want).zip(&have) {
+            assert!(h.iter().all(|x| x.is_finite()));
+            sum.0 += h.iter().zip(w).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+            sum.1 += w.len() as f64;
+        }
+    }
+    sums.map(|(sum, n)| (sum / n).sqrt())
+}
+
+fn text() -> String {
+    let file = |name: &str| library::FILES.iter().find(|f| f.0 == name).unwrap().1;
+    file("attention.oir").to_string() + file("attention_vjp.oir")
+}
+
+#[test]
+fn error_does_not_grow_with_ranks() {
+    let (two, sixteen) = (bf16_errors(2, ""), bf16_errors(16, ""));
+    for (name, (a, b)) in ["dq", "dk", "dv"].iter().zip(two.iter().zip(sixteen)) {
+        println!("{name} in bf16: R=2 {a:.3e}, R=16 {b:.3e}, ratio {:.4}", b / a);
+        assert!(*a > 0.0 && b / a <= 1.1, "{name}: R=2 {a:e}, R=16 {b:e}");
+    }
+    // Accumulators in bf16 must be caught by the same ratio.
+    let narrow = |name: &str| {
+        let from = format!("%{name}        = add %{name}, %{name}2");
+        let to = format!("%{name}3 = add %{name}, %{name}2 %{name}b = cast.bf16 %{name}3 %{name} = cast.f32 %{name}b");
+        mutant(&text(), &from, &to)
+    };
+    for (i, name) in ["dq", "dk", "dv"].iter().enumerate() {
+        let faulty = narrow(name);
+        let ratio = bf16_errors(16, &faulty)[i] / bf16_errors(2, &faulty)[i];
+        println!("{name} with a bf16 accumulator: ratio {ratio:.4}");
+        assert!(ratio > 1.1, "{name}: a bf16 accumulator must be caught, its ratio is {ratio}");
+    }
+}
+
+#[test]
+fn seeded_faults_are_caught() {
+    let dq = "        %dq2       = call @attention_dq(%q, %k, %v, %lo, %hi, %at, %lse, %delta, %dy)\n        %dk2, %dv2 = call @attention_dkv(%q, %k, %v, %lo, %hi, %at, %lse, %delta, %dy)";
+    let hop = "        %oh, %lh   = call @attention_partial(%q, %k, %v, %lo, %hi, %at)\n";
+    let per_hop_lse = hop.to_string() + &dq.replace("%lse", "%lh");
+    let per_hop_delta = hop.to_string()
+        + "        %eh = cast.E %oh\n        %dh = call @attention_delta(%eh, %dy, %dlse)\n"
+        + &dq.replace("%delta", "%dh");
+    let faults: Vec<(&str, &str, String)> = vec![
+        ("log-sum-exp of each hop", dq, per_hop_lse),
+        ("delta of each hop", dq, per_hop_delta),
+        ("dk one hop short", "    %dk = collective_permute %dk shift=1\n    %dv", "    %dv".into()),
+        ("dv one hop short", "    %dv = collective_permute %dv shift=1\n    %eq", "    %eq".into()),
+        ("keys stay behind", "        %k         = collective_permute %k shift=1\n", String::new()),
+        ("values stay behind", "        %v         = collective_permute %v shift=1\n", String::new()),
+        ("places stay behind", "        %at        = collective_permute %at shift=1\n", String::new()),
+        ("dk does not travel", "        %dk        = collective_permute %dk shift=1\n", String::new()),
+        (
+            "the wrong neighbour",
+            "        %k         = collective_permute %k shift=1\n",
+            "        %k         = collective_permute %k shift=-1\n".into(),
+        ),
+        ("the last hop is missing", "        %dk2, %dv2 = call", "        %dk2, %dv2 = call".into()),
+        (
+            "an empty row has a large log-sum-exp",
+            "    %lse   = select %some, %total, -1e30\n",
+            "    %lse   = select %some, %total, 1e30\n".into(),
+        ),
+        ("lse's cotangent is forgotten", "    %delta = sub %rows, %dlse\n", "    %delta = copy %rows\n".into()),
+    ];
+    let s = Stream::new(16, 5, Dtype::F32);
+    let want = one_rank(&s, Dtype::F32);
+    let layout = &layouts(16, 4, 3)[2];
+    assert!(apart(&backward(&s, layout, Dtype::F32, Mode::Exact, &text(), true), &want) <= 1e-11);
+    for (what, from, to) in faults {
+        let faulty = match what {
+            "the last hop is missing" => {
+                let (head, tail) =
+                    text().split_once("func @ring_attention.vjp").map(|(a, b)| (a.to_string(), b.to_string())).unwrap();
+                head + "func @ring_attention.vjp" + &mutant(&tail, "for step in 1..R {", "for step in 1..R - 1 {")
+            }
+            _ => mutant(&text(), from, &to),
+        };
+        let have = backward(&s, layout, Dtype::F32, Mode::Exact, &faulty, true);
+        let off = have.iter().zip(&want).map(|(x, y)| {
+            x.iter()
+                .zip(y)
+                .map(|(a, b)| if (a - b).is_finite() { (a - b).abs() } else { f64::INFINITY })
+                .fold(0.0, f64::max)
+        });
+        let off = off.fold(0.0, f64::max);
+        assert!(off > 1e-3, "{what}: only {off:e} off");
+        println!("{what}: caught, {off:.1e} off");
+    }
+}
