@@ -46,6 +46,7 @@ const ROWS: &[(&str, &str, usize)] = &[
     ("@rms_norm", "R=3 C=4", 1),
     ("@rms_norm.vjp", "R=3 C=4", 1),
     ("@layer_norm", "R=3 C=4", 1),
+    ("@layer_norm.vjp", "R=3 C=4", 1),
     ("@rope", "B=1 H=2 G=2 T=3 P=2", 1),
     ("@rope.vjp", "B=1 H=2 G=1 T=3 P=2", 1),
     ("@adamw", "N=4", 1),
