@@ -285,17 +285,18 @@ impl Objective {
     /// What comes before the gradients, and the gradients of the trained tensors; of all ranks.
     fn call(&self, e: &mut Entry, mut operands: Vec<Value>) -> Result<(Vec<Value>, Vec<Value>), Diagnostics> {
         operands.push(e.op("one", Constant { dtype: Dtype::F32, value: 1.0 }, &[])?);
-        let grads = self.trained().map(|p| format!("d.{}", p.name));
+        // Each rank has its part of the mean, and of its gradients; only sums over all bear the names.
+        let part = if self.ranks > 1 { "part." } else { "d." };
+        let grads = self.trained().map(|p| format!("{part}{}", p.name));
         let names: Vec<String> = self.results.iter().map(|n| (*n).to_string()).chain(grads).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut results = e.calls_of(&names, self.grad, &operands)?;
         let mut grads = results.split_off(self.results.len());
         if self.ranks > 1 {
-            // Each rank has its part of the mean, and of its gradients.
             let sum = || AllReduce { fold: FoldKind::Sum };
             results[0] = e.op("loss", sum(), &[results[0]])?;
-            for (g, name) in grads.iter_mut().zip(&names[self.results.len()..]) {
-                *g = e.op(name, sum(), &[*g])?;
+            for (g, p) in grads.iter_mut().zip(self.trained()) {
+                *g = e.op(&format!("d.{}", p.name), sum(), &[*g])?;
             }
         }
         Ok((results, grads))
