@@ -42,6 +42,8 @@ pub fn lower(f: &Function) -> Result<Lowered, Error> {
                 let work = Work::KthLargest { rows: x.elements() / width.max(1), width, k: k.k };
                 return Ok(Lowered::Work { pieces: vec![work], onto: None });
             }
+            // A copy is its operand's memory while both are wanted: nothing writes over what another value holds.
+            Op::Copy(_) => return Ok(Lowered::Alias),
             // A program runs one rank: what it sends to its ring is what it receives.
             Op::CollectivePermute(_) | Op::AllReduce(_) => return Ok(Lowered::Alias),
             Op::Concat(c) if !l.written_in_place(node) => return Ok(l.concat(node, c)),
@@ -181,7 +183,6 @@ impl<'a> Lower<'a> {
                     let arg = self.value(node.operands[0], index, m);
                     return cast(arg, from, *dtype, m);
                 }
-                Op::Copy(_) => return self.value(node.operands[0], index, m),
                 Op::Slice(s) => return self.value(node.operands[0], &sliced(s, index), m),
                 Op::Rearrange(r) => {
                     return self.value(node.operands[0], &rearranged(r, self.f.ty(node.operands[0]), index, m.axes), m);

@@ -84,7 +84,7 @@ fn run(m: &Module, f: Func, inputs: &[Tensor], mode: Mode) -> Vec<Tensor> {
 }
 
 /// Every pass keeps both readings of the module: what devices come near, and what the maths says. Two steps may
-/// change one of them: `legalize` widens (the maths stays), and a folded constant is rounded (the typed reading stays).
+/// change the typed one: `legalize` widens, and a folded constant is rounded once where its parts were rounded too.
 fn passes(text: &str, module: &Module, entry: Func, context: &Context, seed: u64) -> Unit {
     let inputs = operands(&module.function(entry).param_types(), seed);
     let mut unit = Unit { module: module.clone(), entry };
@@ -107,8 +107,7 @@ fn passes(text: &str, module: &Module, entry: Func, context: &Context, seed: u64
         }
         let after = [Mode::Exact, Mode::Typed].map(|mode| run(&unit.module, unit.entry, &inputs, mode));
         let skip = match pass.name {
-            "legalize" => 1,
-            "canonicalize" => 0,
+            "legalize" | "canonicalize" => 1,
             _ => 2,
         };
         for i in (0..2).filter(|i| *i != skip) {
@@ -220,7 +219,8 @@ proptest! {
     fn random_functions_keep_their_meaning(seed: u64) {
         let text = write::function(&mut Rng(seed));
         if finite(&text, seed) {
-            whole(&text, seed, 1e-9);
+            // A folded constant keeps its double in the text, and is an f32 in a kernel.
+            whole(&text, seed, 1e-6);
         }
     }
 }

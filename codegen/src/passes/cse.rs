@@ -2,10 +2,11 @@
 
 use super::{Context, Unit, inline::keep_called};
 use crate::Error;
-use omchat_ir::{Action, Value};
+use omchat_ir::{Action, Op, Value};
 use std::collections::HashMap;
 
-/// Of two nodes that do the same to the same operands, the first stays.
+/// Of two nodes that do the same to the same operands, the first stays. A `copy` is nobody's twin: what is computed
+/// from it is computed again on purpose.
 pub(super) fn cse(mut unit: Unit, _: &Context) -> Result<Unit, Error> {
     let f = &mut unit.module.functions[unit.entry.0 as usize];
     let mut same: Vec<Value> = (0..f.values.len() as u32).map(Value).collect();
@@ -13,6 +14,10 @@ pub(super) fn cse(mut unit: Unit, _: &Context) -> Result<Unit, Error> {
     let mut nodes = vec![];
     for mut node in std::mem::take(&mut f.nodes) {
         node.operands.iter_mut().for_each(|v| *v = same[v.0 as usize]);
+        if matches!(node.action, Action::Op(Op::Copy(_))) {
+            nodes.push(node);
+            continue;
+        }
         let key = format!("{:?} {:?}", node.action, node.operands);
         if let Some(first) = seen.get(&key) {
             for (r, s) in node.results.iter().zip(first) {
@@ -38,7 +43,7 @@ pub(super) fn dce(mut unit: Unit, _: &Context) -> Result<Unit, Error> {
     let mut nodes = vec![];
     for node in std::mem::take(&mut f.nodes).into_iter().rev() {
         let collective =
-            matches!(&node.action, Action::Op(omchat_ir::Op::CollectivePermute(_) | omchat_ir::Op::AllReduce(_)));
+            matches!(&node.action, Action::Op(Op::CollectivePermute(_) | Op::AllReduce(_)));
         if collective || node.results.iter().any(|r| live[r.0 as usize]) {
             for o in &node.operands {
                 live[o.0 as usize] = true;

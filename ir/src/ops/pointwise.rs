@@ -206,7 +206,12 @@ impl OpDef for Cast {
     }
 }
 
-/// `%y = copy %x` — the same tensor in a buffer of its own.
+/// `%y = copy %x` — the same tensor as another value, which no pass takes for `%x`.
+///
+/// It is the barrier of recomputation: what a `remat` backward computes again, it computes from copies. No pass
+/// removes a copy, merges two, or lets one launch compute both sides of one; else the second computation would be
+/// found equal to the first, and its values would stay in memory from forward to backward. It costs no launch
+/// and no memory: a program reads the operand's buffer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Copy;
 

@@ -1,22 +1,7 @@
 //! Groups in the making, and which of them must run before which.
 
-use super::Facts;
+use super::super::facts::Facts;
 use omchat_ir::{Action, Function, Node, Op, Value};
-
-/// What a node may do in fusion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Copied to its readers.
-    Free,
-    /// Joins groups.
-    Point,
-    /// Anchors a group.
-    Fold,
-    /// Becomes where a group writes, or stands alone.
-    Concat,
-    /// Stands alone.
-    Alone,
-}
 
 struct Group {
     nodes: Vec<usize>,
@@ -28,6 +13,8 @@ struct Group {
     closed: bool,
     /// Groups that run before, transitively: a bit each.
     before: Vec<u64>,
+    /// Whether another group has this one in `before`; most never do while they grow, which saves a search.
+    ahead: bool,
 }
 
 /// All groups of an entry.
@@ -45,11 +32,23 @@ fn has(bits: &[u64], i: usize) -> bool {
     bits.get(i / 64).is_some_and(|w| w >> (i % 64) & 1 == 1)
 }
 
+/// The bits that are set.
+fn members(bits: &[u64]) -> impl Iterator<Item = usize> {
+    let words = bits.iter().enumerate().filter(|(_, w)| **w != 0);
+    words.flat_map(|(i, w)| (0..64).filter(move |b| w >> b & 1 == 1).map(move |b| i * 64 + b))
+}
+
 fn set(bits: &mut Vec<u64>, i: usize) {
     if bits.len() <= i / 64 {
         bits.resize(i / 64 + 1, 0);
     }
     bits[i / 64] |= 1 << (i % 64);
+}
+
+fn clear(bits: &mut [u64], i: usize) {
+    if let Some(w) = bits.get_mut(i / 64) {
+        *w &= !(1 << (i % 64));
+    }
 }
 
 fn unite(bits: &mut Vec<u64>, more: &[u64]) {
@@ -144,7 +143,7 @@ impl<'a> Groups<'a> {
     }
 
     fn open(&mut self, n: usize, shape: Vec<usize>) -> usize {
-        self.groups.push(Group { nodes: vec![], shape, anchored: false, closed: false, before: vec![] });
+        self.groups.push(Group { nodes: vec![], shape, anchored: false, closed: false, before: vec![], ahead: false });
         let g = self.groups.len() - 1;
         self.join(g, n);
         g
@@ -157,6 +156,7 @@ impl<'a> Groups<'a> {
             if h != g && !has(&self.groups[g].before, h) {
                 let mut more = self.groups[h].before.clone();
                 set(&mut more, h);
+                self.groups[h].ahead = true;
                 self.spread(g, &more);
             }
         }
@@ -164,9 +164,10 @@ impl<'a> Groups<'a> {
 
     /// Adds to what runs before `g`, and before all that run after `g`.
     fn spread(&mut self, g: usize, more: &[u64]) {
-        for k in 0..self.groups.len() {
-            if k == g || has(&self.groups[k].before, g) {
-                unite(&mut self.groups[k].before, more);
+        unite(&mut self.groups[g].before, more);
+        if self.groups[g].ahead {
+            for group in self.groups.iter_mut().filter(|k| has(&k.before, g)) {
+                unite(&mut group.before, more);
             }
         }
     }
@@ -190,7 +191,8 @@ impl<'a> Groups<'a> {
     fn may_merge(&self, a: usize, b: usize) -> bool {
         let (x, y) = (&self.groups[a], &self.groups[b]);
         let between = |p: usize, q: usize| {
-            (0..self.groups.len()).any(|k| k != p && has(&self.groups[q].before, k) && has(&self.groups[k].before, p))
+            self.groups[p].ahead
+                && members(&self.groups[q].before).any(|k| k != p && has(&self.groups[k].before, p))
         };
         // What a fold reads cannot join what follows it.
         let folds_what_joins = (x.anchored && self.feeds(b, a)) || (y.anchored && self.feeds(a, b));
@@ -227,7 +229,7 @@ impl<'a> Groups<'a> {
                     let types: Vec<_> = node.operands.iter().map(|v| self.f.ty(*v)).collect();
                     self.f.ty(*o).shape == *shape && p.views(&types)[i] == omchat_ir::strides(shape)
                 }
-                Action::Op(Op::Cast(_) | Op::Copy(_)) => true,
+                Action::Op(Op::Cast(_)) => true,
                 // A fold reads its own prologue.
                 Action::Op(Op::Reduce(_) | Op::ArgMax(_)) => true,
                 _ => false,
@@ -244,22 +246,20 @@ impl<'a> Groups<'a> {
         self.groups[a].anchored |= self.groups[b].anchored;
         self.groups[a].nodes.extend(moved);
         self.groups[a].nodes.sort_unstable();
-        let mut more = self.groups[b].before.clone();
-        for g in &mut self.groups {
-            if has(&g.before, b) {
-                set(&mut g.before, a);
-            }
+        let more = self.groups[b].before.clone();
+        if self.groups[b].ahead {
+            self.groups[a].ahead = true;
+            self.groups.iter_mut().filter(|g| has(&g.before, b)).for_each(|g| set(&mut g.before, a));
         }
-        unite(&mut more, &self.groups[a].before.clone());
         self.spread(a, &more);
-        for g in &mut self.groups {
-            if let Some(w) = g.before.get_mut(b / 64) {
-                *w &= !(1 << (b % 64));
-            }
+        if self.groups[a].ahead {
+            let own = self.groups[a].before.clone();
+            self.spread(a, &own);
         }
-        if let Some(w) = self.groups[a].before.get_mut(a / 64) {
-            *w &= !(1 << (a % 64));
+        if self.groups[b].ahead {
+            self.groups.iter_mut().for_each(|g| clear(&mut g.before, b));
         }
+        clear(&mut self.groups[a].before, a);
         a
     }
 

@@ -1,23 +1,41 @@
-//! Groups to functions: each distinct group once, the entry as calls.
+//! Groups to functions: each distinct group once, a call of it in the entry.
 
-use super::super::inline::keep_called;
-use super::super::{Unit, cse::drop_unused_values};
-use super::Facts;
-use omchat_ir::{Action, Func, Function, Module, Named, Node, Role, Value};
+use super::facts::Facts;
+use super::inline::keep_called;
+use super::{Unit, cse::drop_unused_values};
+use omchat_ir::{Action, Func, Function, Module, Named, Node, Op, Role, Value};
 use std::collections::HashMap;
 
-/// The prefix of outlined functions' names.
-pub(crate) const FUSED: &str = "fused.";
+/// Which nodes stay in the entry as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Groups of one node, and the free nodes that they read.
+    Lone,
+    /// Calls.
+    Calls,
+}
 
-pub(super) fn emit(unit: &Unit, facts: &Facts, order: &[Vec<usize>]) -> Unit {
+impl Keep {
+    /// The prefix of the functions' names.
+    fn prefix(self) -> &'static str {
+        match self {
+            Keep::Lone => "fused.",
+            Keep::Calls => "alone.",
+        }
+    }
+}
+
+pub(super) fn emit(unit: &Unit, facts: &Facts, order: &[Vec<usize>], keep: Keep) -> Unit {
     let f = unit.module.function(unit.entry);
     let mut e = Emit {
         f,
         facts,
+        keep,
         module: unit.module.clone(),
         seen: HashMap::new(),
         nodes: vec![],
         stored: vec![false; f.values.len()],
+        kept: vec![false; f.nodes.len()],
     };
     let entry = e.module.functions.pop().unwrap_or_default();
     e.stored.iter_mut().take(f.params.len()).for_each(|s| *s = true);
@@ -37,12 +55,15 @@ pub(super) fn emit(unit: &Unit, facts: &Facts, order: &[Vec<usize>]) -> Unit {
 struct Emit<'a> {
     f: &'a Function,
     facts: &'a Facts,
+    keep: Keep,
     module: Module,
     /// Outlined functions by what they do.
     seen: HashMap<String, Func>,
     nodes: Vec<Node>,
     /// Whether a value is in memory.
     stored: Vec<bool>,
+    /// Whether a node stands in the entry already.
+    kept: Vec<bool>,
 }
 
 impl Emit<'_> {
@@ -53,11 +74,12 @@ impl Emit<'_> {
                 &self.f.nodes[*n].action,
                 Action::Call { .. }
                     | Action::Op(
-                        omchat_ir::Op::KthLargest(_)
-                            | omchat_ir::Op::UpdateSlice(_)
-                            | omchat_ir::Op::ScatterAdd(_)
-                            | omchat_ir::Op::CollectivePermute(_)
-                            | omchat_ir::Op::AllReduce(_)
+                        Op::KthLargest(_)
+                            | Op::UpdateSlice(_)
+                            | Op::ScatterAdd(_)
+                            | Op::CollectivePermute(_)
+                            | Op::AllReduce(_)
+                            | Op::Copy(_)
                     )
             )
         };
@@ -65,7 +87,7 @@ impl Emit<'_> {
             nodes.iter().filter(|n| needs_memory(n)).flat_map(|n| self.f.nodes[*n].operands.clone()).collect();
         operands.into_iter().for_each(|v| self.store(v));
         // A gather addresses memory: a table or ids that are made of nothing in memory are stored too.
-        let gathers = nodes.iter().filter(|n| matches!(self.f.nodes[**n].action, Action::Op(omchat_ir::Op::Gather(_))));
+        let gathers = nodes.iter().filter(|n| matches!(self.f.nodes[**n].action, Action::Op(Op::Gather(_))));
         let made: Vec<Value> = gathers
             .flat_map(|n| self.f.nodes[*n].operands.clone())
             .filter(|v| {
@@ -86,11 +108,10 @@ impl Emit<'_> {
 
     fn group(&mut self, nodes: &[usize]) {
         if let [one] = nodes
-            && matches!(self.f.nodes[*one].action, Action::Call { .. })
+            && (self.keep == Keep::Lone || matches!(self.f.nodes[*one].action, Action::Call { .. }))
         {
-            let node = self.f.nodes[*one].clone();
-            node.results.iter().for_each(|r| self.stored[r.0 as usize] = true);
-            self.nodes.push(node);
+            self.f.nodes[*one].results.iter().for_each(|r| self.stored[r.0 as usize] = true);
+            self.keep_node(*one);
             return;
         }
         let mut part = Part {
@@ -120,11 +141,26 @@ impl Emit<'_> {
         let key = format!("{:?}", (&out.params, &out.values, &out.nodes, &out.results));
         let callee = *self.seen.entry(key).or_insert_with(|| {
             let at = self.module.functions.len();
-            self.module.functions.push(Function { name: format!("{FUSED}{at}"), ..out });
+            self.module.functions.push(Function { name: format!("{}{at}", self.keep.prefix()), ..out });
             Func(at as u32)
         });
         results.iter().for_each(|r| self.stored[r.0 as usize] = true);
         self.nodes.push(Node { action: Action::Call { callee, remat: false }, operands: params, results });
+    }
+
+    /// A node as it is, behind the free nodes that it reads.
+    fn keep_node(&mut self, n: usize) {
+        if std::mem::replace(&mut self.kept[n], true) {
+            return;
+        }
+        let f = self.f;
+        for o in &f.nodes[n].operands {
+            let lone = self.keep == Keep::Lone && self.facts.free(*o);
+            if let Some(m) = self.facts.maker[o.0 as usize].filter(|_| lone) {
+                self.keep_node(m);
+            }
+        }
+        self.nodes.push(f.nodes[n].clone());
     }
 }
 
