@@ -211,3 +211,24 @@ fn the_hook_sees_each_pass_once() {
         assert!(seen.windows(2).any(|w| w[0].1 != w[1].1), "no pass changed anything");
     }
 }
+
+/// Each rule of `canonicalize` is shown by a file test of its name, and the file needs the rule.
+#[test]
+fn each_rule_has_a_file_that_needs_it() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/filetests/pass/canonicalize");
+    let mut idle = vec![];
+    for rule in omchat_codegen::passes::RULES {
+        let path = dir.join(format!("{}.oir", rule.name));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{} ({}): {e}", path.display(), rule.doc));
+        let module = parse(&text).unwrap();
+        let entry = module.named("f").unwrap();
+        let run = |rules: &[omchat_codegen::passes::Rule]| {
+            omchat_codegen::passes::canonicalize(Unit { module: module.clone(), entry }, rules).module
+        };
+        let without: Vec<_> = omchat_codegen::passes::RULES.iter().copied().filter(|r| r.name != rule.name).collect();
+        if run(omchat_codegen::passes::RULES) == run(&without) {
+            idle.push(rule.name);
+        }
+    }
+    assert!(idle.is_empty(), "files that need no rule of their name: {idle:?}");
+}

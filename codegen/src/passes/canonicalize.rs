@@ -31,10 +31,17 @@ pub struct Rule {
 pub const RULES: &[Rule] = &[
     Rule { name: "empty", doc: "what has no element is a splat", apply: moves::empty },
     Rule { name: "cast_same", doc: "cast.D x:D = x", apply: numbers::cast_same },
-    Rule { name: "cast_back", doc: "cast.D (cast.W x:D) = x where W holds all of D", apply: numbers::cast_back },
-    Rule { name: "cast_of_cast", doc: "cast.C (cast.W x:D) = cast.C x where W holds all of D", apply: numbers::cast_of_cast },
+    Rule {
+        name: "cast_of_cast",
+        doc: "cast.C (cast.W x:D) = cast.C x where W holds all of D",
+        apply: numbers::cast_of_cast,
+    },
     Rule { name: "cast_splat", doc: "cast of a splat = splat", apply: numbers::cast_splat },
-    Rule { name: "stop_gradient", doc: "stop_gradient x = x: programs are past differentiation", apply: numbers::stop_gradient },
+    Rule {
+        name: "stop_gradient",
+        doc: "stop_gradient x = x: programs are past differentiation",
+        apply: numbers::stop_gradient,
+    },
     Rule { name: "fold", doc: "a scalar function of splats = splat", apply: numbers::fold },
     Rule { name: "add_zero", doc: "x + 0 = 0 + x = x - 0 = x", apply: numbers::add_zero },
     Rule { name: "zero_sub", doc: "0 - x = neg x", apply: numbers::zero_sub },
@@ -47,14 +54,26 @@ pub const RULES: &[Rule] = &[
     Rule { name: "select_same", doc: "select c x x = x", apply: numbers::select_same },
     Rule { name: "and_constant", doc: "and x true = x, and x false = splat false", apply: numbers::and_constant },
     Rule { name: "not_not", doc: "not (not x) = x", apply: numbers::not_not },
-    Rule { name: "add_padded", doc: "concat a 0 + concat 0 b = concat a b: slices' cotangents", apply: moves::add_padded },
+    Rule {
+        name: "add_padded",
+        doc: "concat a 0 + concat 0 b = concat a b: slices' cotangents",
+        apply: moves::add_padded,
+    },
     Rule { name: "rearrange_identity", doc: "a rearrange that moves nothing = x", apply: shape::identity },
     Rule { name: "rearrange_splat", doc: "rearrange of a splat = splat", apply: shape::splat },
-    Rule { name: "rearrange_of_rearrange", doc: "two rearranges = one, unless one is a view that the two become a copy for", apply: shape::compose },
+    Rule {
+        name: "rearrange_of_rearrange",
+        doc: "two rearranges = one, unless one is a view that the two become a copy for",
+        apply: shape::compose,
+    },
     Rule { name: "slice_whole", doc: "a slice of the whole axis = x", apply: moves::slice_whole },
     Rule { name: "slice_splat", doc: "slice of a splat = splat", apply: moves::slice_splat },
     Rule { name: "slice_of_slice", doc: "two slices of one axis = one", apply: moves::slice_of_slice },
-    Rule { name: "slice_of_concat", doc: "a slice inside one part of a concat = a slice of the part", apply: moves::slice_of_concat },
+    Rule {
+        name: "slice_of_concat",
+        doc: "a slice inside one part of a concat = a slice of the part",
+        apply: moves::slice_of_concat,
+    },
     Rule { name: "concat_one", doc: "concat x = x", apply: moves::concat_one },
     Rule { name: "concat_empty", doc: "a part without elements goes", apply: moves::concat_empty },
     Rule { name: "concat_splat", doc: "concat of one splat = splat", apply: moves::concat_splat },
@@ -63,7 +82,11 @@ pub const RULES: &[Rule] = &[
     Rule { name: "reduce_one", doc: "a reduce over axes of size 1 = rearrange", apply: folds::reduce_one },
     Rule { name: "einsum_zero", doc: "einsum with a splat 0 = splat 0", apply: folds::einsum_zero },
     Rule { name: "gather_zero", doc: "gather from a splat 0 = splat 0", apply: folds::gather_zero },
-    Rule { name: "scatter_zero", doc: "scatter_add of nothing, or of a splat 0 = the table", apply: folds::scatter_zero },
+    Rule {
+        name: "scatter_zero",
+        doc: "scatter_add of nothing, or of a splat 0 = the table",
+        apply: folds::scatter_zero,
+    },
     Rule { name: "update_whole", doc: "update_slice of the whole axis = the part", apply: folds::update_whole },
 ];
 

@@ -57,8 +57,16 @@ pub const PIPELINE: &[Pass] = &[
     },
     Pass { name: "cse", why: "layers repeat themselves: masks and tables are computed once", run: cse::cse },
     Pass { name: "dce", why: "what no result needs is not run", run: cse::dce },
-    Pass { name: "fuse", why: "pointwise work joins the fold it feeds or follows: fewer launches, less memory", run: fuse::run },
-    Pass { name: "outline", why: "what is left alone is one launch too: the entry is a list of calls", run: outline::run },
+    Pass {
+        name: "fuse",
+        why: "pointwise work joins the fold it feeds or follows: fewer launches, less memory",
+        run: fuse::run,
+    },
+    Pass {
+        name: "outline",
+        why: "what is left alone is one launch too: the entry is a list of calls",
+        run: outline::run,
+    },
 ];
 
 /// Runs the pipeline up to and including the pass of that name, or all of it.

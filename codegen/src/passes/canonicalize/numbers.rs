@@ -21,11 +21,6 @@ fn behind(s: &Site) -> Option<(Value, Dtype)> {
     widens(s.ty(inner[0]).dtype, s.ty(s.x[0]).dtype).then_some((inner[0], *dtype))
 }
 
-pub(super) fn cast_back(s: &Site) -> Option<Rewrite> {
-    let (x, dtype) = behind(s)?;
-    (s.ty(x).dtype == dtype).then_some(Rewrite::Same(x))
-}
-
 pub(super) fn cast_of_cast(s: &Site) -> Option<Rewrite> {
     let (x, dtype) = behind(s)?;
     Some(Rewrite::Op(Cast { dtype }.into(), vec![x]))

@@ -191,8 +191,7 @@ impl<'a> Groups<'a> {
     fn may_merge(&self, a: usize, b: usize) -> bool {
         let (x, y) = (&self.groups[a], &self.groups[b]);
         let between = |p: usize, q: usize| {
-            self.groups[p].ahead
-                && members(&self.groups[q].before).any(|k| k != p && has(&self.groups[k].before, p))
+            self.groups[p].ahead && members(&self.groups[q].before).any(|k| k != p && has(&self.groups[k].before, p))
         };
         // What a fold reads cannot join what follows it.
         let folds_what_joins = (x.anchored && self.feeds(b, a)) || (y.anchored && self.feeds(a, b));
