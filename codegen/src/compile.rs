@@ -35,6 +35,7 @@ pub fn compile_with(
         chosen: vec![],
         keys: HashMap::new(),
         launches: vec![],
+        wishes: HashMap::new(),
     };
     c.run()
 }
@@ -48,6 +49,8 @@ struct Compiler<'a> {
     chosen: Vec<Chosen>,
     keys: HashMap<String, usize>,
     launches: Vec<LaunchPlan>,
+    /// The state's buffer that a value should come to lie in: it is the state's next value.
+    wishes: HashMap<Value, usize>,
 }
 
 impl Compiler<'_> {
@@ -64,6 +67,7 @@ impl Compiler<'_> {
             self.of.insert(v, buffer);
             params.push(Port { name: f.value(v).name.clone(), ty: f.ty(v).clone(), role: *role, buffer });
         }
+        self.wishes = self.wishes_of(f, &params)?;
         let last = last_uses(f);
         for (at, node) in f.nodes.iter().enumerate() {
             self.node(f, at, node, &last)?;
@@ -110,6 +114,25 @@ impl Compiler<'_> {
         Ok(self.buffers.len() - 1)
     }
 
+    /// The states' next values, and through views what they are views of.
+    fn wishes_of(&self, f: &Function, params: &[Port]) -> Result<HashMap<Value, usize>, Error> {
+        let states = params.iter().filter(|p| p.role == Role::State).map(|p| p.buffer);
+        let first = f.results.len() - f.states();
+        let mut wishes: HashMap<Value, usize> = f.results[first..].iter().copied().zip(states).collect();
+        for node in f.nodes.iter().rev() {
+            let (Action::Call { callee, .. }, [r], [x]) = (&node.action, &node.results[..], &node.operands[..]) else {
+                continue;
+            };
+            let g = self.unit.module.function(*callee);
+            if let Some(b) = wishes.get(r).copied().filter(|_| !self.is_kernel(g))
+                && lower(g)? == Lowered::Alias
+            {
+                wishes.insert(*x, b);
+            }
+        }
+        Ok(wishes)
+    }
+
     fn node(&mut self, f: &Function, at: usize, node: &omchat_ir::Node, last: &[usize]) -> Result<(), Error> {
         let Action::Call { callee, .. } = node.action else { return Ok(()) };
         let g = self.unit.module.function(callee);
@@ -125,10 +148,21 @@ impl Compiler<'_> {
                 self.of.insert(node.results[0], operands[0]);
             }
             Lowered::Work { pieces, onto } => {
-                let mut results = vec![];
+                let mut results: Vec<usize> = vec![];
                 for (i, r) in node.results.iter().enumerate() {
                     let alone = |o: usize| !pieces.iter().any(|w| reads(w, &operands, operands[o]));
-                    let reused = onto.filter(|o| i == 0 && alone(*o) && self.in_place(f, node.operands[*o], at, last));
+                    let dies = |o: usize| self.in_place(f, node.operands[o], at, last);
+                    // A state's memory is kept for the state's next value.
+                    let wish = self.wishes.get(r).copied();
+                    let mut under = (0..operands.len()).filter(|o| {
+                        let b = operands[*o];
+                        let mine = if self.buffers[b].memory == Memory::State { wish == Some(b) } else { wish.is_none() };
+                        mine && !results.contains(&b)
+                            && f.ty(node.operands[*o]) == f.ty(*r)
+                            && in_step(&pieces, &operands, b, i)
+                            && dies(*o)
+                    });
+                    let reused = onto.filter(|o| i == 0 && alone(*o) && dies(*o)).or_else(|| under.next());
                     let b = match reused {
                         Some(o) => operands[o],
                         None => {
@@ -282,6 +316,32 @@ fn describe(work: &Work) -> String {
         Work::Function { name, .. } => format!("@{name}"),
         Work::KthLargest { rows, width, k } => format!("kth_largest {k} of {rows} rows of {width}"),
     }
+}
+
+/// Whether a nest may write a result over a buffer that it reads: at each point it reads only the element that it then
+/// writes there, and after the fold if there is one.
+fn in_step(pieces: &[Work], operands: &[usize], buffer: usize, result: usize) -> bool {
+    let [Work::Nest(n)] = pieces else { return false };
+    let mut writes = n.writes.iter().filter(|w| w.result == result);
+    let (Some(write), None) = (writes.next(), writes.next()) else { return false };
+    let own = |r: &Read| operands[r.operand] == buffer;
+    let addressed = |r: &Read| r.at.as_ref().is_some_and(|a| operands[a.operand] == buffer);
+    let same = |r: &Read| {
+        let (kept, folded) = r.strides.split_at(n.kept.len());
+        r.at.is_none()
+            && r.dtype == write.dtype
+            && r.offset == write.offset
+            && kept == write.strides.as_slice()
+            && folded.iter().all(|s| *s == 0)
+    };
+    let folds = |i: usize| {
+        n.fold.is_some() && n.body.steps.iter().any(|s| matches!(s, Step::Read { read, .. } if *read == i))
+    };
+    let reads = n.reads.iter().enumerate();
+    write.at.is_none()
+        && n.writes.iter().all(|w| w.at.as_ref().is_none_or(|s| operands[s.operand] != buffer))
+        && !n.reads.iter().any(addressed)
+        && reads.filter(|(_, r)| own(r)).all(|(i, r)| same(r) && !folds(i))
 }
 
 /// Whether work reads elements of that buffer.

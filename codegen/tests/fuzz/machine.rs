@@ -160,12 +160,15 @@ fn nest(m: &mut Memory, n: &Nest, operands: &[usize], results: &[usize]) -> Resu
             start += (m.get(b, 0)?.clamp(0.0, s.last as f64) as usize) * s.stride;
         }
         starts.push(start);
-        if let Some(b) = read.iter().find(|b| m.overlap(**b, results[w.result])) {
+        // Written over in step: each point may read the element that it writes, and no other.
+        if let Some(b) = read.iter().find(|b| m.overlap(**b, results[w.result]) && **b != results[w.result]) {
             return Err(format!("it reads buffer {b} and writes buffer {}, which share bytes", results[w.result]));
         }
     }
+    let shared: Vec<usize> = results.iter().copied().filter(|b| read.contains(b)).collect();
     let mut written = BTreeSet::new();
     each(&n.kept, |kept| {
+        let mut hot: Vec<(usize, Option<usize>)> = shared.iter().map(|b| (*b, None)).collect();
         let mut sum = match n.fold {
             Some(Fold::Max) if n.body.kind(n.body.results[0]) == Kind::Int => f64::from(i32::MIN),
             Some(Fold::Max) => -1e30,
@@ -175,7 +178,7 @@ fn nest(m: &mut Memory, n: &Nest, operands: &[usize], results: &[usize]) -> Resu
         if let Some(fold) = n.fold {
             each(&n.folded, |folded| {
                 let at = [kept, folded].concat();
-                let x = body(m, n, &n.body, operands, &at, 0.0)?[0];
+                let x = body(m, n, &n.body, (operands, &hot), &at, 0.0)?[0];
                 match fold {
                     Fold::Sum => sum += x,
                     Fold::Max => sum = f64::max(sum, x),
@@ -191,7 +194,11 @@ fn nest(m: &mut Memory, n: &Nest, operands: &[usize], results: &[usize]) -> Resu
         }
         let last = if n.fold.is_some() { &n.epilogue } else { &n.body };
         let at = [kept, &vec![0; n.folded.len()]].concat();
-        let values = body(m, n, last, operands, &at, sum)?;
+        for (b, only) in &mut hot {
+            let mut own = n.writes.iter().zip(&starts).filter(|(w, _)| results[w.result] == *b);
+            *only = own.next().map(|(w, start)| place(*start, &w.strides, kept));
+        }
+        let values = body(m, n, last, (operands, &hot), &at, sum)?;
         for ((w, start), x) in n.writes.iter().zip(&starts).zip(values) {
             let i = place(*start, &w.strides, kept);
             if !written.insert((w.result, i)) {
@@ -203,7 +210,17 @@ fn nest(m: &mut Memory, n: &Nest, operands: &[usize], results: &[usize]) -> Resu
     })
 }
 
-fn body(m: &mut Memory, n: &Nest, b: &Body, operands: &[usize], at: &[usize], folded: f64) -> Result<Vec<f64>, String> {
+/// Operands' buffers, and of those that are written in this nest the one element that may be read.
+type Readable<'a> = (&'a [usize], &'a [(usize, Option<usize>)]);
+
+fn body(m: &mut Memory, n: &Nest, b: &Body, from: Readable, at: &[usize], folded: f64) -> Result<Vec<f64>, String> {
+    let (operands, hot) = from;
+    let fetch = |m: &mut Memory, buffer: usize, i: usize| match hot.iter().find(|h| h.0 == buffer) {
+        Some((_, only)) if *only != Some(i) => {
+            Err(format!("a point reads element {i} of buffer {buffer}, which another point writes over"))
+        }
+        _ => m.get(buffer, i),
+    };
     let mut values: Vec<f64> = vec![];
     for (s, step) in b.steps.iter().enumerate() {
         let x = match step {
@@ -212,11 +229,11 @@ fn body(m: &mut Memory, n: &Nest, b: &Body, operands: &[usize], at: &[usize], fo
                 let mut i = place(r.offset, &r.strides, at);
                 let mut inside = true;
                 if let Some(a) = &r.at {
-                    let id = m.get(operands[a.operand], place(a.offset, &a.strides, at))?;
+                    let id = fetch(m, operands[a.operand], place(a.offset, &a.strides, at))?;
                     inside = id >= 0.0 && id < a.size as f64;
                     i += if inside { id as usize * a.stride } else { 0 };
                 }
-                if inside { m.get(operands[r.operand], i)? } else { 0.0 }
+                if inside { fetch(m, operands[r.operand], i)? } else { 0.0 }
             }
             Step::Folded { .. } => folded,
             Step::Index { axis } => at[*axis] as f64,
