@@ -44,7 +44,7 @@ pub fn assign(
 }
 
 /// First and last launch that touches each buffer; results live to the end.
-fn lives(buffers: &[BufferPlan], launches: &[LaunchPlan], results: &[Port]) -> Vec<Option<(usize, usize)>> {
+pub(crate) fn lives(buffers: &[BufferPlan], launches: &[LaunchPlan], results: &[Port]) -> Vec<Option<(usize, usize)>> {
     let mut lives: Vec<Option<(usize, usize)>> = vec![None; buffers.len()];
     for (at, l) in launches.iter().enumerate() {
         for b in l.operands.iter().chain(&l.results) {

@@ -10,6 +10,7 @@ mod kernel;
 mod lower;
 mod nest;
 pub mod passes;
+mod peak;
 mod program;
 mod target;
 
@@ -20,5 +21,6 @@ pub use kernel::{Implements, Kernel, Refusal, Schedule, Work};
 pub use lower::{Lowered, lower};
 pub use nest::{At, Fold, Nest, Read, Start, Write};
 pub use passes::{Context, PIPELINE, Pass, Unit};
+pub use peak::{Class, Peak};
 pub use program::{BufferPlan, Chosen, LaunchPlan, Memory, Place, Port, Program};
 pub use target::{Family, Target};

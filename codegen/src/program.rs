@@ -149,6 +149,9 @@ impl fmt::Display for Program {
         let many = |n: usize, ending: &'static str| if n == 1 { "" } else { ending };
         let (l, k) = (self.launches.len(), self.chosen.len());
         writeln!(f, "  {l} launch{} of {k} kernel{}", many(l, "es"), many(k, "s"))?;
+        if self.trains() {
+            write!(f, "{}", self.peak())?;
+        }
         // Refusals are told once a kernel that was chosen.
         let mut told = vec![false; self.chosen.len()];
         for l in &self.launches {
