@@ -6,6 +6,10 @@
 mod common;
 #[path = "fuzz/machine.rs"]
 mod machine;
+#[path = "fuzz/sampled.rs"]
+mod sampled;
+#[path = "fuzz/gradients.rs"]
+mod gradients;
 #[path = "fuzz/write.rs"]
 mod write;
 
@@ -170,8 +174,13 @@ fn apart(p: &Program) -> Option<String> {
 
 /// `within` is what the numbers of a text may lose as f32, a share of the largest result.
 fn whole(text: &str, seed: u64, within: f64) {
+    whole_of(text, "f", seed, within);
+}
+
+/// The same from another function than `@f`.
+fn whole_of(text: &str, entry: &str, seed: u64, within: f64) {
     let m = parse(text).unwrap_or_else(|e| panic!("{}", e.render("random", text)));
-    let entry = m.named("f").unwrap();
+    let entry = m.named(entry).unwrap();
     for target in [Target::cpu(2), Target::wgpu(), Target::cuda(90)] {
         for kernels in [&PLAIN[..], &KEPT[..]] {
             let context = Context { target: &target, kernels };
@@ -202,8 +211,12 @@ fn whole(text: &str, seed: u64, within: f64) {
 
 /// Whether every value is a finite number. No model makes another, and devices need not agree on them.
 fn finite(text: &str, seed: u64) -> bool {
+    finite_of(text, "f", seed)
+}
+
+fn finite_of(text: &str, entry: &str, seed: u64) -> bool {
     let mut m = parse(text).unwrap_or_else(|e| panic!("{}", e.render("random", text)));
-    let entry = m.named("f").unwrap();
+    let entry = m.named(entry).unwrap();
     let f = &mut m.functions[entry.0 as usize];
     f.params.fill(Role::Input);
     f.results = (0..f.values.len() as u32).map(Value).collect();
