@@ -65,6 +65,18 @@ pub fn build(recipes: &[Recipe], smooth: bool) -> Module {
         let name = if i + 1 == recipes.len() { "f".to_string() } else { format!("g{i}") };
         function(&mut module, &name, r, &stock, i);
     }
+    rounded(module)
+}
+
+/// The same with constants as their dtypes hold them: a program keeps no other.
+pub fn rounded(mut module: Module) -> Module {
+    for f in &mut module.functions {
+        for n in &mut f.nodes {
+            if let Action::Op(Op::Constant(c)) = &mut n.action {
+                c.value = f.values[n.results[0].0 as usize].ty.dtype.round(c.value);
+            }
+        }
+    }
     module
 }
 
