@@ -48,8 +48,7 @@ const ROWS: &[(&str, &str, usize)] = &[
 
 fn letters(name: &str, text: &str) -> Vec<(String, Bind)> {
     let pairs = text.split_whitespace().map(|p| p.split_once('=').unwrap());
-    let mut out: Vec<(String, Bind)> =
-        pairs.map(|(l, n)| (l.to_string(), Bind::Size(n.parse().unwrap()))).collect();
+    let mut out: Vec<(String, Bind)> = pairs.map(|(l, n)| (l.to_string(), Bind::Size(n.parse().unwrap()))).collect();
     let template = blocks().unwrap().functions.iter().find(|t| t.name == name[1..]);
     let template = template.unwrap_or_else(|| panic!("there is no {name}"));
     if template.letters.iter().any(|(l, _)| l == "E") {
@@ -95,7 +94,8 @@ fn every_block_matches_central_differences() {
             println!("{name} has no float result: nothing to differentiate");
             continue;
         }
-        let one = |rank: usize, rng: &mut Rng| function.param_values().map(|v| operand(&function, v, rank, rng)).collect();
+        let one =
+            |rank: usize, rng: &mut Rng| function.param_values().map(|v| operand(&function, v, rank, rng)).collect();
         let operands: Vec<Vec<Tensor>> = (0..*ranks).map(|r| one(r, &mut rng)).collect();
         for scope in [None, Some(&scope)] {
             let case = Case { text: name, module: &module, f, ranks: *ranks, seed: 0, scope };
