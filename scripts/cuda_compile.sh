@@ -20,4 +20,11 @@ for model in models/tiny tests/fixtures/tiny-c omchat-13b omchat-8b mini; do
     "$CARGO_TARGET_DIR/debug/omchat" ir source --target cuda --model "$model" --dtype "$dtype" >"$out/model-$(basename "$model")-$dtype.cu"
   done
 done
+# Training steps of the small models: the kernels of the large ones' are the same but for their sizes.
+for model in models/tiny tests/fixtures/tiny-c mini; do
+  for dtype in bf16 f32; do
+    "$CARGO_TARGET_DIR/debug/omchat" ir source --target cuda --model "$model" --function step --dtype "$dtype" \
+      >"$out/step-$(basename "$model")-$dtype.cu"
+  done
+done
 "$cache/venv-nvrtc/bin/python" scripts/nvrtc_compile.py --arch sm_80,sm_90a "$out"/*.cu

@@ -15,6 +15,13 @@ say "building into $CARGO_TARGET_DIR; a first build takes some minutes"
 status=0
 cargo test --workspace --no-fail-fast -- --show-output 2>&1 | tee "$log" || status=$?
 
+# Candle takes half a minute to build: only where mini was made.
+if [ -d "$cache/convert" ]; then
+  cargo test -q --locked --manifest-path tools/convert/Cargo.toml --target-dir "$cache/convert" 2>&1 | tee -a "$log" || status=1
+else
+  echo "skipped: the converter's own tests (scripts/mini.sh, which builds it, was not run)" | tee -a "$log"
+fi
+
 if scripts/setup.sh nvrtc; then
   scripts/cuda_compile.sh 2>&1 | tee -a "$log" || status=1
 else

@@ -1,6 +1,7 @@
 //! What one training run reads: whole sequences as the inputs of `@forward`.
 
 use crate::{Error, Model};
+use omchat_ir::{Dtype, Type};
 use omchat_model::config::IGNORE;
 use omchat_model::rope::rope_table;
 use omchat_model::splice::{Slot, Spliced};
@@ -12,6 +13,26 @@ pub struct Batch {
     inputs: Vec<(&'static str, HostTensor)>,
     tokens: usize,
     tiles: usize,
+}
+
+/// How tokens are selected (Rho-1, SVLM).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Select {
+    /// The share of labelled tokens that is kept, to four decimals.
+    pub ratio: f32,
+    /// The other reading of the score: the reference's loss less the model's.
+    pub reference_minus_train: bool,
+    /// The z-loss of kept tokens.
+    pub z: f32,
+    /// Whether the sum is divided by all labelled tokens instead of the kept ones.
+    pub whole: bool,
+}
+
+impl Default for Select {
+    /// Rho-1's ratio for a model of a billion parameters; OmChat's is not published.
+    fn default() -> Select {
+        Select { ratio: 0.6, reference_minus_train: false, z: 0.0, whole: false }
+    }
 }
 
 impl Batch {
@@ -64,6 +85,32 @@ impl Batch {
             ("labels", HostTensor::i32([n], &shifted)),
         ]);
         Ok(Batch { inputs, tokens: n, tiles })
+    }
+
+    /// The same, of which only some tokens train: those whose loss exceeds the reference model's most.
+    ///
+    /// Shapes: `reference` [T], the reference model's loss of each position's next label.
+    /// Errors: a reference of another length or with a number that is not finite; a ratio outside 0 to 1.
+    pub fn selected(mut self, reference: &[f32], how: &Select) -> Result<Batch, Error> {
+        let n = self.tokens;
+        if reference.len() != n {
+            return Err(Error::Input(format!("{} reference losses for {n} positions; give one each", reference.len())));
+        }
+        crate::engine::finite("the reference losses", reference)?;
+        if !(0.0..=1.0).contains(&how.ratio) {
+            return Err(Error::Input(format!("the ratio of kept tokens is {}, it must be from 0 to 1", how.ratio)));
+        }
+        let sign = if how.reference_minus_train { -1.0 } else { 1.0 };
+        let scalar = |x: f32| HostTensor::f32([], &[x]);
+        let whole = HostTensor { ty: Type::new(Dtype::Bool, []), bytes: i32::from(how.whole).to_le_bytes().to_vec() };
+        self.inputs.extend([
+            ("reference", HostTensor::f32([n], reference)),
+            ("sign", scalar(sign)),
+            ("ratio", scalar(how.ratio)),
+            ("z", scalar(how.z)),
+            ("whole", whole),
+        ]);
+        Ok(self)
     }
 
     /// Positions: T.

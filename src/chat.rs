@@ -55,6 +55,8 @@ pub struct Answer {
     pub steps: usize,
     /// Time that those took.
     pub stepping: Duration,
+    /// Kernels that the device compiled meanwhile; none once a turn of each size was taken.
+    pub compiled: usize,
 }
 
 /// A conversation with a model on a device.
@@ -129,7 +131,7 @@ impl Chat {
         progress: &mut dyn FnMut(Progress),
         say: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer, Error> {
-        let start = Instant::now();
+        let (start, compiled) = (Instant::now(), self.engine.compilations());
         self.conversation.user(text, visuals)?;
         let (slots, features, tiles) = self.unread(progress)?;
         let logits = self.session.read(&slots, &features, Rows::Last, progress)?;
@@ -143,8 +145,10 @@ impl Chat {
             first: start.elapsed(),
             steps: 0,
             stepping: Duration::ZERO,
+            compiled: 0,
         };
         self.answer(logits, &mut answer, say)?;
+        answer.compiled = self.engine.compilations() - compiled;
         self.conversation.answer(&answer.ids);
         Ok(answer)
     }

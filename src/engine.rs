@@ -133,9 +133,19 @@ impl Engine {
         self.programs.load(Ordering::Relaxed)
     }
 
-    /// Distinct kernels of those programs; each is compiled once, at its first launch.
+    /// Distinct kernels of those programs, summed over the programs.
     pub fn kernels(&self) -> usize {
-        held(&self.decoders).values().chain(held(&self.vision).values()).map(|e| e.kernels()).sum()
+        self.sum(|e| e.kernels())
+    }
+
+    /// Kernels that the device compiled for those programs so far, each at its first launch. Programs share what is
+    /// equal, so these are fewer than [`Engine::kernels`]. A longer conversation compiles no more.
+    pub fn compilations(&self) -> usize {
+        self.sum(|e| e.compilations())
+    }
+
+    fn sum(&self, of: impl Fn(&Executable) -> usize) -> usize {
+        held(&self.decoders).values().chain(held(&self.vision).values()).map(|e| of(e)).sum()
     }
 
     /// A store that shares this engine's weights and has states of its own.

@@ -31,7 +31,7 @@ mod session;
 mod train_plan;
 mod trainer;
 
-pub use batch::Batch;
+pub use batch::{Batch, Select};
 pub use chat::{Answer, Chat, ChatOptions};
 pub use dump::{After, Dump, watched};
 pub use engine::{Engine, EngineOptions, Progress};
@@ -39,7 +39,7 @@ pub use error::Error;
 pub use model::{Model, home};
 pub use omchat_codegen::{Memory, Program};
 pub use omchat_model::chat::Visual;
-pub use omchat_model::graph::{ForwardSpec, Part, Recompute, TrainSpec};
+pub use omchat_model::graph::{ForwardSpec, Part, Recompute, Selection, TrainSpec, Weigh};
 pub use omchat_runtime::Device;
 pub use sampling::{Sampler, Sampling};
 pub use session::{CHUNKS, Rows, Session, Stats};

@@ -36,6 +36,8 @@ pub struct Stats {
     pub steps: usize,
     /// Time that took.
     pub stepping: Duration,
+    /// Kernels that the device compiled for the engine's programs, whichever session ran them first.
+    pub compilations: usize,
 }
 
 /// One sequence's cache.
@@ -106,7 +108,7 @@ impl Session {
 
     /// Counts and times so far.
     pub fn stats(&self) -> Stats {
-        self.stats
+        Stats { compilations: self.engine.compilations(), ..self.stats }
     }
 
     /// Forgets everything after the first `tokens`: what follows is written over.

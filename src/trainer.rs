@@ -75,6 +75,8 @@ pub struct Step {
     pub loss: f32,
     /// The norm of all gradients together, before clipping.
     pub norm: f32,
+    /// How many tokens trained, where a selection chose them.
+    pub kept: Option<usize>,
     /// What the step held of the device's memory; nothing for the interpreter.
     pub memory: Option<MemoryUse>,
 }
@@ -101,6 +103,9 @@ pub fn gradients(
 ) -> Result<Gradients, Error> {
     fits(spec, batch)?;
     let module = grads_module(&model.config, spec, dtype)?;
+    if spec.select.is_some() {
+        return Err(Error::Input("gradients of a selection come from a step; select nothing".into()));
+    }
     let names: Vec<String> = graph::entry(&module).map_or(vec![], |f| {
         let of = |v| f.value(v).name.trim_start_matches("d.").to_string();
         f.results.iter().skip(2).map(|v| of(*v)).collect()
@@ -170,8 +175,21 @@ impl Trainer {
         let (out, held) = self.exe.run_measured(&feed, &mut self.store)?;
         let memory = self.exe.planned_bytes().zip(held);
         let memory = memory.map(|(planned, held)| MemoryUse { planned, actual: held.saturating_sub(self.before) });
-        let number = |i: usize| out.get(i).map_or(f32::NAN, |t: &HostTensor| t.to_f32()[0]);
-        let step = Step { loss: number(0), norm: number(2), memory };
+        let number = |t: Option<&HostTensor>| t.map_or(f32::NAN, |t| t.to_f32()[0]);
+        let kept = match self.spec.select {
+            Some(s) => {
+                let missed = out.get(2).map_or(0, |t| t.to_i32()[0]);
+                if missed > 0 {
+                    return Err(Error::Input(format!(
+                        "{missed} kept tokens found no room among {} rows: give the selection more room",
+                        s.room
+                    )));
+                }
+                out.get(1).map(|keep| keep.to_i32().iter().filter(|k| **k != 0).count())
+            }
+            None => None,
+        };
+        let step = Step { loss: number(out.first()), norm: number(out.last()), kept, memory };
         finite("the loss", &[step.loss])?;
         finite("the gradients' norm", &[step.norm])?;
         self.steps += 1;

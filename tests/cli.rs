@@ -228,7 +228,7 @@ fn every_cuda_kernel_is_in_a_file_that_is_compiled() {
     let units: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("// unit: ")).collect();
     for kernel in omchat_kernels::LIST {
         // Its local arrays are the CPU runtime's.
-        let elsewhere = kernel.name() == "attention.rows";
+        let elsewhere = kernel.name().starts_with("attention") && kernel.name().ends_with(".rows");
         assert!(
             elsewhere || units.iter().any(|u| u.ends_with(&format!(".{}", kernel.name()))),
             "{} is in no file",

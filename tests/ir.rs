@@ -256,10 +256,7 @@ fn the_page_is_whole_and_asks_nothing_of_the_network() {
             assert!(!page.contains(what), "{what}");
         }
         for pass in PIPELINE {
-            assert!(
-                page.contains(&format!("<section id=\"{}\">", pass.name))
-                    && page.contains(&pass.why.replace('\'', "'"))
-            );
+            assert!(page.contains(&format!("<section id=\"{}\">", pass.name)) && page.contains(pass.why));
         }
         for tag in ["details", "summary", "section", "pre", "div", "i", "code", "table", "svg", "ul", "main", "nav"] {
             let open = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();

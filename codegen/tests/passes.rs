@@ -44,6 +44,15 @@ func @losses(%x: f32[5, 6], %big: f32[9, 6], %labels: i32[5], %ref: f32[5]) -> (
     %mean = call @masked_mean[V=9](%nll, %labels)
     return %nll, %sl, %mean
 }
+func @selected(%x: f32[6, 4], %w: f32[9, 4], %labels: i32[6], %ref: f32[6], %sign: f32, %ratio: f32, %z: f32, %whole: bool) -> (f32, bool[6], i32, f32) {
+    %at = iota 6
+    %part, %keep, %missed, %lse, %total = call @two_pass_loss[J=1, N=3, K=4](%x, %w, %labels, %ref, %at, %sign, %ratio, %z, %whole)
+    return %part, %keep, %missed, %total
+}
+func @places(%holds: bool[12]) -> (i32[6], i32[12]) {
+    %ids, %slot = call @compact[N=3, K=6](%holds)
+    return %ids, %slot
+}
 func @cache(%part: f32[2, 3], %start: i32, %other: f32[8, 3], state %c: f32[8, 3]) -> (f32[8, 3], f32[8, 3]) {
     %n = update_slice %c, %part, %start axis=0
     %y = mul %n, %other
@@ -106,7 +115,7 @@ fn passes_keep_the_meaning() {
             check(&m, m.named("f").unwrap(), &text, &target, &mut seed);
         }
         let m = parse(LIBRARY).unwrap_or_else(|e| panic!("{}", e.render("library", LIBRARY)));
-        for name in ["norms", "block", "attend", "losses", "cache", "views", "leaves"] {
+        for name in ["norms", "block", "attend", "losses", "selected", "places", "cache", "views", "leaves"] {
             check(&m, m.named(name).unwrap(), name, &target, &mut seed);
         }
     }
@@ -130,6 +139,33 @@ fn pointwise_work_is_one_launch() {
     )
     .unwrap();
     assert_eq!(unit.module.function(unit.entry).nodes.len(), 1, "{}", unit.module);
+}
+
+#[test]
+fn selection_holds_no_table() {
+    // 97 tokens: whatever lies in memory is a token's, an edge's or a scalar, never 256 x 97.
+    let text = "func @f(%loss: f32[97], %ref: f32[97], %labels: i32[97], %at: i32[97]) -> bool[97] {
+        %keep = call @select_tokens[J=1, V=9](%loss, %ref, %labels, %at, 1, 0.6)
+        return %keep
+    }
+    func @g(%holds: bool[96]) -> (i32[40], i32[96]) {
+        %ids, %slot = call @compact[N=8, K=40](%holds)
+        return %ids, %slot
+    }";
+    let m = parse(text).unwrap();
+    for target in [Target::cpu(2), Target::cuda(90)] {
+        for (name, most) in [("f", 256), ("g", 96)] {
+            let unit = omchat_codegen::passes::run(
+                Unit { entry: m.named(name).unwrap(), module: m.clone() },
+                &Context { target: &target, kernels: &[] },
+                None,
+            )
+            .unwrap();
+            let entry = unit.module.function(unit.entry);
+            let held = entry.values.iter().map(|v| v.ty.elements()).max().unwrap();
+            assert!(held <= most, "{held} elements in one value:\n{}", unit.module);
+        }
+    }
 }
 
 #[test]

@@ -79,8 +79,9 @@ impl Differentiate<'_> {
                 let ordered = (0..cots.len()).filter(|i| cots[*i]);
                 let mut operands = residuals;
                 operands.extend(ordered.filter_map(|i| of.iter().position(|o| *o == i).map(|at| given[at])));
-                let callee = splits.module.function(backward);
-                let (names, types) = (result_names(callee), callee.result_types());
+                let types = splits.module.function(backward).result_types();
+                let yielded = primal.param_values().filter(|v| split.yields[v.0 as usize]);
+                let names: Vec<String> = yielded.map(|v| format!("d.{}", primal.value(v).name)).collect();
                 e.node(&names, Action::Call { callee: backward, remat: false }, &operands, &types)
             }
             None => vec![],

@@ -13,6 +13,9 @@ pub const FILES: &[(&str, &str)] = &[
     ("norm.oir", include_str!("../library/norm.oir")),
     ("optim.oir", include_str!("../library/optim.oir")),
     ("rope.oir", include_str!("../library/rope.oir")),
+    ("select.oir", include_str!("../library/select.oir")),
+    ("two_pass.oir", include_str!("../library/two_pass.oir")),
+    ("weight.oir", include_str!("../library/weight.oir")),
 ];
 
 /// Every template of the library.

@@ -18,6 +18,8 @@ const ROWS: &[(&str, &str, usize)] = &[
     ("@swiglu.vjp", "R=2 F=3", 1),
     ("@swiglu_mlp", "R=3 C=4 F=5", 1),
     ("@swiglu_mlp_tiled", "N=3 R=6 C=4 F=5", 1),
+    ("@swiglu_mlp_tiled.vjp", "N=2 R=4 C=2 F=3", 1),
+    ("@swiglu_mlp_backward", "R=2 C=2 F=3", 1),
     ("@gelu_mlp", "R=2 C=3 F=4 D=2", 1),
     ("@gelu_tanh_mlp", "R=2 C=3 F=4 D=2", 1),
     ("@linear", "R=2 C=3 F=4", 1),
@@ -44,12 +46,33 @@ const ROWS: &[(&str, &str, usize)] = &[
     ("@rms_norm", "R=3 C=4", 1),
     ("@rms_norm.vjp", "R=3 C=4", 1),
     ("@layer_norm", "R=3 C=4", 1),
+    ("@layer_norm.vjp", "R=3 C=4", 1),
     ("@rope", "B=1 H=2 G=2 T=3 P=2", 1),
     ("@rope.vjp", "B=1 H=2 G=1 T=3 P=2", 1),
     ("@adamw", "N=4", 1),
     ("@sum_squares", "N=4", 1),
     ("@clip_scale", "", 1),
+    ("@accumulate", "N=4", 1),
+    ("@weighted_loss", "T=4", 2),
+    ("@count", "J=1 T=4", 2),
+    ("@token_weights", "J=1 T=4 V=7", 2),
+    ("@example_weights", "J=1 M=3 T=4 V=7", 2),
+    ("@z_loss", "T=4", 1),
+    ("@select_tokens", "J=1 T=4 V=7", 2),
+    ("@selection_total", "T=4 V=7", 2),
+    ("@keep_count", "", 1),
+    ("@top_tokens", "J=1 T=4", 2),
+    ("@kth_key", "J=1 T=4", 2),
+    ("@kth_key_round", "J=1 T=4", 2),
+    ("@order_key", "T=4", 1),
+    ("@order_key_step", "T=4", 1),
+    ("@two_pass_loss", "J=1 N=2 K=6 T=6 C=3 V=7", 2),
+    ("@two_pass_loss.vjp", "J=1 N=2 K=3 T=6 C=2 V=7", 1),
+    ("@compact", "N=2 K=3 T=4", 1),
 ];
+
+/// Results behind a `stop_gradient`: they have a slope, and pass no cotangent on purpose.
+const HELD: &[(&str, usize)] = &[("@two_pass_loss", 3)];
 
 /// The letters of a row.
 fn letters(name: &str, text: &str, element: Dtype) -> Vec<(String, Bind)> {
@@ -78,6 +101,9 @@ fn operand(name: &str, of: &str, f: &Function, v: Value, rank: usize, rng: &mut 
         "hi" => (0..n).map(|i| if i % last + 1 == last { 0.0 } else { place(i) + 1.0 }).collect(),
         "at" => (0..n).map(place).collect(),
         "eps" => vec![0.3; n],
+        // Away from where the number kept steps.
+        "ratio" => vec![0.57; n],
+        "sign" => vec![1.0; n],
         _ if of == "@adamw" || of == "@clip_scale" => return draw(rng, &ty, (0.2, 0.9)),
         _ => return draw(rng, &ty, (-1.0, 1.0)),
     };
@@ -111,7 +137,8 @@ fn instance_of(element: Dtype, name: &str, text: &str, ranks: usize, rng: &mut R
             .collect::<Vec<_>>()
     };
     let operands = (0..ranks).map(|r| one(r, rng)).collect();
-    let of = (0..function.results.len()).filter(|i| float(&function.results[*i])).collect();
+    let held = |i: usize| HELD.contains(&(name, i));
+    let of = (0..function.results.len()).filter(|i| float(&function.results[*i]) && !held(*i)).collect();
     Instance { wrt: function.param_values().filter(float).collect(), module, f, of, operands }
 }
 

@@ -5,6 +5,7 @@ use cubecl::server::Handle;
 use omchat_ir::Dtype;
 
 use crate::LaunchError;
+use crate::tally::Tally;
 
 /// A tensor's memory on a device: element 0 of the tensor is the first of the handle, offset and all.
 #[derive(Clone, Debug)]
@@ -92,7 +93,12 @@ impl Slots {
     }
 
     /// The kernel's argument for those buffers.
-    pub(crate) fn bind(&self, what: &'static str, buffers: &[Buffer]) -> Result<BuffersLaunch, LaunchError> {
+    pub(crate) fn bind(
+        &self,
+        what: &'static str,
+        buffers: &[Buffer],
+        tally: Tally,
+    ) -> Result<BuffersLaunch, LaunchError> {
         if self.args() > buffers.len() {
             return Err(LaunchError::Missing { what, need: self.args(), have: buffers.len() });
         }
@@ -101,6 +107,7 @@ impl Slots {
             self.i32s.iter().map(|&a| raw(&buffers[a])).collect(),
             self.bf16s.iter().map(|&a| raw(&buffers[a])).collect(),
             self.f16s.iter().map(|&a| raw(&buffers[a])).collect(),
+            tally,
         ))
     }
 }
@@ -120,4 +127,7 @@ pub struct Buffers {
     pub i32s: Sequence<Box<[i32]>>,
     pub bf16s: Sequence<Box<[u16]>>,
     pub f16s: Sequence<Box<[half::f16]>>,
+    // Read by no kernel: that it is expanded is the point.
+    #[allow(dead_code)]
+    pub tally: Tally,
 }

@@ -39,6 +39,7 @@ mod nest;
 mod prepared;
 mod rms_norm_rows;
 mod source;
+mod tally;
 mod vector;
 
 pub use bind::{Args, Buffer};

@@ -4,6 +4,7 @@ use cubecl::prelude::*;
 
 use crate::bind::{Args, Buffer, BuffersLaunch, Slots, raw};
 use crate::source::{Dialect, Offline};
+use crate::tally::Tally;
 
 /// Why a kernel could not be prepared or launched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +72,7 @@ pub struct Prepared {
     cubes: [u32; 3],
     units: u32,
     run: Run,
+    tally: Tally,
 }
 
 impl Prepared {
@@ -82,7 +84,7 @@ impl Prepared {
         units: u32,
         run: Run,
     ) -> Prepared {
-        Prepared { meta, operands, results, cubes, units, run }
+        Prepared { meta, operands, results, cubes, units, run, tally: Tally::new() }
     }
 
     /// Sizes, strides and offsets that the kernel reads at run time; upload them once as u32. Never empty.
@@ -98,6 +100,13 @@ impl Prepared {
     /// Cubes along x, y and z, and units a cube.
     pub fn grid(&self) -> ([u32; 3], u32) {
         (self.cubes, self.units)
+    }
+
+    /// Times that its launches made a device compile: 0 where the device had compiled the same kernel for another.
+    ///
+    /// A launch is compiled on the device's thread; the count is right once a result was read.
+    pub fn compilations(&self) -> usize {
+        self.tally.count()
     }
 
     /// Enqueues one run. The launch itself cannot fail here: a device's fault surfaces when a result is read.
@@ -131,8 +140,8 @@ impl Prepared {
     ) -> Result<Option<Box<dyn CubeKernel>>, LaunchError> {
         let bound = Bound {
             meta: raw(meta),
-            operands: self.operands.bind("operands", operands)?,
-            results: self.results.bind("results", results)?,
+            operands: self.operands.bind("operands", operands, self.tally.clone())?,
+            results: self.results.bind("results", results, Tally::default())?,
         };
         let [x, y, z] = self.cubes;
         Ok((self.run)(site, CubeCount::Static(x, y, z), CubeDim::new_1d(self.units), bound))

@@ -23,7 +23,7 @@ mod vision;
 
 pub use decoder::{DecoderSpec, Output, decoder_module};
 pub use forward::{ForwardSpec, forward_module};
-pub use train::{Part, Recompute, TrainSpec, decays, grads_module, step_module};
+pub use train::{Part, Recompute, Selection, TrainSpec, Weigh, decays, grads_module, step_module};
 pub use vision::vision_module;
 
 use omchat_ir::text::{File, parse_file};

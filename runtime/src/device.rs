@@ -2,6 +2,8 @@
 
 use crate::Error;
 use crate::faults;
+use crate::room::{self, Home, Room};
+use cubecl::MemoryScope;
 use cubecl::prelude::Client;
 use omchat_codegen::{Family, Target};
 use omchat_ir::Dtype;
@@ -103,21 +105,25 @@ impl Device {
         }
     }
 
-    /// Bytes that may be allocated, where the system tells: the machine's free memory for the CPU and for
-    /// software adapters, `None` elsewhere.
-    pub fn free_bytes(&self) -> Option<u64> {
-        match self.target().family {
-            Family::Cuda => None,
-            Family::Cpu | Family::Wgpu => available_memory(),
-        }
+    /// The memory that it has left: the machine's for the CPU and for software adapters, a card's own elsewhere.
+    pub fn room(&self) -> Room {
+        Room::of(self.home(), room::machine())
     }
-}
 
-/// Free memory of the machine, from `/proc/meminfo`.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
+    /// Bytes that may be allocated, where the system tells; nothing is refused where it does not.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.room().bytes()
+    }
+
+    fn home(&self) -> Home {
+        let Device::Cube { client, target } = self else { return Home::Machine };
+        let p = client.properties();
+        if !room::on_a_card(target.family, &p.identity) {
+            return Home::Machine;
+        }
+        let held = client.memory_report(MemoryScope::Device).usage().bytes_reserved;
+        Home::Card { total: p.memory.max_memory(), held }
+    }
 }
 
 #[cfg(feature = "cpu")]

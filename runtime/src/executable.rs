@@ -141,6 +141,15 @@ impl Executable {
         self.program().map_or(0, |p| p.chosen.len())
     }
 
+    /// Kernels that the device compiled for it so far; at most one for each of [`Executable::kernels`] and alignment of
+    /// the buffers. Fewer where another program had compiled the same one.
+    pub fn compilations(&self) -> usize {
+        match &self.body {
+            Body::Interpreted { .. } => 0,
+            Body::Compiled(c) => c.prepared.iter().map(|(p, _)| p.compilations()).sum(),
+        }
+    }
+
     /// Bytes that a run holds on the device at once, as planned; nothing for the interpreter.
     pub fn planned_bytes(&self) -> Option<u64> {
         match &self.body {

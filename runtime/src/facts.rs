@@ -22,7 +22,7 @@ impl Device {
         out.extend(units(p));
         let most = p.memory.max_memory().map_or("not told".into(), |b| format!("{b} bytes"));
         out.push(("memory", most));
-        out.push(("free memory", self.free_bytes().map_or("not told".into(), |b| format!("{b} bytes"))));
+        out.push(("free memory", self.room().to_string()));
         out
     }
 }

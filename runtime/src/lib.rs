@@ -7,6 +7,7 @@ mod executable;
 mod facts;
 mod faults;
 mod host;
+mod room;
 mod store;
 
 pub use device::{Device, NAMES};
@@ -14,4 +15,5 @@ pub use error::Error;
 pub use executable::{Executable, Param, Timing, program, program_with};
 pub use facts::CUBECL;
 pub use host::HostTensor;
+pub use room::{Home, Room};
 pub use store::{Store, Stored};

@@ -108,6 +108,15 @@ func @losses(%x: f32[5, 6], %big: f32[9, 6], %labels: i32[5], %ref: f32[5]) -> (
     %mean = call @masked_mean[V=9](%nll, %labels)
     return %nll, %sl, %mean
 }
+func @selected(%x: f32[6, 4], %w: f32[9, 4], %labels: i32[6], %ref: f32[6], %sign: f32, %ratio: f32, %z: f32, %whole: bool) -> (f32, bool[6], i32, f32) {
+    %at = iota 6
+    %part, %keep, %missed, %lse, %total = call @two_pass_loss[J=1, N=3, K=4](%x, %w, %labels, %ref, %at, %sign, %ratio, %z, %whole)
+    return %part, %keep, %missed, %total
+}
+func @places(%holds: bool[12]) -> (i32[6], i32[12]) {
+    %ids, %slot = call @compact[N=3, K=6](%holds)
+    return %ids, %slot
+}
 func @cache(%part: f32[2, 3], %start: i32, %other: f32[8, 3], state %c: f32[8, 3]) -> (f32[8, 3], f32[8, 3]) {
     %n = update_slice %c, %part, %start axis=0
     %y = mul %n, %other
@@ -136,7 +145,7 @@ func @leaves(%x: f32[4, 6]) -> (f32[2, 4, 6], f32[3, 6], i32[3, 4], f32[12], f32
     let m = parse(text).unwrap_or_else(|e| panic!("{}", e.render("library", text)));
     let mut seed = 5;
     for device in devices() {
-        for name in ["norms", "block", "attend", "losses", "cache", "views", "leaves"] {
+        for name in ["norms", "block", "attend", "losses", "selected", "places", "cache", "views", "leaves"] {
             check(&device, &m, m.named(name).unwrap(), name, &mut seed);
         }
     }

@@ -158,7 +158,7 @@ fn report(chat: &Chat, a: &Answer) {
     let rate = |n: usize, t: Duration| if t.is_zero() { 0.0 } else { n as f64 / t.as_secs_f64() };
     let e = chat.engine();
     note(format!(
-        "{} tokens read ({} tiles), {} answered | first token after {:.2} s, then {:.1} tokens/s | {} of {} slots | {} programs, {} kernels | {} {}",
+        "{} tokens read ({} tiles), {} answered | first token after {:.2} s, then {:.1} tokens/s | {} of {} slots | {} programs, {} kernels, {} compiled ({} for this answer) | {} {}",
         a.prompt,
         a.tiles,
         a.ids.len(),
@@ -168,6 +168,8 @@ fn report(chat: &Chat, a: &Answer) {
         chat.session().context(),
         e.programs(),
         e.kernels(),
+        e.compilations(),
+        a.compiled,
         e.device().name(),
         e.dtype(),
     ));

@@ -14,6 +14,7 @@ pub struct Case {
     pixel_shape: Vec<usize>,
     /// A label a position, if the case has them.
     pub labels: Option<Vec<i32>>,
+    reference: Option<Vec<f32>>,
 }
 
 impl Case {
@@ -29,18 +30,36 @@ impl Case {
             Err(_) => return Err(bad("there is no `input_ids`, i32 [T]".into())),
         };
         let labels = file.tensor("labels").ok().map(|t| ints("labels", &t)).transpose().map_err(bad)?;
+        let floats = |t: &TensorView| -> Vec<f32> {
+            t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        };
+        let reference = match file.tensor("reference") {
+            Ok(t) if t.dtype() == Dtype::F32 => Some(floats(&t)),
+            Ok(t) => return Err(bad(format!("`reference` is {:?}; it must be f32 [T]", t.dtype()))),
+            Err(_) => None,
+        };
         let (pixels, pixel_shape) = match file.tensor("pixel_values") {
-            Ok(t) if t.dtype() == Dtype::F32 => (
-                t.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-                t.shape().to_vec(),
-            ),
+            Ok(t) if t.dtype() == Dtype::F32 => (floats(&t), t.shape().to_vec()),
             Ok(t) => return Err(bad(format!("`pixel_values` is {:?}; it must be f32 [N, 3, S, S]", t.dtype()))),
             Err(_) => (vec![], vec![]),
         };
         if ids.is_empty() {
             return Err(bad("`input_ids` is empty; give one id or more".into()));
         }
-        Ok(Case { ids, pixels, pixel_shape, labels })
+        Ok(Case { ids, pixels, pixel_shape, labels, reference })
+    }
+
+    /// The reference model's loss of each position's next label: given so, or one a target as `loss` writes `nll`.
+    ///
+    /// Errors: there is none, or it is of another length.
+    pub fn reference(&self, path: &Path, tokens: usize) -> Result<Vec<f32>, Error> {
+        let bad = |why: String| Err(Error::input(format!("{}: {why}", path.display())));
+        match &self.reference {
+            Some(r) if r.len() == tokens => Ok(r.clone()),
+            Some(r) if r.len() + 1 == tokens => Ok(r.iter().copied().chain([0.0]).collect()),
+            Some(r) => bad(format!("`reference` has {} numbers for {tokens} positions", r.len())),
+            None => bad("there is no `reference`, f32 [T]: the `nll` of `omchat loss` with the reference model".into()),
+        }
     }
 
     /// How many tiles there are.

@@ -5,7 +5,7 @@ use super::input::Case;
 use super::progress::Bars;
 use super::train::{TrainArgs, batch, dtype, spelled};
 use super::{Error, device, note};
-use omchat::{AdamW, Device, Model, Step, TrainSpec, Trainer};
+use omchat::{AdamW, Device, Model, Select, Selection, Step, TrainSpec, Trainer};
 use omchat_ir::Dtype;
 use std::path::{Path, PathBuf};
 
@@ -48,6 +48,13 @@ pub struct Args {
     /// Every parameter decays, not matrices only.
     #[arg(long)]
     decay_all: bool,
+    /// Only this share of the labelled tokens trains: those whose loss exceeds the reference model's most. The case
+    /// holds `reference`, f32 [T], the reference model's loss of each target.
+    #[arg(long, value_name = "RATIO")]
+    keep: Option<f32>,
+    /// With `--keep`: those whose loss falls short of the reference's most, the other reading.
+    #[arg(long, requires = "keep")]
+    reference_minus_train: bool,
     /// The largest norm of all gradients together; larger ones are scaled down to it.
     #[arg(long, value_name = "NORM")]
     clip: Option<f32>,
@@ -64,8 +71,13 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let adamw = args.adamw()?;
     let case = Case::read(&args.input)?;
     let model = Model::open(&args.model)?;
-    let batch = batch(&model, &case, &args.input)?;
-    let spec = TrainSpec { decay_all: args.decay_all, ..args.train.spec(&batch)? };
+    let mut batch = batch(&model, &case, &args.input)?;
+    let mut spec = TrainSpec { decay_all: args.decay_all, ..args.train.spec(&batch)? };
+    if let Some(ratio) = args.keep {
+        let how = Select { ratio, reference_minus_train: args.reference_minus_train, ..Select::default() };
+        batch = batch.selected(&case.reference(&args.input, spec.forward.tokens)?, &how)?;
+        spec.select = Some(Selection { room: spec.forward.tokens, joined: true });
+    }
     let (device, dtype) = (device::open(args.device.as_deref())?, dtype(&args.dtype)?);
     let spec = match &args.memory {
         Some(budget) => plan(&model, &spec, dtype, &device, bytes(budget)?)?,
@@ -76,12 +88,13 @@ pub fn run(args: &Args) -> Result<(), Error> {
     bars.end();
     let mut losses = vec![];
     for n in 0..args.steps {
-        let Step { loss, norm, memory } = trainer.step(&batch, &adamw)?;
+        let Step { loss, norm, kept, memory } = trainer.step(&batch, &adamw)?;
         let memory = match memory {
             Some(m) => format!(", {} bytes held of {} planned", m.actual, m.planned),
             None => String::new(),
         };
-        note(format!("step {}: loss {loss:.6}, gradient norm {norm:.4}{memory}", n + 1));
+        let kept = kept.map_or(String::new(), |k| format!(", {k} tokens kept"));
+        note(format!("step {}: loss {loss:.6}, gradient norm {norm:.4}{kept}{memory}", n + 1));
         losses.push(loss);
     }
     case::write(&args.output, &[("adamw_losses".into(), Data::f32(vec![losses.len()], &losses))])?;

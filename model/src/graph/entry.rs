@@ -69,11 +69,6 @@ impl<'m, 's> Entry<'m, 's> {
         self.builder.ty(v)
     }
 
-    /// The module so far.
-    pub fn module(&mut self) -> &mut Module {
-        self.builder.module()
-    }
-
     /// A parameter of any role.
     pub fn given(&mut self, role: Role, name: &str, ty: Type) -> Value {
         self.builder.param(role, name, ty)

@@ -46,17 +46,38 @@ impl ForwardSpec {
 pub fn forward_module(config: &OmChatConfig, spec: ForwardSpec, dtype: Dtype) -> Result<Module, Diagnostics> {
     let (mut module, scope) = (Module::default(), scope()?);
     let mut e = Entry::new(&mut module, &scope, FORWARD, dtype)?;
-    let (nll, lse, _) = losses(&mut e, config, spec)?;
-    e.finish(vec![nll, lse]);
+    let h = hidden(&mut e, config, spec)?;
+    let results = h.losses(&mut e, spec.loss_tiles)?;
+    e.finish(results.to_vec());
     verified(module)
 }
 
-/// The body of `@forward`: each token's loss, its log-sum-exp, and the labels.
-pub(super) fn losses(
-    e: &mut Entry,
-    config: &OmChatConfig,
-    spec: ForwardSpec,
-) -> Result<(Value, Value, Value), Diagnostics> {
+/// What the losses are taken from.
+pub(super) struct Hidden {
+    /// The last hidden state, normed: [T, C].
+    pub x: Value,
+    /// The output projection: [V, C].
+    pub head: Value,
+    /// The label of each token: [T].
+    pub labels: Value,
+    /// Each token's index in the packed stream: [1, T].
+    pub at: Value,
+}
+
+impl Hidden {
+    /// Each token's loss and log-sum-exp, in parts.
+    pub fn losses(&self, e: &mut Entry, parts: usize) -> Result<[Value; 2], Diagnostics> {
+        let operands = [self.x, self.head, self.labels];
+        let out = match parts {
+            1 => e.calls(&["nll", "lse"], "linear_cross_entropy", &operands)?,
+            n => e.calls_with(&["nll", "lse"], "linear_cross_entropy_tiled", &[("N", n)], &operands)?,
+        };
+        Ok([out[0], out[1]])
+    }
+}
+
+/// The body of `@forward` up to the losses.
+pub(super) fn hidden(e: &mut Entry, config: &OmChatConfig, spec: ForwardSpec) -> Result<Hidden, Diagnostics> {
     let (t, n) = (&config.text, spec.tokens);
     e.positive("ranks", spec.ranks)?;
     e.positive("tokens", n)?;
@@ -98,10 +119,5 @@ pub(super) fn losses(
     }
     e.remat(false);
     let x = e.call("x", "rms_norm", &[x, weights.norm, eps])?;
-    let operands = [x, weights.head, labels];
-    let results = match spec.loss_tiles {
-        1 => e.calls(&["nll", "lse"], "linear_cross_entropy", &operands)?,
-        n => e.calls_with(&["nll", "lse"], "linear_cross_entropy_tiled", &[("N", n)], &operands)?,
-    };
-    Ok((results[0], results[1], labels))
+    Ok(Hidden { x, head: weights.head, labels, at })
 }

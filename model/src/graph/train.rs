@@ -1,11 +1,11 @@
 //! Training as modules: gradients of a batch, and a whole step with its optimizer.
 
 use super::entry::{Entry, verified};
-use super::forward::{ForwardSpec, losses};
+use super::forward::{ForwardSpec, Hidden, hidden};
 use super::{GRADS, OBJECTIVE, STEP, scope};
 use crate::config::OmChatConfig;
-use omchat_ir::ops::{Cast, Constant, Pointwise, Rearrange};
-use omchat_ir::{Axes, Diagnostics, Differentiate, Dtype, Func, Module, Role, Scalar, Scope, Type, Value};
+use omchat_ir::ops::{AllReduce, Cast, Constant, FoldKind, Pointwise, Rearrange};
+use omchat_ir::{Axes, Code, Diagnostics, Differentiate, Dtype, Fault, Func, Module, Role, Scalar, Scope, Type, Value};
 use std::collections::BTreeMap;
 
 /// A part of the model that is trained or frozen as a whole, with a learning rate of its own.
@@ -75,6 +75,33 @@ impl Recompute {
     }
 }
 
+/// How the labelled tokens of a batch weigh in its loss; over all ranks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Weigh {
+    /// Each token the same.
+    #[default]
+    Tokens,
+    /// Each example the same, however long: short samples are packed. Takes `document: i32[T]`, the example of each
+    /// token.
+    Examples {
+        /// Examples there may be.
+        most: usize,
+    },
+}
+
+/// Selective training (Rho-1, SVLM): only the tokens with the largest score train, and pay for their logits' backward.
+///
+/// Takes `reference: f32[T]`, what a reference model's loss is; `sign: f32`, 1 to keep what this model lacks, −1 for the
+/// other reading; `ratio: f32` of the labelled tokens that is kept; `z: f32`, the z-loss; `whole: bool`, whether to
+/// divide by all labelled tokens instead of the kept ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Selection {
+    /// Rows of this rank that there is room for; whole parts of the loss.
+    pub room: usize,
+    /// Whether tokens are chosen over all ranks, or on each for itself.
+    pub joined: bool,
+}
+
 /// What one run of `@grads` or `@step` takes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TrainSpec {
@@ -84,6 +111,10 @@ pub struct TrainSpec {
     pub parts: Vec<Part>,
     /// What is computed again.
     pub recompute: Recompute,
+    /// How tokens weigh.
+    pub weigh: Weigh,
+    /// Which tokens train; all labelled ones without.
+    pub select: Option<Selection>,
     /// Whether every parameter decays, or matrices only.
     pub decay_all: bool,
 }
@@ -91,7 +122,14 @@ pub struct TrainSpec {
 impl TrainSpec {
     /// The whole model over that forward pass, nothing computed again, matrices decay.
     pub fn whole(forward: ForwardSpec) -> TrainSpec {
-        TrainSpec { forward, parts: Part::ALL.to_vec(), recompute: Recompute::Nothing, decay_all: false }
+        TrainSpec {
+            forward,
+            parts: Part::ALL.to_vec(),
+            recompute: Recompute::Nothing,
+            weigh: Weigh::Tokens,
+            select: None,
+            decay_all: false,
+        }
     }
 }
 
@@ -100,8 +138,11 @@ const KEPT: &[&str] = &["attention", "ring_attention"];
 
 /// The loss and its gradients, entry `@grads`.
 ///
-/// Inputs and weights as [`super::forward_module`]. Results: `loss: f32`, the mean over this rank's labelled tokens;
-/// `nll: f32[T]`; then `d.NAME` for each trained tensor, in the order of the weights and of their types.
+/// Inputs and weights as [`super::forward_module`], then those that [`Weigh`] and [`Selection`] name. Results:
+/// `loss: f32`, the mean over the labelled (or kept) tokens of all ranks; `nll: f32[T]`, or with a selection
+/// `keep: bool[T]` and `missed: i32`, how many kept tokens of all ranks found no room: their gradients are not there,
+/// so the caller refuses when it is not 0. Then `d.NAME` for each trained tensor, summed over ranks, in the order of the
+/// weights and of their types.
 ///
 /// Errors: as [`super::forward_module`]; nothing to train.
 pub fn grads_module(config: &OmChatConfig, spec: &TrainSpec, dtype: Dtype) -> Result<Module, Diagnostics> {
@@ -122,7 +163,7 @@ pub fn grads_module(config: &OmChatConfig, spec: &TrainSpec, dtype: Dtype) -> Re
 /// the host takes in f64. Then frozen weights. States: each trained tensor in f32, and its moments `adam.m.NAME` and
 /// `adam.v.NAME`. Where the element type is narrower, the forward reads the tensor rounded to it.
 ///
-/// Results: `loss: f32`, `nll: f32[T]`, `norm: f32` of the gradients before clipping; then the next states.
+/// Results: as [`grads_module`] up to the gradients, then `norm: f32` of all of them before clipping; then the next states.
 ///
 /// Errors: as [`grads_module`].
 /// Source: Loshchilov & Hutter 2019, arXiv:1711.05101.
@@ -187,6 +228,9 @@ pub fn decays(name: &str, ty: &Type) -> bool {
 struct Objective {
     grad: Func,
     params: Vec<Param>,
+    /// Names of the results before the gradients.
+    results: Vec<&'static str>,
+    ranks: usize,
 }
 
 struct Param {
@@ -206,9 +250,13 @@ impl Objective {
     ) -> Result<Objective, Diagnostics> {
         let mut e = Entry::new(module, scope, OBJECTIVE, dtype)?;
         let forward = ForwardSpec { remat: spec.recompute != Recompute::Nothing, ..spec.forward };
-        let (nll, _, labels) = losses(&mut e, config, forward)?;
-        let loss = e.call_with("loss", "masked_mean", &[("V", config.text.vocab)], &[nll, labels])?;
-        let f = e.finish(vec![loss, nll]);
+        let extra = extra_inputs(&mut e, spec)?;
+        let h = hidden(&mut e, config, forward)?;
+        let (names, results) = match spec.select {
+            None => (vec!["loss", "nll"], weighed(&mut e, config, spec, &h, &extra)?),
+            Some(s) => (vec!["loss", "keep", "missed"], selected(&mut e, spec, s, &h, &extra)?),
+        };
+        let f = e.finish(results);
         let function = module.function(f);
         let params: Vec<Param> = function
             .param_values()
@@ -222,7 +270,7 @@ impl Objective {
         let wrt: Vec<Value> = function.param_values().filter(|v| params[v.0 as usize].trained).collect();
         let keep = if spec.recompute == Recompute::AllButAttention { KEPT } else { &[] };
         let grad = Differentiate { scope: Some(scope), keep }.run(module, f, &[0], &wrt)?;
-        Ok(Objective { grad, params })
+        Ok(Objective { grad, params, results: names, ranks: spec.forward.ranks })
     }
 
     fn trained(&self) -> impl Iterator<Item = &Param> {
@@ -234,16 +282,92 @@ impl Objective {
         Part::ALL.into_iter().filter(|part| self.trained().any(|p| Part::of(&p.name) == *part)).collect()
     }
 
-    /// Loss and nll, and the gradients of the trained tensors.
+    /// What comes before the gradients, and the gradients of the trained tensors; of all ranks.
     fn call(&self, e: &mut Entry, mut operands: Vec<Value>) -> Result<(Vec<Value>, Vec<Value>), Diagnostics> {
         operands.push(e.op("one", Constant { dtype: Dtype::F32, value: 1.0 }, &[])?);
-        let callee = e.module().function(self.grad);
-        let names: Vec<String> = callee.results.iter().map(|v| callee.value(*v).name.clone()).collect();
+        // Each rank has its part of the mean, and of its gradients; only sums over all bear the names.
+        let part = if self.ranks > 1 { "part." } else { "d." };
+        let grads = self.trained().map(|p| format!("{part}{}", p.name));
+        let names: Vec<String> = self.results.iter().map(|n| (*n).to_string()).chain(grads).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut results = e.calls_of(&names, self.grad, &operands)?;
-        let grads = results.split_off(2);
+        let mut grads = results.split_off(self.results.len());
+        if self.ranks > 1 {
+            let sum = || AllReduce { fold: FoldKind::Sum };
+            results[0] = e.op("loss", sum(), &[results[0]])?;
+            for (g, p) in grads.iter_mut().zip(self.trained()) {
+                *g = e.op(&format!("d.{}", p.name), sum(), &[*g])?;
+            }
+        }
         Ok((results, grads))
     }
+}
+
+/// The inputs that the weights or the selection take, before those of the forward.
+fn extra_inputs(e: &mut Entry, spec: &TrainSpec) -> Result<Vec<Value>, Diagnostics> {
+    let n = spec.forward.tokens;
+    let Some(s) = spec.select else {
+        return match spec.weigh {
+            Weigh::Tokens => Ok(vec![]),
+            Weigh::Examples { most } => {
+                e.positive("examples", most)?;
+                Ok(vec![e.input("document", Dtype::I32, &[n])])
+            }
+        };
+    };
+    if spec.weigh != Weigh::Tokens {
+        return Err(Fault::new(Code::Attribute, "a selection weighs each kept token the same")
+            .help("weigh by tokens, or select nothing")
+            .into());
+    }
+    e.divides("loss_tiles", spec.forward.loss_tiles, "tokens", n)?;
+    e.positive("room", s.room)?;
+    e.fits("room", s.room, "tokens", n)?;
+    e.divides("a part of the loss", n / spec.forward.loss_tiles, "room", s.room)?;
+    let mut out = vec![e.input("reference", Dtype::F32, &[n])];
+    out.extend(["sign", "ratio", "z"].map(|name| e.input(name, Dtype::F32, &[])));
+    out.push(e.input("whole", Dtype::Bool, &[]));
+    Ok(out)
+}
+
+/// This rank's part of the mean over labelled tokens, and each token's loss.
+fn weighed(
+    e: &mut Entry,
+    config: &OmChatConfig,
+    spec: &TrainSpec,
+    h: &Hidden,
+    extra: &[Value],
+) -> Result<Vec<Value>, Diagnostics> {
+    let (joined, vocab) = (usize::from(spec.forward.ranks > 1), config.text.vocab);
+    let [nll, _] = h.losses(e, spec.forward.loss_tiles)?;
+    let weights = match spec.weigh {
+        Weigh::Tokens => {
+            e.calls_with(&["weight", "total"], "token_weights", &[("J", joined), ("V", vocab)], &[h.labels])?
+        }
+        Weigh::Examples { most } => {
+            let letters = [("J", joined), ("M", most), ("V", vocab)];
+            e.calls_with(&["weight", "total"], "example_weights", &letters, &[h.labels, extra[0]])?
+        }
+    };
+    let loss = e.call("loss", "weighted_loss", &[nll, weights[0], weights[1]])?;
+    Ok(vec![loss, nll])
+}
+
+/// This rank's part of the mean over kept tokens, which they are, and how many found no room.
+fn selected(
+    e: &mut Entry,
+    spec: &TrainSpec,
+    s: Selection,
+    h: &Hidden,
+    extra: &[Value],
+) -> Result<Vec<Value>, Diagnostics> {
+    let parts = spec.forward.loss_tiles;
+    let at = flatten(e, h.at)?;
+    let operands: Vec<Value> = [h.x, h.head, h.labels, extra[0], at].iter().chain(&extra[1..]).copied().collect();
+    let letters = [("J", usize::from(s.joined)), ("N", parts), ("K", s.room)];
+    let names = ["loss", "keep", "missed", "lse", "total"];
+    let out = e.calls_with(&names, "two_pass_loss", &letters, &operands)?;
+    Ok(out[..3].to_vec())
 }
 
 /// The norm of all gradients together.

@@ -57,7 +57,10 @@ fn device(name: &str, measured: bool) -> Value {
             let seconds = start.elapsed().as_secs_f64();
             out.insert(
                 "works".into(),
-                works.map_or_else(|e| json!({ "error": e.to_string() }), |()| json!({ "seconds": seconds })),
+                works.map_or_else(
+                    |e| json!({ "error": e.to_string() }),
+                    |n| json!({ "seconds": seconds, "compiled": n }),
+                ),
             );
             if measured && name != "interp" {
                 out.insert("measured".into(), measure::ceilings(&device));
@@ -83,8 +86,9 @@ fn lines(report: &Value) -> String {
         let works = match d["works"]["error"].as_str() {
             Some(e) => format!("present, but a trial program failed: {e}"),
             None => format!(
-                "present; a trial program was compiled and ran in {:.3} s",
-                d["works"]["seconds"].as_f64().unwrap_or_default()
+                "present; a trial program ran in {:.3} s, {} kernels compiled",
+                d["works"]["seconds"].as_f64().unwrap_or_default(),
+                d["works"]["compiled"]
             ),
         };
         out += &format!("{name:<12} {works}\n");

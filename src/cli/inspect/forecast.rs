@@ -55,6 +55,7 @@ pub fn show(report: &mut Report, args: &Args, config: &OmChatConfig) -> Result<(
     let fits = match free {
         _ if refused > 0 => format!(" for the others; {refused} of {} programs cannot run", programs.len()),
         Some(f) => format!("; {} are free here: {}", grouped(f), if sum <= f { "it fits" } else { "it does not fit" }),
+        None if here.is_some() => "; the driver does not tell how many are free here, so none is refused".into(),
         None => String::new(),
     };
     report.line(format!("  {} bytes in all{fits}", grouped(sum)));

@@ -95,7 +95,7 @@ impl Pair {
 /// Compares two modules.
 ///
 /// Functions are the same function by name and letters, or by name where each module has one of that name. Functions
-/// that `outline` numbered are the same where they do the same. A value of B is the value of A that is computed alike,
+/// that a pass numbered are the same where they do the same. A value of B is the value of A that is computed alike,
 /// whatever it is called; the parameters of a function that nobody calls are what their names say, for callers outside
 /// bind them by name.
 pub fn compare(a: &Module, b: &Module) -> Comparison {

@@ -7,7 +7,9 @@ use omchat_codegen::Kernel;
 use omchat_ir::text::{Template, instantiate_call};
 use omchat_ir::{Action, Bind, Builder, Diagnostics, Dtype, Func, Module, Scope, Value};
 use omchat_model::OmChatConfig;
-use omchat_model::graph::{DecoderSpec, Output, decoder_module, vision_module};
+use omchat_model::graph::{
+    DecoderSpec, ForwardSpec, Output, Recompute, TrainSpec, decoder_module, step_module, vision_module,
+};
 use omchat_model::presets::preset;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -187,6 +189,11 @@ fn of_model(model: &str, dtype: &str, name: Option<&str>) -> Result<Vec<Picked>,
     };
     let dtype =
         Dtype::from_name(dtype).ok_or_else(|| Error::input(format!("`{dtype}` is no dtype; give f32, bf16 or f16")))?;
+    // Large, and asked for by name only.
+    if name == Some("step") {
+        let module = training(&config, dtype)?;
+        return Ok(vec![Picked { entry: Func(module.functions.len() as u32 - 1), module }]);
+    }
     let mut all = vec![];
     if config.vision.is_some() {
         all.push(("vision", vision_module(&config, EngineOptions::default().tiles, dtype)?));
@@ -196,7 +203,7 @@ fn of_model(model: &str, dtype: &str, name: Option<&str>) -> Result<Vec<Picked>,
     all.push(("prompt", decoder_module(&config, spec(CHUNKS[0], features, Output::Last), dtype)?));
     all.push(("loss", decoder_module(&config, spec(CHUNKS[1], features, Output::Loss), dtype)?));
     all.push(("decode", decoder_module(&config, spec(1, false, Output::Last), dtype)?));
-    let names: Vec<&str> = all.iter().map(|(n, _)| *n).collect();
+    let names: Vec<&str> = all.iter().map(|(n, _)| *n).chain(["step"]).collect();
     let taken: Vec<Picked> = all
         .iter()
         .filter(|(n, _)| name.is_none_or(|want| want == *n))
@@ -210,6 +217,14 @@ fn of_model(model: &str, dtype: &str, name: Option<&str>) -> Result<Vec<Picked>,
         )));
     }
     Ok(taken)
+}
+
+/// A training step as `omchat step` plans it where memory is scarce: one tile and a chunk of tokens.
+fn training(config: &OmChatConfig, dtype: Dtype) -> Result<Module, Error> {
+    let tiles = usize::from(config.vision.is_some());
+    let forward = ForwardSpec { tiles, mlp_tiles: 2, loss_tiles: 2, ..ForwardSpec::text(CHUNKS[0]) };
+    let spec = TrainSpec { recompute: Recompute::AllButAttention, ..TrainSpec::whole(forward) };
+    Ok(step_module(config, &spec, dtype)?)
 }
 
 fn of_library(name: &str, letters: &[(&str, Bind)]) -> Result<Picked, Error> {

@@ -6,12 +6,16 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::ops::Range;
 
-/// What `outline` calls its functions, before a number.
-const FUSED: &str = "fused.";
+/// What the passes call functions of their own making, before a number.
+const NUMBERED: [&str; 2] = ["fused.", "alone."];
 
 /// Gives B's numbered functions the numbers that A has for functions that do the same, and between those in order.
 pub fn functions(a: &Module, b: &mut Module) {
-    let (of_a, of_b) = (numbered(a), numbered(b));
+    NUMBERED.iter().for_each(|prefix| renumber(a, b, prefix));
+}
+
+fn renumber(a: &Module, b: &mut Module, prefix: &str) {
+    let (of_a, of_b) = (numbered(a, prefix), numbered(b, prefix));
     let keys = |m: &Module, all: &[Func]| all.iter().map(|f| body(m, m.function(*f))).collect::<Vec<_>>();
     let mut pairs = vec![None; of_b.len()];
     refine(&keys(a, &of_a), &keys(b, &of_b), &mut pairs);
@@ -119,8 +123,8 @@ fn called(m: &Module, f: Func) -> bool {
     m.functions.iter().any(|g| g.nodes.iter().any(calls))
 }
 
-fn numbered(m: &Module) -> Vec<Func> {
-    let is = |f: &Function| f.name.strip_prefix(FUSED).is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
+fn numbered(m: &Module, prefix: &str) -> Vec<Func> {
+    let is = |f: &Function| f.name.strip_prefix(prefix).is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
     (0..m.functions.len()).filter(|i| is(&m.functions[*i])).map(|i| Func(i as u32)).collect()
 }
 

@@ -87,11 +87,13 @@ fn picture(bars: &[&Bar], bytes: usize, launches: usize) -> String {
     for b in bars {
         let x = b.life.0 as f64 * dx;
         let width = (b.life.1 - b.life.0 + 1) as f64 * dx;
-        let (y, height) = (b.offset as f64 * dy, (b.bytes as f64 * dy).max(0.5));
+        let (y, height) = (b.offset as f64 * dy, (b.bytes as f64 * dy).max(1.0));
         let says = escape(&b.says);
+        // The line around it would hide it.
+        let thin = if height < 3.0 { " thin" } else { "" };
         let _ = writeln!(
             out,
-            "<rect class=\"{}\" x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\"><title>{says}</title></rect>",
+            "<rect class=\"{}{thin}\" x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\"><title>{says}</title></rect>",
             b.class
         );
         let label = says.split(':').next().unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use super::{Journey, changes, escape, grouped, plan};
 use crate::cli::ir::compare::{Comparison, Side, compare};
-use omchat_ir::Module;
+use omchat_ir::{Function, Module};
 use std::fmt::Write as _;
 
 /// How it looks.
@@ -49,7 +49,7 @@ fn holds(pass: &str) -> &'static str {
         "canonicalize" => "no cast to the same dtype, no x + 0, no x * 1; scalars of constants are constants",
         "cse" => "no two nodes do the same to the same operands",
         "dce" => "every node is needed, every function is called; collectives stay: other ranks wait for them",
-        "fuse" => "pointwise work stands in the group of the fold that it feeds or follows",
+        "fuse" => "each group is a function; the entry holds calls, and nodes that stand alone",
         "outline" => "the entry holds calls only; equal groups are one function",
         _ => "the module prints, parses, verifies and means the same",
     }
@@ -89,14 +89,14 @@ fn intro(j: &Journey) -> String {
 
 /// Functions, nodes and values of a module, or of two with what changed.
 fn counted(modules: &[&Module]) -> String {
-    let rows: [(&str, fn(&Module) -> usize); 3] = [
-        ("functions", |m| m.functions.len()),
-        ("nodes", |m| m.functions.iter().map(|f| f.nodes.len()).sum()),
-        ("values", |m| m.functions.iter().map(|f| f.values.len()).sum()),
-    ];
+    let count = |m: &Module| {
+        let sum = |each: fn(&Function) -> usize| m.functions.iter().map(each).sum();
+        [m.functions.len(), sum(|f| f.nodes.len()), sum(|f| f.values.len())]
+    };
+    let counts: Vec<[usize; 3]> = modules.iter().map(|m| count(m)).collect();
     let mut out = "<ul class=\"counts\">".to_string();
-    for (what, count) in rows {
-        let numbers: Vec<usize> = modules.iter().map(|m| count(m)).collect();
+    for (i, what) in ["functions", "nodes", "values"].into_iter().enumerate() {
+        let numbers: Vec<usize> = counts.iter().map(|c| c[i]).collect();
         let shown = match numbers[..] {
             [a, b] if a != b => format!("{} → <b>{}</b>", grouped(a), grouped(b)),
             [a, ..] => format!("<b>{}</b>", grouped(a)),
