@@ -161,7 +161,7 @@ impl<'a> Lower<'a> {
             match op {
                 Op::Constant(c) => {
                     return m.body.push(if c.dtype.is_float() {
-                        Step::Float { bits: (c.value as f32).to_bits() }
+                        Step::Float { bits: (c.dtype.round(c.value) as f32).to_bits() }
                     } else {
                         Step::Int { value: c.value as i32 }
                     });
