@@ -328,9 +328,12 @@ fn main() {
     b.product(256, 1536, 576, Dtype::Bf16, false);
     b.product(1, 49152, 576, Dtype::Bf16, false);
     b.product(256, 1536, 576, Dtype::F32, true);
-    // A long sequence: the rows of `down` are read from further away.
+    // A training step: the MLP of a long sequence, then a tile of logits and its cotangents' way back.
     b.product(2048, 1536, 576, Dtype::F32, false);
     b.product(2048, 576, 1536, Dtype::F32, false);
+    b.product(2048, 576, 1536, Dtype::F32, true);
+    b.product(256, 49152, 576, Dtype::F32, false);
+    b.product(256, 576, 49152, Dtype::F32, true);
     b.scatter(49152, 576, 2048, Dtype::F32);
     b.scatter(49152, 576, 2048, Dtype::Bf16);
     b.attention([1, 3, 3, 256, 8192, 64], 8192, Dtype::F32);

@@ -125,6 +125,9 @@ impl Roles {
         // On a GPU a unit takes one tile: there is no cache of its own to keep rows in.
         let depth = self.loops.nest.depth().max(1);
         let run = if schedule.get("bits") == 64 { (RUN / 4 / depth / rows).clamp(1, m_tiles.max(1)) } else { 1 };
+        // Runs of one length: cores share out whole runs, and a short last one would leave its core idle.
+        let runs = m_tiles.div_ceil(run);
+        let run = m_tiles.div_ceil(runs.max(1)).max(1);
         let runs = m_tiles.div_ceil(run);
         let outer = self.loops.nest.points() / (m * self.n()).max(1);
         let items = (outer * runs * n_tiles) as u32;
