@@ -44,6 +44,8 @@ pub(crate) struct Einsum {
     /// Rows and columns (or vectors of columns) of a tile.
     pub(crate) rows: usize,
     pub(crate) cols: usize,
+    /// Tiles of columns that an item takes side by side.
+    pub(crate) group: usize,
     /// Whether the lanes leave a rest along k.
     pub(crate) k_tail: bool,
     /// Whether the tiles leave a rest along n.
@@ -109,19 +111,21 @@ impl Roles {
         (s[self.loops.inner()], s[s.len() - 1])
     }
 
-    /// The plan, the words, the buffers and the grid for tiles of `rows` x `wide` (in `cols` columns or vectors).
+    /// The plan, the words, the buffers and the grid for tiles of `rows` x `wide` (in `cols` columns or vectors), of
+    /// which an item takes `group` side by side.
     pub(crate) fn plan(
         &self,
         rows: usize,
         cols: usize,
         wide: usize,
+        group: usize,
         schedule: &Schedule,
     ) -> (Key<Einsum>, Vec<u32>, Slots, Slots, Grid) {
         let lanes = schedule.get("lanes") as usize;
         let (plan, mut words, ins, outs) = self.loops.plan(self.loops.inner(), 1, None);
         let (m, axis) = self.m();
         let m_tiles = m.div_ceil(rows);
-        let n_tiles = self.n().div_ceil(wide);
+        let n_tiles = self.n().div_ceil(wide * group);
         // On a GPU a unit takes one tile: there is no cache of its own to keep rows in.
         let depth = self.loops.nest.depth().max(1);
         let run = if schedule.get("bits") == 64 { (RUN / 4 / depth / rows).clamp(1, m_tiles.max(1)) } else { 1 };
@@ -141,6 +145,7 @@ impl Roles {
             m: axis,
             rows,
             cols,
+            group,
             k_tail,
             n_tail,
             cpu: schedule.get("bits") == 64,
@@ -207,7 +212,7 @@ fn reorder(nest: &Nest, order: &[Option<usize>]) -> Nest {
 #[derive(CubeType)]
 pub(crate) struct Tile {
     pub(crate) cursor: Cursor,
-    /// Tile of columns.
+    /// Tile of columns, or group of them.
     pub(crate) n: u32,
     /// Tiles of rows: from, to.
     pub(crate) from: u32,

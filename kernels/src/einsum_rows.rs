@@ -79,7 +79,7 @@ impl Launch for EinsumRows {
         let roles = Roles::of(work).map_err(unfit(self.name()))?;
         let (rows, cols) = (schedule.get("rows") as usize, schedule.get("cols") as usize);
         let (lanes, bits) = (schedule.get("lanes") as usize, address(schedule));
-        let (e, words, ins, outs, (cubes, units)) = roles.plan(rows, cols, cols * lanes, schedule);
+        let (e, words, ins, outs, (cubes, units)) = roles.plan(rows, cols, cols * lanes, 1, schedule);
         Ok(Prepared::new(
             words,
             ins,
