@@ -237,7 +237,9 @@ impl Compiler<'_> {
         let mut refusals = vec![];
         for k in self.context.kernels {
             let fits = match (&work, k.implements()) {
-                (Work::Nest(_), Implements::Nest) | (Work::KthLargest { .. }, Implements::KthLargest) => true,
+                (Work::Nest(_), Implements::Nest)
+                | (Work::KthLargest { .. }, Implements::KthLargest)
+                | (Work::ScatterAdd { .. }, Implements::ScatterAdd) => true,
                 (Work::Function { name, .. }, implements) => implements.function(name),
                 _ => false,
             };
@@ -315,6 +317,9 @@ fn describe(work: &Work) -> String {
         Work::Nest(n) => format!("a nest over {:?} folding {:?}", n.kept, n.folded),
         Work::Function { name, .. } => format!("@{name}"),
         Work::KthLargest { rows, width, k } => format!("kth_largest {k} of {rows} rows of {width}"),
+        Work::ScatterAdd { dtype, height, width, tokens, .. } => {
+            format!("scatter_add of {tokens} rows onto {dtype}[{height}, {width}]")
+        }
     }
 }
 
@@ -351,6 +356,7 @@ fn reads(work: &Work, operands: &[usize], buffer: usize) -> bool {
             .reads
             .iter()
             .any(|r| operands[r.operand] == buffer || r.at.as_ref().is_some_and(|a| operands[a.operand] == buffer)),
+        Work::ScatterAdd { ids, rows, .. } => [*ids, *rows].iter().any(|o| operands[*o] == buffer),
         Work::Function { .. } | Work::KthLargest { .. } => operands.contains(&buffer),
     }
 }

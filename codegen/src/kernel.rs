@@ -5,7 +5,7 @@
 
 use crate::nest::Nest;
 use crate::target::Target;
-use omchat_ir::{Bind, Type};
+use omchat_ir::{Bind, Dtype, Type};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -18,6 +18,8 @@ pub enum Implements {
     Functions(&'static [&'static str]),
     /// The primitive `kth_largest` over the last axis.
     KthLargest,
+    /// The primitive `scatter_add` over matrices.
+    ScatterAdd,
 }
 
 impl Implements {
@@ -51,6 +53,22 @@ pub enum Work {
         width: usize,
         /// Which largest; 1 is the largest.
         k: usize,
+    },
+    /// `scatter_add` over a result [height, width] that starts as the table: rows [tokens, width] are added at
+    /// ids [tokens] in order. Sums are f32, rounded once to the dtype; ids outside `0..height` add nothing.
+    ScatterAdd {
+        /// Of the result and the rows.
+        dtype: Dtype,
+        /// Rows of the table.
+        height: usize,
+        /// Elements a row.
+        width: usize,
+        /// Ids.
+        tokens: usize,
+        /// Index of the ids among the launch's operands; i32.
+        ids: usize,
+        /// Index of the rows among the launch's operands.
+        rows: usize,
     },
 }
 

@@ -1,12 +1,13 @@
 //! An outlined function to the work it asks for: one nest, or what cannot be one.
 
 mod index;
+mod scatter;
 
 use crate::body::{Body, Kind, Step};
 use crate::nest::{At, Fold, Nest, Read, Start, Write};
 use crate::{Error, Work};
 use index::{Affine, Contraction, Index, contraction, operand_index, rearranged, sliced, unit, zero};
-use omchat_ir::ops::{ArgMax, Cast, Concat, Einsum, FoldKind, Gather, Reduce, ScatterAdd, UpdateSlice};
+use omchat_ir::ops::{ArgMax, Cast, Concat, Einsum, FoldKind, Gather, Reduce, UpdateSlice};
 use omchat_ir::{Action, Dtype, Fault, Function, Node, Op, Scalar, Type, Value, strides};
 
 /// What a function lowers to.
@@ -35,7 +36,7 @@ pub fn lower(f: &Function) -> Result<Lowered, Error> {
         match op {
             Op::Rearrange(r) => return l.rearrange(node, r),
             Op::UpdateSlice(u) => return Ok(l.update_slice(node, u)),
-            Op::ScatterAdd(s) => return l.scatter_add(node, s),
+            Op::ScatterAdd(s) => return scatter::scatter_add(&l, node, s),
             Op::KthLargest(k) => {
                 let x = f.ty(node.operands[0]);
                 let width = x.shape.last().copied().unwrap_or(1);
@@ -324,44 +325,6 @@ impl<'a> Lower<'a> {
             pieces.push(self.copy_of(*o, &index, shape, write));
         }
         Lowered::Work { pieces, onto: None }
-    }
-
-    /// Every table element gathers the rows whose id is its own: no atomics, one order of summing.
-    fn scatter_add(&self, node: &Node, s: &ScatterAdd) -> Result<Lowered, Error> {
-        let (table, ids, rows) = (node.operands[0], node.operands[1], node.operands[2]);
-        let words = |g: &[Vec<String>]| g.iter().flatten().cloned().collect::<Vec<_>>();
-        let (tw, iw, rw) = (words(&s.axes.inputs[0]), words(&s.axes.inputs[1]), words(&s.axes.inputs[2]));
-        let row = tw.iter().position(|w| !rw.contains(w)).unwrap_or(0);
-        let shared: Vec<&String> = iw.iter().filter(|w| tw.contains(w)).collect();
-        let folds: Vec<&String> = iw.iter().filter(|w| !shared.contains(w)).collect();
-        let size_of = |w: &String| self.f.ty(ids).shape[iw.iter().position(|x| x == w).unwrap_or(0)];
-        let kept = self.f.ty(table).shape.clone();
-        let folded: Vec<usize> = folds.iter().map(|w| size_of(w)).collect();
-        let axes = kept.len() + folded.len();
-        let place = |w: &String| {
-            tw.iter()
-                .position(|x| x == w)
-                .or_else(|| folds.iter().position(|x| *x == w).map(|i| kept.len() + i))
-                .unwrap_or(0)
-        };
-        let index = |own: &[String]| -> Index { own.iter().map(|w| unit(place(w), axes)).collect() };
-        let mut m = Making { axes, reads: vec![], body: Body::default() };
-        let id = self.value(ids, &index(&iw), &mut m);
-        let own = m.body.push(Step::Index { axis: row });
-        let hit = m.body.push(Step::Apply { f: Scalar::Eq, args: vec![id, own], of: Kind::Int });
-        let value = self.value(rows, &index(&rw), &mut m);
-        let zero = m.body.push(Step::Float { bits: 0 });
-        let picked = m.body.push(Step::Apply { f: Scalar::Select, args: vec![hit, value, zero], of: Kind::Float });
-        let mut body = std::mem::take(&mut m.body);
-        body.results = vec![picked];
-        let base = self.value(table, &index(&tw), &mut m);
-        let sum = m.body.push(Step::Folded { kind: Kind::Float });
-        let out = m.body.push(Step::Apply { f: Scalar::Add, args: vec![base, sum], of: Kind::Float });
-        m.body.results = vec![out];
-        let ty = self.f.ty(table);
-        let writes = vec![Write { result: 0, dtype: ty.dtype, offset: 0, strides: ty.strides(), at: None }];
-        let nest = Nest { kept, folded, fold: Some(Fold::Sum), reads: m.reads, body, epilogue: m.body, writes };
-        Ok(Lowered::Work { pieces: vec![Work::Nest(nest)], onto: None })
     }
 }
 

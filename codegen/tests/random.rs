@@ -40,12 +40,17 @@ impl Kernel for Fake {
     }
 }
 
-const PLAIN: [&dyn Kernel; 2] = [&Fake("any.nest", Implements::Nest), &Fake("any.kth", Implements::KthLargest)];
-const KEPT: [&dyn Kernel; 4] = [
+const PLAIN: [&dyn Kernel; 3] = [
+    &Fake("any.nest", Implements::Nest),
+    &Fake("any.kth", Implements::KthLargest),
+    &Fake("any.scatter", Implements::ScatterAdd),
+];
+const KEPT: [&dyn Kernel; 5] = [
     &Fake("kept.softmax", Implements::Functions(&["softmax"])),
     &Fake("kept.rms_norm", Implements::Functions(&["rms_norm"])),
     PLAIN[0],
     PLAIN[1],
+    PLAIN[2],
 ];
 
 fn operands(types: &[Type], seed: u64) -> Vec<Tensor> {

@@ -171,6 +171,18 @@ impl Bench {
         self.run(&what, &Work::Nest(nest), &operands, &results, 2.0 * (m * n * k) as f64, "GFLOP/s");
     }
 
+    /// Rows added to a table at ids, each id once and again.
+    fn scatter(&self, height: usize, width: usize, tokens: usize, dtype: Dtype) {
+        let work = Work::ScatterAdd { dtype, height, width, tokens, ids: 0, rows: 1 };
+        let operands = [
+            self.buffer(Dtype::I32, tokens, |i| (i / 2 * 7919 % height) as f32),
+            self.buffer(dtype, tokens * width, |i| (i % 7) as f32),
+        ];
+        let results = [self.buffer(dtype, height * width, |_| 0.0)];
+        let what = format!("scatter_add {tokens} x {width} onto {dtype}[{height}, {width}]");
+        self.run(&what, &work, &operands, &results, (tokens * width) as f64, "G elem/s");
+    }
+
     fn attention(&self, [b, h, g, t, s, d]: [usize; 6], filled: usize, dtype: Dtype) {
         let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 50.0;
         let shapes = [vec![b, h, g, t, d], vec![b, h, s, d], vec![b, h, s, d], vec![b, t], vec![b, t], vec![b, s]];
@@ -316,10 +328,19 @@ fn main() {
     b.product(256, 1536, 576, Dtype::Bf16, false);
     b.product(1, 49152, 576, Dtype::Bf16, false);
     b.product(256, 1536, 576, Dtype::F32, true);
+    // A training step: the MLP of a long sequence, then a tile of logits and its cotangents' way back.
+    b.product(2048, 1536, 576, Dtype::F32, false);
+    b.product(2048, 576, 1536, Dtype::F32, false);
+    b.product(2048, 576, 1536, Dtype::F32, true);
+    b.product(256, 49152, 576, Dtype::F32, false);
+    b.product(256, 576, 49152, Dtype::F32, true);
+    b.scatter(49152, 576, 2048, Dtype::F32);
+    b.scatter(49152, 576, 2048, Dtype::Bf16);
     b.attention([1, 3, 3, 256, 8192, 64], 8192, Dtype::F32);
     b.attention([1, 3, 3, 256, 8192, 64], 8192, Dtype::Bf16);
     b.attention([1, 12, 1, 256, 256, 64], 256, Dtype::F32);
     b.attention([1, 16, 1, 1024, 1024, 72], 1024, Dtype::F32);
+    b.attention([1, 3, 3, 2048, 2048, 64], 2048, Dtype::F32);
     b.attention([1, 3, 3, 1, 8192, 64], 8192, Dtype::F32);
     b.attention([1, 3, 3, 1, 8192, 64], 64, Dtype::F32);
 }

@@ -19,7 +19,9 @@ use crate::map_plain::nest_of;
 use crate::nest::{Cursor, deliver, look, origin, seek};
 
 /// Bytes of `a` that a run of tiles may cover: about half a core's second cache.
-const RUN: usize = 512 << 10;
+const NEAR: usize = 512 << 10;
+/// Most tiles in a run whose sums wait from turn to turn.
+pub(crate) const RUN: usize = 32;
 
 /// A nest with its kept axes in the order batch, m, n.
 #[derive(Clone, Debug)]
@@ -44,6 +46,10 @@ pub(crate) struct Einsum {
     /// Rows and columns (or vectors of columns) of a tile.
     pub(crate) rows: usize,
     pub(crate) cols: usize,
+    /// Tiles of columns that an item takes side by side.
+    pub(crate) group: usize,
+    /// Elements along k that all rows of an item pass before the next; 1 where each tile takes all at once.
+    pub(crate) turn: usize,
     /// Whether the lanes leave a rest along k.
     pub(crate) k_tail: bool,
     /// Whether the tiles leave a rest along n.
@@ -109,22 +115,32 @@ impl Roles {
         (s[self.loops.inner()], s[s.len() - 1])
     }
 
-    /// The plan, the words, the buffers and the grid for tiles of `rows` x `wide` (in `cols` columns or vectors).
+    /// The plan, the words, the buffers and the grid for tiles of `rows` x `wide` (in `cols` columns or vectors), of
+    /// which an item takes `group` side by side.
     pub(crate) fn plan(
         &self,
         rows: usize,
         cols: usize,
         wide: usize,
+        group: usize,
         schedule: &Schedule,
     ) -> (Key<Einsum>, Vec<u32>, Slots, Slots, Grid) {
         let lanes = schedule.get("lanes") as usize;
         let (plan, mut words, ins, outs) = self.loops.plan(self.loops.inner(), 1, None);
         let (m, axis) = self.m();
         let m_tiles = m.div_ceil(rows);
-        let n_tiles = self.n().div_ceil(wide);
+        let n_tiles = self.n().div_ceil(wide * group);
         // On a GPU a unit takes one tile: there is no cache of its own to keep rows in.
         let depth = self.loops.nest.depth().max(1);
-        let run = if schedule.get("bits") == 64 { (RUN / 4 / depth / rows).clamp(1, m_tiles.max(1)) } else { 1 };
+        let run = match schedule.get("bits") {
+            // By turns, a run's sums wait: as many tiles as there is room for, but items for all cores.
+            64 if schedule.get("turn") > 1 => RUN.min(m_tiles * n_tiles / (2 * schedule.get("units") as usize)).max(1),
+            64 => (NEAR / 4 / depth / rows).clamp(1, m_tiles.max(1)),
+            _ => 1,
+        };
+        // Runs of one length: cores share out whole runs, and a short last one would leave its core idle.
+        let runs = m_tiles.div_ceil(run);
+        let run = m_tiles.div_ceil(runs.max(1)).max(1);
         let runs = m_tiles.div_ceil(run);
         let outer = self.loops.nest.points() / (m * self.n()).max(1);
         let items = (outer * runs * n_tiles) as u32;
@@ -138,6 +154,8 @@ impl Roles {
             m: axis,
             rows,
             cols,
+            group,
+            turn: schedule.get("turn") as usize,
             k_tail,
             n_tail,
             cpu: schedule.get("bits") == 64,
@@ -204,7 +222,7 @@ fn reorder(nest: &Nest, order: &[Option<usize>]) -> Nest {
 #[derive(CubeType)]
 pub(crate) struct Tile {
     pub(crate) cursor: Cursor,
-    /// Tile of columns.
+    /// Tile of columns, or group of them.
     pub(crate) n: u32,
     /// Tiles of rows: from, to.
     pub(crate) from: u32,

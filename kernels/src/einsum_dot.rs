@@ -19,6 +19,12 @@ use crate::prepared::{Prepared, runner};
 use crate::vector::{Lane, across, read_float};
 use crate::{Launch, LaunchError};
 
+/// Tiles of columns side by side whose sums fill a line of the cache: with long rows of results, lines that are
+/// written a quarter at a time would be fetched and evicted four times (for 49,152 columns 316 instead of 385 GFLOP/s).
+const GROUP: usize = 4;
+/// Bytes of a group's factor that stay in a core's first cache beside a tile of rows.
+const NEAR: usize = 40 << 10;
+
 /// Sums dot products, tile by tile.
 pub struct EinsumDot;
 
@@ -72,7 +78,9 @@ impl Launch for EinsumDot {
         let roles = Roles::of(work).map_err(unfit(self.name()))?;
         let (rows, cols) = (schedule.get("rows") as usize, schedule.get("cols") as usize);
         let (lanes, bits) = (schedule.get("lanes") as usize, address(schedule));
-        let (e, words, ins, outs, (cubes, units)) = roles.plan(rows, cols, cols, schedule);
+        let near = roles.loops.nest.depth() * cols * GROUP * 4 <= NEAR;
+        let group = if schedule.get("bits") == 64 && roles.m().0 > rows && near { GROUP } else { 1 };
+        let (e, words, ins, outs, (cubes, units)) = roles.plan(rows, cols, cols, group, schedule);
         Ok(Prepared::new(
             words,
             ins,
@@ -89,16 +97,16 @@ fn einsum_dot<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut 
     let item = item(e.cpu);
     if inside(meta, item, e.clone()) {
         let t = tile(meta, operands, item, e.clone());
+        let size = meta[comptime![e.plan.kept - 1]] as usize;
+        let first = t.n as usize * comptime![e.group * e.cols];
         for m in t.from..t.to {
-            products::<N, C>(
-                meta,
-                operands,
-                results,
-                &t.cursor,
-                m * comptime![e.rows as u32],
-                t.n as usize * e.cols,
-                e.clone(),
-            );
+            let row = m * comptime![e.rows as u32];
+            for j in 0..e.group {
+                let n = first + j * e.cols;
+                if n < size {
+                    products::<N, C>(meta, operands, results, &t.cursor, row, n, e.clone());
+                }
+            }
         }
     }
 }

@@ -38,6 +38,7 @@ mod map_plain;
 mod nest;
 mod prepared;
 mod rms_norm_rows;
+mod scatter_add_plain;
 mod source;
 mod tally;
 mod vector;
@@ -67,6 +68,7 @@ pub const LIST: &[&dyn Launch] = &[
     &map_plain::MapPlain,
     &fold_plain::FoldPlain,
     &kth_largest_plain::KthLargestPlain,
+    &scatter_add_plain::ScatterAddPlain,
     &attention_plain::AttentionPlain,
     &attention_dq_plain::AttentionDqPlain,
     &attention_dkv_plain::AttentionDkvPlain,

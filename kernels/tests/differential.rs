@@ -7,7 +7,7 @@ mod common;
 use common::Draw;
 use common::device::{devices, poison};
 use common::reference::{self, Host};
-use omchat_codegen::{At, Body, Fold, Kind, Nest, Read, Start, Step, Work, Write};
+use omchat_codegen::{At, Body, Fold, Kind, Nest, Read, Start, Step, Target, Work, Write};
 use omchat_ir::{Dtype, Scalar};
 use omchat_kernels::LIST;
 
@@ -467,8 +467,12 @@ fn large_maps_are_cut_and_turn_to_a_second_row_of_cubes() {
 fn long_einsums_run_in_turns() {
     // k so long that the rows of one factor do not stay in the cache together: several runs of tiles.
     let d = &mut Draw(11);
+    // In the last case they do not stay for one tile: sums wait from turn to turn.
     let (m, n, k) = (70, 21, 4100);
-    for (sa, sb) in [([k, 0, 1], [0, k, 1]), ([k, 0, 1], [0, 1, n]), ([1, 0, m], [0, 1, n])] {
+    let short = [([k, 0, 1], [0, k, 1]), ([k, 0, 1], [0, 1, n]), ([1, 0, m], [0, 1, n])].map(|s| (m, n, k, s));
+    let far = (20, 70, 5200, ([5200, 0, 1], [0, 1, 70]));
+    let rows = omchat_kernels::by_name("einsum.rows").unwrap();
+    for (m, n, k, (sa, sb)) in short.into_iter().chain([far]) {
         let mut nest = add(vec![m, n], [sa.to_vec(), sb.to_vec(), vec![n, 1]]);
         nest.folded = vec![k];
         nest.fold = Some(Fold::Sum);
@@ -483,6 +487,8 @@ fn long_einsums_run_in_turns() {
         let mut want = c.results.clone();
         let weight = reference::nest(&c.nest, &c.operands, &mut want);
         let work = Work::Nest(c.nest.clone());
+        let turns = rows.schedules(&work, &Target::cpu(2)).is_ok_and(|s| s[0].get("turn") > 1);
+        assert_eq!(turns, k == 5200, "{m} x {n} x {k}");
         for p in devices() {
             for kernel in LIST {
                 for s in kernel.schedules(&work, &p.target).unwrap_or_default() {

@@ -57,7 +57,9 @@ fn attention(dtype: Dtype) -> Work {
 fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
     let mut seen = std::collections::BTreeSet::new();
     for &dtype in dtypes {
-        for work in [product(dtype), gelu(dtype), attention(dtype), Work::KthLargest { rows: 2, width: 9, k: 3 }] {
+        let kth = Work::KthLargest { rows: 2, width: 9, k: 3 };
+        let scatter = Work::ScatterAdd { dtype, height: 9, width: 24, tokens: 7, ids: 1, rows: 2 };
+        for work in [product(dtype), gelu(dtype), attention(dtype), kth, scatter] {
             for k in LIST {
                 for s in k.schedules(&work, target).unwrap_or_default() {
                     let text = k
@@ -80,7 +82,7 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
             }
         }
     }
-    for name in ["map.plain", "fold.plain", "einsum.dot", "kth_largest.plain", "attention.plain"] {
+    for name in ["map.plain", "fold.plain", "einsum.dot", "kth_largest.plain", "scatter_add.plain", "attention.plain"] {
         assert!(seen.contains(name), "{name} gave no text: {seen:?}");
     }
 }

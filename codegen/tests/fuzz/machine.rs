@@ -104,6 +104,21 @@ fn launch(m: &mut Memory, module: &Module, work: &Work, operands: &[usize], resu
             }
             Ok(())
         }
+        Work::ScatterAdd { height, width, tokens, ids, rows, .. } => {
+            let (ids, rows) = (operands[*ids], operands[*rows]);
+            if let Some(b) = [ids, rows].iter().find(|b| m.overlap(**b, results[0])) {
+                return Err(format!("it reads buffer {b} and adds to buffer {}, which share bytes", results[0]));
+            }
+            for t in 0..*tokens {
+                let id = m.get(ids, t)?;
+                for c in (0..*width).filter(|_| id >= 0.0 && id < *height as f64) {
+                    let at = id as usize * width + c;
+                    let sum = m.get(results[0], at)? + m.get(rows, t * width + c)?;
+                    m.set(results[0], at, sum)?;
+                }
+            }
+            Ok(())
+        }
         Work::Function { name, binds, operands: types, .. } => {
             let f = module.find(name, binds).ok_or("a function that is not in the module")?;
             let mut args = vec![];
