@@ -4,8 +4,12 @@
 
 #[path = "../../ir/tests/common/mod.rs"]
 mod common;
+#[path = "fuzz/gradients.rs"]
+mod gradients;
 #[path = "fuzz/machine.rs"]
 mod machine;
+#[path = "fuzz/sampled.rs"]
+mod sampled;
 #[path = "fuzz/write.rs"]
 mod write;
 
@@ -170,8 +174,13 @@ fn apart(p: &Program) -> Option<String> {
 
 /// `within` is what the numbers of a text may lose as f32, a share of the largest result.
 fn whole(text: &str, seed: u64, within: f64) {
+    whole_of(text, "f", seed, within);
+}
+
+/// The same from another function than `@f`.
+fn whole_of(text: &str, entry: &str, seed: u64, within: f64) {
     let m = parse(text).unwrap_or_else(|e| panic!("{}", e.render("random", text)));
-    let entry = m.named("f").unwrap();
+    let entry = m.named(entry).unwrap();
     for target in [Target::cpu(2), Target::wgpu(), Target::cuda(90)] {
         for kernels in [&PLAIN[..], &KEPT[..]] {
             let context = Context { target: &target, kernels };
@@ -202,8 +211,12 @@ fn whole(text: &str, seed: u64, within: f64) {
 
 /// Whether every value is a finite number. No model makes another, and devices need not agree on them.
 fn finite(text: &str, seed: u64) -> bool {
+    finite_of(text, "f", seed)
+}
+
+fn finite_of(text: &str, entry: &str, seed: u64) -> bool {
     let mut m = parse(text).unwrap_or_else(|e| panic!("{}", e.render("random", text)));
-    let entry = m.named("f").unwrap();
+    let entry = m.named(entry).unwrap();
     let f = &mut m.functions[entry.0 as usize];
     f.params.fill(Role::Input);
     f.results = (0..f.values.len() as u32).map(Value).collect();
@@ -225,20 +238,22 @@ proptest! {
     }
 }
 
-/// The file tests of runs hold what random functions once broke, and whole layers.
+/// The file tests of runs and of gradients hold what random functions once broke, and whole layers.
 #[test]
 fn file_tests_keep_their_meaning() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/filetests");
     let mut ran = 0;
-    for path in std::fs::read_dir(root.join("run")).unwrap().map(|e| e.unwrap().path()) {
+    let paths = ["run", "vjp", "fuzz"].iter().filter_map(|folder| std::fs::read_dir(root.join(folder)).ok()).flatten();
+    for path in paths.map(|e| e.unwrap().path()) {
         let text = std::fs::read_to_string(&path).unwrap();
-        if parse(&text)
-            .unwrap_or_else(|e| panic!("{}", e.render(&path.display().to_string(), &text)))
-            .named("f")
-            .is_some()
-        {
+        let module = parse(&text).unwrap_or_else(|e| panic!("{}", e.render(&path.display().to_string(), &text)));
+        if module.named("f").is_some() {
             whole(&text, 1, 1e-6);
             ran += 1;
+        }
+        if text.contains("; test vjp") {
+            let (grads, _) = gradients::gradient(&module).unwrap();
+            whole_of(&grads.to_string(), "f.grad", 1, 1e-6);
         }
     }
     assert!(ran > 10, "only {ran} files were found");

@@ -1,4 +1,4 @@
-//! The file tests that need only the language: `verify`, `render`, `print`, `format`, `eval`, `equal`.
+//! The file tests that need only the language: `verify`, `render`, `print`, `format`, `eval`, `equal`, `vjp`.
 //! The others need a compiler or a device: `tests/filetests.rs` of the root package runs them.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -8,6 +8,7 @@ mod eval;
 mod filetest;
 
 use common::Rng;
+use common::grad::{Case, Slopes, slopes};
 use filetest::{Command, FileTest, Outcome, blessing};
 use omchat_ir::{Diagnostic, Dtype, Func, Mode, Module, Tensor, Type, format, interpret, parse};
 
@@ -22,8 +23,7 @@ fn main() {
         // scripts/cuda_compile.sh compiles the text of every kernel of the file.
         "source" => Outcome::Elsewhere,
         "pass" | "plan" | "run" => Outcome::Elsewhere,
-        // A file that asks for what nothing runs must not pass unseen.
-        "vjp" => Outcome::Failed("nothing runs `test vjp` yet".into()),
+        "vjp" => vjp(file),
         other => Outcome::Failed(format!("there is no command `test {other}`")),
     });
 }
@@ -90,6 +90,24 @@ fn print(file: &mut FileTest) -> Outcome {
             }
         }
     }
+}
+
+/// The cotangents of `@f` agree with central differences, on one to three ranks.
+fn vjp(file: &FileTest) -> Outcome {
+    let module = match module(file) {
+        Ok(m) => m,
+        Err(o) => return o,
+    };
+    let Some(f) = module.named("f") else { return Outcome::Failed("`test vjp` wants a function @f".into()) };
+    for seed in 0..6 {
+        let case = Case { text: &file.name, module: &module, f, ranks: 1 + (seed % 3) as usize, seed, scope: None };
+        match slopes(&case) {
+            Ok(Slopes::Agree(_)) => {}
+            Ok(why) => return Outcome::Failed(format!("nothing was checked: {why:?}")),
+            Err(why) => return Outcome::Failed(why),
+        }
+    }
+    Outcome::Passed
 }
 
 fn reformat(file: &mut FileTest) -> Outcome {

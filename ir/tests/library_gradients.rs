@@ -74,8 +74,8 @@ const ROWS: &[(&str, &str, usize)] = &[
 /// Results behind a `stop_gradient`: they have a slope, and pass no cotangent on purpose.
 const HELD: &[(&str, usize)] = &[("@two_pass_loss", 3)];
 
-/// The letters of a row; every element type is f32.
-fn letters(name: &str, text: &str) -> Vec<(String, Bind)> {
+/// The letters of a row.
+fn letters(name: &str, text: &str, element: Dtype) -> Vec<(String, Bind)> {
     let mut out: Vec<(String, Bind)> = text
         .split_whitespace()
         .map(|p| p.split_once('=').unwrap())
@@ -84,7 +84,7 @@ fn letters(name: &str, text: &str) -> Vec<(String, Bind)> {
     let template = library::file().unwrap().functions.iter().find(|t| format!("@{}", t.name) == name);
     let template = template.unwrap_or_else(|| panic!("there is no {name}"));
     if template.letters.iter().any(|(l, _)| l == "E") {
-        out.push(("E".into(), Bind::Dtype(Dtype::F32)));
+        out.push(("E".into(), Bind::Dtype(element)));
     }
     out
 }
@@ -119,9 +119,13 @@ struct Instance {
 }
 
 fn instance(name: &str, text: &str, ranks: usize, rng: &mut Rng) -> Instance {
+    instance_of(Dtype::F32, name, text, ranks, rng)
+}
+
+fn instance_of(element: Dtype, name: &str, text: &str, ranks: usize, rng: &mut Rng) -> Instance {
     let scope = Scope::new(&[library::file().unwrap()]);
     let mut module = Module::default();
-    let given = letters(name, text);
+    let given = letters(name, text, element);
     let given: Vec<(&str, Bind)> = given.iter().map(|(l, b)| (l.as_str(), *b)).collect();
     let f = instantiate_call(&scope, &mut module, &name[1..], &given).unwrap_or_else(|e| panic!("{name}: {e}"));
     let function = module.function(f).clone();
@@ -192,4 +196,54 @@ fn every_written_rule_equals_the_derived_one() {
     }
     println!("{count} written rules");
     assert_eq!(count, library::file().unwrap().functions.iter().filter(|t| t.name.ends_with(".vjp")).count());
+}
+
+/// The length of a difference.
+fn off(a: &[Vec<Tensor>], b: &[Vec<Tensor>], result: usize) -> f64 {
+    let pairs = a.iter().zip(b).flat_map(|(a, b)| a[result].data.iter().zip(&b[result].data));
+    pairs.map(|(x, y)| (x - y) * (x - y)).sum::<f64>().sqrt()
+}
+
+#[test]
+fn a_written_rule_in_bf16_errs_at_most_twice_as_much_as_the_derived_one() {
+    let scope = Scope::new(&[library::file().unwrap()]);
+    let rules = ROWS.iter().filter(|r| ROWS.iter().any(|o| o.0 == format!("{}.vjp", r.0)));
+    for (name, text, ranks) in rules {
+        // Summed over seeds: one rounding more or less is luck.
+        let mut errors: Vec<[f64; 3]> = vec![];
+        for seed in 0..24 {
+            let mut rng = Rng(seed * 17 + 3);
+            let x = instance_of(Dtype::Bf16, name, text, *ranks, &mut rng);
+            let function = x.module.function(x.f);
+            let operands: Vec<Vec<Tensor>> = x
+                .operands
+                .iter()
+                .map(|a| {
+                    let cots = x.of.iter().map(|i| draw(&mut rng, function.ty(function.results[*i]), (-1.0, 1.0)));
+                    a.iter().cloned().chain(cots).map(Tensor::rounded).collect()
+                })
+                .collect();
+            let run = |scope, mode| {
+                let mut module = x.module.clone();
+                let grad = Differentiate { scope, keep: &[] }.run(&mut module, x.f, &x.of, &x.wrt).unwrap();
+                interpret(&module, grad, operands.clone(), mode).unwrap()
+            };
+            let exact = run(None, Mode::Exact);
+            let (derived, written) = (run(None, Mode::Typed), run(Some(&scope), Mode::Typed));
+            errors.resize(x.wrt.len(), [0.0; 3]);
+            for (k, e) in errors.iter_mut().enumerate() {
+                let result = function.results.len() + k;
+                e[0] += off(&derived, &exact, result);
+                e[1] += off(&written, &exact, result);
+                let size = exact.iter().flat_map(|r| &r[result].data).map(|x| x * x).sum::<f64>();
+                e[2] += size.sqrt();
+            }
+        }
+        for (k, [derived, written, size]) in errors.iter().enumerate() {
+            println!("{name} cotangent {k}: written {:.2e}, derived {:.2e}", written / size, derived / size);
+            // Rounding the result alone errs by about 2^-9 of it.
+            let most = f64::max(2.0 * derived, size / 512.0);
+            assert!(written <= &most, "{name} cotangent {k}: written rule errs by {written:e}, derived by {derived:e}");
+        }
+    }
 }

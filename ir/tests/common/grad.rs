@@ -1,7 +1,7 @@
 //! Cotangents of a function against central differences.
 
 use super::Rng;
-use omchat_ir::{Differentiate, Dtype, Func, Mode, Module, Scalar, Scope, Tensor, Type, Value, interpret};
+use omchat_ir::{Differentiate, Dtype, Func, Mode, Module, Role, Scalar, Scope, Tensor, Type, Value, interpret};
 
 /// What to check: a function of a module on some ranks.
 pub struct Case<'a> {
@@ -97,4 +97,127 @@ pub fn check_at(case: &Case, of: &[usize], wrt: &[Value], operands: Vec<Vec<Tens
         }
     }
     count
+}
+
+/// What a check along random directions came to.
+#[derive(Debug, PartialEq)]
+pub enum Slopes {
+    /// That many directions agree.
+    Agree(usize),
+    /// No float leads to a float.
+    Nothing,
+    /// No smooth point of moderate numbers was found.
+    Skipped,
+}
+
+const DRAWS: u64 = 4;
+
+/// Checks the cotangents along random directions at a point where the function is smooth.
+///
+/// Errors: what does not agree.
+pub fn slopes(case: &Case) -> Result<Slopes, String> {
+    let f = case.module.function(case.f).clone();
+    let float = |v: &Value| f.ty(*v).dtype.is_float();
+    let of: Vec<usize> = (0..f.results.len()).filter(|i| float(&f.results[*i])).collect();
+    let wrt: Vec<Value> = f.param_values().filter(float).collect();
+    if of.is_empty() || wrt.is_empty() {
+        return Ok(Slopes::Nothing);
+    }
+    let mut module = case.module.clone();
+    let differentiate = Differentiate { scope: case.scope, keep: &[] };
+    let grad = differentiate.run(&mut module, case.f, &of, &wrt).map_err(|e| e.to_string())?;
+    module.verify().map_err(|e| format!("{e}\n{module}"))?;
+    for draw in 0..DRAWS {
+        let mut random = Rng(case.seed.wrapping_mul(DRAWS).wrapping_add(draw));
+        if let Some(n) = slopes_at(case, &module, grad, &of, &wrt, &mut random)? {
+            return Ok(Slopes::Agree(n));
+        }
+    }
+    Ok(Slopes::Skipped)
+}
+
+/// How many directions agree at a random point; `None` where it is not smooth.
+fn slopes_at(
+    case: &Case,
+    module: &Module,
+    grad: Func,
+    of: &[usize],
+    wrt: &[Value],
+    random: &mut Rng,
+) -> Result<Option<usize>, String> {
+    let f = case.module.function(case.f);
+    let all = |types: &[&Type], random: &mut Rng| -> Vec<Vec<Tensor>> {
+        (0..case.ranks).map(|_| types.iter().map(|t| draw(random, t, (-1.5, 1.5))).collect()).collect()
+    };
+    let types: Vec<&Type> = f.param_values().map(|v| f.ty(v)).collect();
+    let x = all(&types, random);
+    let cots = all(&of.iter().map(|i| f.ty(f.results[*i])).collect::<Vec<_>>(), random);
+    let full = x.iter().zip(&cots).map(|(a, c)| a.iter().chain(c).cloned().collect()).collect();
+    let found = interpret(module, grad, full, Mode::Exact).map_err(|e| e.to_string())?;
+    // All values, not results alone: a fold may hide that one is no number.
+    let mut probe = case.module.clone();
+    let inner = &mut probe.functions[case.f.0 as usize];
+    inner.params.fill(Role::Input);
+    inner.results = (0..inner.values.len() as u32).map(Value).filter(|v| f.ty(*v).dtype.is_float()).collect();
+    let values = interpret(&probe, case.f, x.clone(), Mode::Exact).map_err(|e| e.to_string())?;
+    let small = |t: &Tensor| t.data.iter().all(|x| x.abs() < 1e4);
+    if !values.iter().flatten().all(small) {
+        return Ok(None);
+    }
+    // The weighted sum of results at a distance along a direction.
+    let value = |to: &[Vec<Tensor>], h: f64| -> f64 {
+        let mut at = x.clone();
+        for (a, d) in at.iter_mut().flatten().zip(to.iter().flatten()) {
+            a.data.iter_mut().zip(&d.data).for_each(|(a, d)| *a += h * d);
+        }
+        let Ok(y) = interpret(case.module, case.f, at, Mode::Exact) else { return f64::NAN };
+        let one =
+            |i: usize, y: &Tensor, c: &Vec<Tensor>| y.data.iter().zip(&c[i].data).map(|(y, c)| y * c).sum::<f64>();
+        y.iter().zip(&cots).map(|(y, c)| of.iter().enumerate().map(|(n, i)| one(n, &y[*i], c)).sum::<f64>()).sum()
+    };
+    let mut count = 0;
+    // All parameters at once, then one after another.
+    for only in std::iter::once(None).chain(wrt.iter().map(Some)) {
+        let mut to = all(&types, random);
+        for d in &mut to {
+            for (k, t) in d.iter_mut().enumerate() {
+                let v = Value(k as u32);
+                if !wrt.contains(&v) || only.is_some_and(|o| *o != v) {
+                    t.data.fill(0.0);
+                }
+            }
+        }
+        let mut have = 0.0;
+        let mut scale = 1.0;
+        for (rank, d) in to.iter().enumerate() {
+            for (k, v) in wrt.iter().enumerate() {
+                for (g, d) in found[rank][f.results.len() + k].data.iter().zip(&d[v.0 as usize].data) {
+                    have += g * d;
+                    scale += (g * d).abs();
+                }
+            }
+        }
+        let Some((want, doubt)) = slope(|h| value(&to, h)) else { return Ok(None) };
+        if doubt > 1e-8 * scale.max(want.abs()) {
+            return Ok(None);
+        }
+        if (want - have).abs() > 1e-7 * scale.max(want.abs()) || have.is_nan() {
+            let along = only.map_or("all parameters".to_string(), |v| format!("%{}", f.value(*v).name));
+            return Err(format!("along {along} the cotangents say {have}, central differences {want}"));
+        }
+        count += 1;
+    }
+    Ok(Some(count))
+}
+
+/// The slope at 0 and how much two step sizes differ; `None` at a kink or a jump.
+fn slope(y: impl Fn(f64) -> f64) -> Option<(f64, f64)> {
+    let central = |h: f64| (8.0 * (y(h) - y(-h)) - (y(2.0 * h) - y(-2.0 * h))) / (12.0 * h);
+    // How far the slopes to both sides differ: halves with the step, but at a kink.
+    let here = y(0.0);
+    let bend = |h: f64| ((y(h) - 2.0 * here + y(-h)) / h).abs();
+    let h = 4e-4;
+    let (wide, narrow) = (central(h), central(h / 2.0));
+    let kink = bend(h / 2.0) > 0.75 * bend(h) && bend(h) > 1e-6 * (1.0 + wide.abs());
+    if kink || !wide.is_finite() { None } else { Some((narrow, (wide - narrow).abs())) }
 }
