@@ -20,6 +20,10 @@ const PARAMS: [(Dtype, &[usize]); 10] = [
     (Dtype::I32, &[]),
 ];
 
+/// Ops with their operands' types, by mnemonic.
+type Stock = Vec<(&'static str, Vec<Sample>)>;
+type Sample = (Op, Vec<Type>);
+
 /// A step: which op or callee, and how each operand is picked.
 type Step = (u16, [u16; 3]);
 
@@ -42,8 +46,8 @@ pub fn recipes() -> impl Strategy<Value = Vec<Recipe>> {
 }
 
 /// Every op of the samples with its operands' types, by mnemonic.
-pub fn stock(smooth: bool) -> Vec<(&'static str, Vec<(Op, Vec<Type>)>)> {
-    let mut out: BTreeMap<&'static str, Vec<(Op, Vec<Type>)>> = BTreeMap::new();
+fn stock(smooth: bool) -> Stock {
+    let mut out: BTreeMap<&'static str, Vec<Sample>> = BTreeMap::new();
     for text in Op::samples() {
         for f in &omchat_ir::parse(&text).unwrap().functions {
             for n in &f.nodes {
@@ -89,8 +93,6 @@ pub fn mnemonics(module: &Module) -> BTreeSet<&'static str> {
     let nodes = module.functions.iter().flat_map(|f| &f.nodes);
     nodes.filter_map(|n| if let Action::Op(op) = &n.action { Some(op.write().0) } else { None }).collect()
 }
-
-type Stock = [(&'static str, Vec<(Op, Vec<Type>)>)];
 
 fn function(module: &mut Module, name: &str, r: &Recipe, stock: &Stock, callees: usize) {
     let mut b = Builder::new(module, name, BTreeMap::new());
