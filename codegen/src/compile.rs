@@ -156,7 +156,8 @@ impl Compiler<'_> {
                     let wish = self.wishes.get(r).copied();
                     let mut under = (0..operands.len()).filter(|o| {
                         let b = operands[*o];
-                        let mine = if self.buffers[b].memory == Memory::State { wish == Some(b) } else { wish.is_none() };
+                        let mine =
+                            if self.buffers[b].memory == Memory::State { wish == Some(b) } else { wish.is_none() };
                         mine && !results.contains(&b)
                             && f.ty(node.operands[*o]) == f.ty(*r)
                             && in_step(&pieces, &operands, b, i)
@@ -339,9 +340,8 @@ fn in_step(pieces: &[Work], operands: &[usize], buffer: usize, result: usize) ->
             && kept == write.strides.as_slice()
             && folded.iter().all(|s| *s == 0)
     };
-    let folds = |i: usize| {
-        n.fold.is_some() && n.body.steps.iter().any(|s| matches!(s, Step::Read { read, .. } if *read == i))
-    };
+    let folds =
+        |i: usize| n.fold.is_some() && n.body.steps.iter().any(|s| matches!(s, Step::Read { read, .. } if *read == i));
     let reads = n.reads.iter().enumerate();
     write.at.is_none()
         && n.writes.iter().all(|w| w.at.as_ref().is_none_or(|s| operands[s.operand] != buffer))

@@ -117,7 +117,7 @@ fn random_gradients_match_central_differences() {
 #[test]
 fn gradients_of_random_texts_match_central_differences() {
     let scope = Scope::new(&[library::file().unwrap()]);
-    let (mut agree, mut skipped, mut nothing) = (0, 0, 0);
+    let (mut agree, mut skipped, mut nothing, mut whole) = (0, 0, 0, 0);
     for seed in 0..u64::from(cases(300)) {
         let text = crate::write::function(&mut Rng(seed));
         if text.contains("stop_gradient") || !crate::finite(&text, seed) {
@@ -133,13 +133,22 @@ fn gradients_of_random_texts_match_central_differences() {
                 Err(why) => panic!("seed {seed}: {why}\n{text}\nkept as {}", keep(&text, "vjp", seed).display()),
             }
         }
+        // Every fourth goes the long way, by turns with the written rules.
+        let how = Differentiate { scope: Some(&scope).filter(|_| seed % 8 == 0), keep: &[] };
+        let Some((grads, _)) = (if seed % 4 == 0 { gradient(&module, how) } else { None }) else { continue };
+        let grads = grads.to_string();
+        if crate::finite_of(&grads, "f.grad", seed) {
+            crate::whole_of(&grads, "f.grad", seed, 1e-9);
+            whole += 1;
+        }
     }
+    println!("{whole} gradients ran through all passes and over poisoned memory");
     println!("{agree} agree, {nothing} have no float result; skipped: {skipped} had no smooth point");
     assert!(5 * skipped <= agree + skipped, "{skipped} of {} were skipped", agree + skipped);
 }
 
-/// The gradient of all float results by all float parameters.
-pub fn gradient(module: &Module) -> Option<(Module, Func)> {
+/// The gradient of all float results by all float parameters; a `remat` call keeps the results of those functions.
+pub fn gradient(module: &Module, how: Differentiate) -> Option<(Module, Func)> {
     let mut module = module.clone();
     let f = module.named("f").unwrap();
     let function = module.function(f).clone();
@@ -149,7 +158,7 @@ pub fn gradient(module: &Module) -> Option<(Module, Func)> {
     if of.is_empty() || wrt.is_empty() {
         return None;
     }
-    let grad = Differentiate::default().run(&mut module, f, &of, &wrt).unwrap_or_else(|e| panic!("{module}\n{e}"));
+    let grad = how.run(&mut module, f, &of, &wrt).unwrap_or_else(|e| panic!("{module}\n{e}"));
     Some((rounded(module), grad))
 }
 
@@ -160,20 +169,28 @@ fn numbers(module: &Module, f: Func, seed: u64) -> Vec<Tensor> {
     interpret(module, f, vec![inputs], Mode::Exact).unwrap().remove(0)
 }
 
+/// Bit for bit, no numbers included.
+fn same(a: &[Tensor], b: &[Tensor]) -> bool {
+    let pairs = a.iter().zip(b).flat_map(|(a, b)| a.data.iter().zip(&b.data));
+    a.len() == b.len() && pairs.into_iter().all(|(x, y)| x == y || (x.is_nan() && y.is_nan()))
+}
+
 #[test]
 fn random_gradients_keep_their_meaning() {
     let (coverage, ran, calls, cases) = (Coverage::default(), Cell::new(0), Cell::new(0), cases(150));
     fuzz("vjp", cases, false, |_, module, seed| {
-        let Some((grads, grad)) = gradient(module) else { return };
+        let Some((grads, _)) = gradient(module, Differentiate::default()) else { return };
         let text = grads.to_string();
         round_trip(&text, &grads);
         let stored = plain(module);
         if stored != *module {
-            let (other, g) = gradient(&stored).unwrap();
-            let (a, b) = (numbers(&grads, grad, seed), numbers(&other, g, seed));
-            let same =
-                |x: &Tensor, y: &Tensor| x.data.iter().zip(&y.data).all(|(x, y)| x == y || (x.is_nan() && y.is_nan()));
-            assert!(a.iter().zip(&b).all(|(x, y)| same(x, y)), "remat changes a number\n{module}");
+            let (other, g) = gradient(&stored, Differentiate::default()).unwrap();
+            let want = numbers(&other, g, seed);
+            for keep in [&[][..], &["g0"], &["g1"], &["g0", "g1"]] {
+                let (kept, g) = gradient(module, Differentiate { scope: None, keep }).unwrap();
+                round_trip(&kept.to_string(), &kept);
+                assert!(same(&numbers(&kept, g, seed), &want), "remat, keep {keep:?}, changes a number\n{module}");
+            }
             calls.set(calls.get() + 1);
         }
         if crate::finite_of(&text, "f.grad", seed) {

@@ -24,6 +24,34 @@ const PARAMS: [(Dtype, &[usize]); 10] = [
 type Stock = Vec<(&'static str, Vec<Sample>)>;
 type Sample = (Op, Vec<Type>);
 
+/// What the samples leave out: axes of size 0 and 1, einsum axes of one operand only, narrow floats, windows of nothing.
+const CORNERS: [&str; 24] = [
+    "(%x: f32[3, 0]) -> f32[3] { %y = reduce.sum %x \"a b -> a\"",
+    "(%x: f32[0, 3]) -> f32 { %y = reduce.sum %x \"a b -> \"",
+    "(%x: f32[3, 4]) -> f32[3, 4] { %y = reduce.sum %x \"a b -> a b\"",
+    "(%x: f32[1, 3, 1]) -> f32[3] { %y = reduce.max %x \"a b c -> b\"",
+    "(%x: bf16[3, 4]) -> bf16[4] { %y = reduce.max %x \"a b -> b\"",
+    "(%x: f16[3, 4]) -> f16[3] { %y = reduce.sum %x \"a b -> a\"",
+    "(%x: f32[3, 4], %z: f32[5]) -> f32[3] { %y = einsum.f32 %x, %z \"a b, c -> a\"",
+    "(%x: f32[3, 4], %z: f32[2, 5]) -> f32[5, 3] { %y = einsum.f32 %x, %z \"a b, d c -> c a\"",
+    "(%x: f32[3, 0], %z: f32[0, 2]) -> f32[3, 2] { %y = einsum.f32 %x, %z \"a b, b c -> a c\"",
+    "(%x: bf16[1, 4], %z: bf16[4, 1]) -> bf16[1, 1] { %y = einsum.bf16 %x, %z \"a b, b c -> c a\"",
+    "(%x: f32[], %z: f32[2, 3]) -> f32[3, 2] { %y = einsum.f32 %x, %z \", a b -> b a\"",
+    "(%x: f16[2, 3], %z: f16[2, 3]) -> f32 { %y = einsum.f32 %x, %z \"a b, a b -> \"",
+    "(%x: f32[1, 3, 1]) -> f32[3, 1, 1] { %y = rearrange %x \"a b c -> b c a\"",
+    "(%x: f32[1, 3]) -> f32[1, 1, 3, 1] { %y = rearrange %x \"a b -> d a b c\" c=1 d=1",
+    "(%x: f32[1, 1]) -> f32[2, 3] { %y = rearrange %x \"a b -> (c a) (b d)\" c=2 d=3",
+    "(%x: bf16[0, 3]) -> bf16[2, 0] { %y = rearrange %x \"a b -> c (a b)\" c=2",
+    "(%x: f32[4, 3]) -> f32[0, 3] { %y = slice %x axis=0 start=2 end=2",
+    "(%x: f32[4, 3]) -> f32[4, 3] { %y = slice %x axis=1 start=0 end=3",
+    "(%x: f32[0, 3], %z: f32[2, 3]) -> f32[2, 3] { %y = concat %x, %z axis=0",
+    "(%x: bf16[2, 3]) -> bf16[2, 9] { %y = concat %x, %x, %x axis=1",
+    "(%x: f16[3, 2], %i: i32[1]) -> f16[1, 2] { %y = gather %x, %i \"v c, t -> t c\"",
+    "(%x: bf16[3, 2], %i: i32[0], %r: bf16[0, 2]) -> bf16[3, 2] { %y = scatter_add %x, %i, %r \"v c, t, t c -> v c\"",
+    "(%x: f32[3, 4], %z: f32[3, 0], %i: i32) -> f32[3, 4] { %y = update_slice %x, %z, %i axis=1",
+    "(%x: f32[3, 1]) -> f32[3] { %y = kth_largest %x \"a b -> a\" k=1",
+];
+
 /// A step: which op or callee, and how each operand is picked.
 type Step = (u16, [u16; 3]);
 
@@ -48,8 +76,9 @@ pub fn recipes() -> impl Strategy<Value = Vec<Recipe>> {
 /// Every op of the samples with its operands' types, by mnemonic.
 fn stock(smooth: bool) -> Stock {
     let mut out: BTreeMap<&'static str, Vec<Sample>> = BTreeMap::new();
-    for text in Op::samples() {
-        for f in &omchat_ir::parse(&text).unwrap().functions {
+    let corners = CORNERS.iter().map(|t| format!("func @f{t} return %y }}"));
+    for text in Op::samples().into_iter().chain(corners) {
+        for f in &omchat_ir::parse(&text).unwrap_or_else(|e| panic!("{}", e.render("sample", &text))).functions {
             for n in &f.nodes {
                 if let Action::Op(op) = &n.action {
                     // Beside -1e30 a difference is lost.
