@@ -176,6 +176,7 @@ impl<'a> Making<'a> {
             while let Some(rewrite) = self.rewrite(&node) {
                 match rewrite {
                     Rewrite::Same(v) => {
+                        self.keep_name(v, result);
                         self.same[result.0 as usize] = v;
                         break;
                     }
@@ -190,6 +191,17 @@ impl<'a> Making<'a> {
         self.f.nodes = self.nodes;
         self.f.results.iter_mut().for_each(|v| *v = self.same[v.0 as usize]);
         self.f
+    }
+
+    /// A cotangent's name tells what its memory is for: what stands for it takes the name.
+    fn keep_name(&mut self, v: Value, gone: Value) {
+        let cotangent = |f: &Function, v: Value| f.value(v).name.starts_with("d.");
+        let made = v.0 as usize >= self.f.params.len();
+        if made && cotangent(&self.f, gone) && !cotangent(&self.f, v) {
+            let (a, b) = (v.0 as usize, gone.0 as usize);
+            let name = std::mem::take(&mut self.f.values[a].name);
+            self.f.values[a].name = std::mem::replace(&mut self.f.values[b].name, name);
+        }
     }
 
     fn rewrite(&self, node: &Node) -> Option<Rewrite> {

@@ -83,10 +83,18 @@ impl Splits<'_, '_> {
         let any = node.operands.iter().any(|v| float(*v) && computed(*v));
         let plain = |v: Value| matches!(primal.params.get(v.0 as usize), Some(Role::Input));
         for (r, operand) in split.residuals.iter().zip(operands) {
-            let Residual::Param(i) = r else { continue };
-            let v = node.operands[*i];
-            if float(v) && (if any { computed(v) } else { plain(v) }) {
-                *operand = e.op(&primal.value(v).name, Copy, &[*operand])?;
+            let name = match r {
+                Residual::Param(i) => {
+                    let v = node.operands[*i];
+                    let parts = float(v) && (if any { computed(v) } else { plain(v) });
+                    parts.then(|| primal.value(v).name.clone())
+                }
+                // What was kept is read again too: else what the forward made of it would be kept as well.
+                Residual::Extra(k) => Some(split.extras[*k].name.clone()),
+                Residual::Result(_) => None,
+            };
+            if let Some(name) = name {
+                *operand = e.op(&name, Copy, &[*operand])?;
             }
         }
         Ok(())

@@ -290,22 +290,32 @@ impl<'a> Groups<'a> {
         reads.len() + self.outputs(&nodes, None).len() <= self.max_bindings
     }
 
-    /// The groups' nodes in an order that runs, early groups first.
+    /// The groups' nodes in an order that runs: early groups first, by their first node, and before each what it still
+    /// needs. So nothing runs long before it is read: what a backward pass computes again is computed late.
     pub(super) fn ordered(self) -> Vec<Vec<usize>> {
-        let mut left: Vec<usize> = (0..self.groups.len()).filter(|g| !self.groups[*g].nodes.is_empty()).collect();
-        left.sort_by_key(|g| self.groups[*g].nodes.iter().max().copied());
-        let mut done: Vec<u64> = vec![];
+        let mut all: Vec<usize> = (0..self.groups.len()).filter(|g| !self.groups[*g].nodes.is_empty()).collect();
+        all.sort_by_key(|g| self.groups[*g].nodes.iter().min().copied());
+        let mut placed = vec![false; self.groups.len()];
         let mut out = vec![];
-        while !left.is_empty() {
-            let ready = left.iter().position(|g| {
-                let b = &self.groups[*g].before;
-                b.iter().enumerate().all(|(i, w)| w & !done.get(i).copied().unwrap_or(0) == 0)
-            });
-            let g = left.remove(ready.unwrap_or(0));
-            set(&mut done, g);
-            let mut nodes = self.groups[g].nodes.clone();
-            nodes.sort_unstable();
-            out.push(nodes);
+        let mut open: Vec<usize> = all.into_iter().rev().collect();
+        while let Some(g) = open.last().copied() {
+            if placed[g] {
+                open.pop();
+                continue;
+            }
+            let mut needs: Vec<usize> = self.groups[g].nodes.iter().flat_map(|n| self.needs(*n)).collect();
+            needs.retain(|h| *h != g && !placed[*h]);
+            needs.sort_by_key(|h| std::cmp::Reverse(self.groups[*h].nodes.iter().min().copied()));
+            needs.dedup();
+            if needs.is_empty() {
+                placed[g] = true;
+                open.pop();
+                let mut nodes = self.groups[g].nodes.clone();
+                nodes.sort_unstable();
+                out.push(nodes);
+            } else {
+                open.extend(needs);
+            }
         }
         out
     }
