@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod grad;
+pub mod rows;
 pub mod stream;
 
 use omchat_ir::{Dtype, Mode, Tensor, Type, interpret, parse};
