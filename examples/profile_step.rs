@@ -24,6 +24,9 @@ fn main() -> Result<(), omchat::Error> {
     let start = Instant::now();
     let mut trainer = Trainer::new(&model, device, Dtype::F32, &spec, &mut |_| {})?;
     println!("lowered and loaded in {:.1} s", start.elapsed().as_secs_f64());
+    if let Some(program) = trainer.program() {
+        print!("{}", program.peak());
+    }
     for round in 0..2 {
         let start = Instant::now();
         let step = trainer.step(&batch, &AdamW::default())?;

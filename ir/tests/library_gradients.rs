@@ -8,7 +8,7 @@ use common::Rng;
 use common::grad::{Case, check_at, draw};
 use common::rows::{LIBRARY as ROWS, letters, operand};
 use omchat_ir::text::instantiate_call;
-use omchat_ir::{Bind, Differentiate, Dtype, Func, Function, Mode, Module, Scope, Tensor, Value, interpret, library};
+use omchat_ir::{Bind, Differentiate, Dtype, Func, Mode, Module, Scope, Tensor, Value, interpret, library};
 
 /// Results behind a `stop_gradient`: they have a slope, and pass no cotangent on purpose.
 const HELD: &[(&str, usize)] = &[("@two_pass_loss", 3)];

@@ -95,8 +95,11 @@ pub(super) fn concat_of_slices(s: &Site) -> Option<Rewrite> {
     Some(Rewrite::Op(Slice { axis, start, end }.into(), vec![x]))
 }
 
-/// Parts of a concatenation: where each starts, and what it is; `None` for zeros.
-fn parts(s: &Site, v: Value) -> Option<(usize, Vec<(usize, usize, Value, bool)>)> {
+/// A part of a concatenation: where it starts and ends, what it is, whether it is zeros.
+type Part = (usize, usize, Value, bool);
+
+/// The axis of a concatenation, and its parts.
+fn parts(s: &Site, v: Value) -> Option<(usize, Vec<Part>)> {
     let (Op::Concat(c), all) = s.maker(v)? else { return None };
     let mut start = 0;
     let mut out = vec![];
@@ -117,7 +120,7 @@ pub(super) fn add_padded(s: &Site) -> Option<Rewrite> {
     let size = s.to().shape.get(axis).copied()?;
     let (mut at, mut all) = (0, vec![]);
     while axis == other && at < size {
-        let covers = |q: &[(usize, usize, Value, bool)]| q.iter().find(|p| p.0 <= at && at < p.1).copied();
+        let covers = |q: &[Part]| q.iter().find(|p| p.0 <= at && at < p.1).copied();
         let (x, y) = (covers(&a)?, covers(&b)?);
         let (take, under) = if x.3 && (!y.3 || y.1 <= x.1) { (y, x) } else { (x, y) };
         // A part starts here and lies over zeros.

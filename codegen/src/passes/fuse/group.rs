@@ -290,11 +290,12 @@ impl<'a> Groups<'a> {
         reads.len() + self.outputs(&nodes, None).len() <= self.max_bindings
     }
 
-    /// The groups' nodes in an order that runs: early groups first, by their first node, and before each what it still
-    /// needs. So nothing runs long before it is read: what a backward pass computes again is computed late.
+    /// The groups' nodes in an order that runs: by their last node, and before each what it still needs. So nothing runs
+    /// long before it is read: what a backward pass computes again is computed late, and a group that was joined late
+    /// does not pull what it needs to an early place.
     pub(super) fn ordered(self) -> Vec<Vec<usize>> {
         let mut all: Vec<usize> = (0..self.groups.len()).filter(|g| !self.groups[*g].nodes.is_empty()).collect();
-        all.sort_by_key(|g| self.groups[*g].nodes.iter().min().copied());
+        all.sort_by_key(|g| self.groups[*g].nodes.iter().max().copied());
         let mut placed = vec![false; self.groups.len()];
         let mut out = vec![];
         let mut open: Vec<usize> = all.into_iter().rev().collect();
@@ -305,7 +306,7 @@ impl<'a> Groups<'a> {
             }
             let mut needs: Vec<usize> = self.groups[g].nodes.iter().flat_map(|n| self.needs(*n)).collect();
             needs.retain(|h| *h != g && !placed[*h]);
-            needs.sort_by_key(|h| std::cmp::Reverse(self.groups[*h].nodes.iter().min().copied()));
+            needs.sort_by_key(|h| std::cmp::Reverse(self.groups[*h].nodes.iter().max().copied()));
             needs.dedup();
             if needs.is_empty() {
                 placed[g] = true;
