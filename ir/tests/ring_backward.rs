@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::stream::{B, D, G, H, Stream, layouts, mutant};
+use common::stream::{B, D, EMPTY, G, H, Stream, layouts, mutant};
 use common::{Rng, tensor, worst};
 use omchat_ir::text::parse_file;
 use omchat_ir::{Differentiate, Dtype, Mode, Scope, Tensor, Value, interpret, library, parse};
@@ -63,6 +63,8 @@ fn one_rank(s: &Stream, dtype: Dtype) -> [Vec<f64>; 3] {
 fn every_ring_is_one_rank() {
     for r in [1, 2, 3, 4, 7, 16] {
         let s = Stream::new(r * 4, r as u64, Dtype::F32);
+        let unseen = s.oracle().1.iter().filter(|l| **l == EMPTY).count();
+        assert!(r < 3 || unseen > 0, "{r} ranks: a stream must have rows that see nothing");
         let want = one_rank(&s, Dtype::F32);
         let mut off: f64 = 0.0;
         for (layout, name) in layouts(s.n, r, 99).iter().zip(["contiguous", "zigzag", "random"]) {
@@ -120,6 +122,16 @@ fn error_does_not_grow_with_ranks() {
 }
 
 #[test]
+fn a_ring_that_turns_the_other_way_is_no_fault() {
+    let (head, tail) = text().split_once("func @ring_attention.vjp").map(|(a, b)| (a.to_string(), b.to_string())).unwrap();
+    assert_eq!(tail.matches("shift=1").count(), 7);
+    let turned = head + "func @ring_attention.vjp" + &tail.replace("shift=1", "shift=-1");
+    let s = Stream::new(16, 5, Dtype::F32);
+    let have = backward(&s, &layouts(16, 4, 3)[2], Dtype::F32, Mode::Exact, &turned, true);
+    assert!(apart(&have, &one_rank(&s, Dtype::F32)) <= 1e-11);
+}
+
+#[test]
 fn seeded_faults_are_caught() {
     let dq = "        %dq2       = call @attention_dq(%q, %k, %v, %lo, %hi, %at, %lse, %delta, %dy)\n        %dk2, %dv2 = call @attention_dkv(%q, %k, %v, %lo, %hi, %at, %lse, %delta, %dy)";
     let hop = "        %oh, %lh   = call @attention_partial(%q, %k, %v, %lo, %hi, %at)\n";
@@ -141,11 +153,32 @@ fn seeded_faults_are_caught() {
             "        %k         = collective_permute %k shift=1\n",
             "        %k         = collective_permute %k shift=-1\n".into(),
         ),
+        (
+            "dk goes home the wrong way",
+            "    %dk = collective_permute %dk shift=1\n    %dv",
+            "    %dk = collective_permute %dk shift=-1\n    %dv".into(),
+        ),
+        (
+            "dv goes home the wrong way",
+            "    %dv = collective_permute %dv shift=1\n    %eq",
+            "    %dv = collective_permute %dv shift=-1\n    %eq".into(),
+        ),
+        (
+            "dk travels against its keys",
+            "        %dk        = collective_permute %dk shift=1\n",
+            "        %dk        = collective_permute %dk shift=-1\n".into(),
+        ),
         ("the last hop is missing", "        %dk2, %dv2 = call", "        %dk2, %dv2 = call".into()),
         (
             "an empty row has a large log-sum-exp",
             "    %lse   = select %some, %total, -1e30\n",
             "    %lse   = select %some, %total, 1e30\n".into(),
+        ),
+        (
+            // As FlashAttention-2 has it. No literal is infinite: it is -log of the empty sum.
+            "an empty row has an infinite log-sum-exp",
+            "    %lse   = select %some, %total, -1e30\n",
+            "    %bare = log %sum %inf = neg %bare %lse = select %some, %total, %inf\n".into(),
         ),
         ("lse's cotangent is forgotten", "    %delta = sub %rows, %dlse\n", "    %delta = copy %rows\n".into()),
     ];
