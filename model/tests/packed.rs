@@ -300,7 +300,8 @@ fn what_is_computed_again_changes_no_bit() {
     let own = graph::scope().unwrap();
     let keeps: [&[&str]; 5] =
         [&[], &["attention_partial"], &["attention"], &["ring_attention"], &["attention_partial", "attention_merge"]];
-    for ((name, layout), scope) in [1, 4].into_iter().flat_map(layouts).flat_map(|l| [(l.clone(), None), (l, Some(&own))])
+    for ((name, layout), scope) in
+        [1, 4].into_iter().flat_map(layouts).flat_map(|l| [(l.clone(), None), (l, Some(&own))])
     {
         let what = format!("{} ranks, {name}, written rules {}", layout.len(), scope.is_some());
         let (plain, module) = p.by_hand(&layout, false, Differentiate { scope, keep: &[] });
