@@ -257,7 +257,7 @@ impl Packed {
         let weights = |l: &Vec<f64>| l.iter().map(|l| f64::from(*l >= 0.0) / total).collect::<Vec<f64>>();
         let ranks = layout.iter().zip(&labels).map(|(tokens, labels)| {
             let mut x = self.operands(&f, tokens, labels, false);
-            x.push(Tensor::new(Type::new(Dtype::F32, &[tokens.len()]), weights(labels)).unwrap());
+            x.push(Tensor::new(Type::new(Dtype::F32, [tokens.len()]), weights(labels)).unwrap());
             x
         });
         let out = run(&module, ranks.collect());
