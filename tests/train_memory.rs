@@ -26,6 +26,9 @@ fn a_step_of_mini_holds_neither_logits_nor_scores() {
             let largest = vocab * config.text.hidden;
             assert!(b.ty.elements() <= largest, "{}: {} is larger than any weight", target.name, b.ty);
         }
+        // Gradients of all tensors, and a few buffers of the embedding's size: not one part of the logits after another.
+        let (peak, weights) = (program.peak(), trained_bytes(&program));
+        assert!(2 * peak.arena < 5 * weights, "{}: {peak}", target.name);
         println!("{}: {} launches, {} bytes", target.name, program.launches.len(), program.peak_bytes());
     }
     // In one part, the logits are there: the check above can fail.
@@ -35,6 +38,12 @@ fn a_step_of_mini_holds_neither_logits_nor_scores() {
     let program = omchat_runtime::program(&module, entry, &Target::cpu(2)).unwrap();
     let logits = |b: &omchat_codegen::BufferPlan| b.ty.shape.contains(&tokens) && b.ty.shape.contains(&vocab);
     assert!(program.buffers.iter().any(logits));
+}
+
+/// Bytes of the trained tensors.
+fn trained_bytes(program: &omchat_codegen::Program) -> usize {
+    let trained = program.params.iter().filter(|p| p.role == omchat_ir::Role::State && !p.name.starts_with("adam."));
+    trained.map(|p| p.ty.bytes()).sum()
 }
 
 fn model() -> Model {
