@@ -29,6 +29,8 @@ mod body;
 mod einsum;
 mod einsum_dot;
 mod einsum_rows;
+mod einsum_tiled;
+mod einsum_tiles;
 mod fold_plain;
 mod grid;
 mod key;
@@ -63,6 +65,7 @@ pub const LIST: &[&dyn Launch] = &[
     &attention_dq_rows::AttentionDqRows,
     &attention_dkv_rows::AttentionDkvRows,
     &rms_norm_rows::RmsNormRows,
+    &einsum_tiled::EinsumTiled,
     &einsum_dot::EinsumDot,
     &einsum_rows::EinsumRows,
     &map_plain::MapPlain,
