@@ -313,7 +313,9 @@ fn shaders(only: String) {
         return;
     };
     let b = Bench { client: device.client(), target: Target { max_bindings: 31, ..Target::wgpu() }, only };
-    for (m, n, k) in [(256, 1536, 576), (256, 576, 1536), (512, 512, 512), (1, 1536, 576), (1, 49152, 576), (8, 1536, 576)] {
+    for (m, n, k) in
+        [(256, 1536, 576), (256, 576, 1536), (512, 512, 512), (1, 1536, 576), (1, 49152, 576), (8, 1536, 576)]
+    {
         b.product(m, n, k, Dtype::F32, false);
     }
     b.product(256, 1536, 576, Dtype::F32, true);

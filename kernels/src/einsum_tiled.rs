@@ -2,7 +2,7 @@
 //!
 //! Implements  a nest that sums the product of two float reads, with any epilogue
 //! Schedule    a cube a tile of `m` x `n`, `k` elements of both factors at a time; a unit `rows` x `cols` sums
-//! Needs       a GPU; at least 8 rows and 8 columns
+//! Needs       a GPU; at least 9 rows and 8 columns
 //! Cost        2·m·n·k FLOP in f32; each factor read once a row (or column) of tiles
 //! Source      Volkov & Demmel 2008, Benchmarking GPUs to tune dense linear algebra; CUTLASS, efficient GEMM
 
@@ -22,8 +22,8 @@ use crate::{Launch, LaunchError};
 
 /// Elements in a vector of shared memory.
 const LANES: usize = 4;
-/// Least rows and columns that a tile is worth.
-const LEAST: usize = 8;
+/// Least rows and columns that a tile is worth; fewer rows are a vector kernel's.
+const LEAST: [usize; 2] = [9, 8];
 
 /// Sums tiles out of shared memory.
 pub struct EinsumTiled;
@@ -59,8 +59,10 @@ impl Kernel for EinsumTiled {
         fits(nest_of(work)?, target)?;
         shares(target, bytes(32, 32, 16), 64)?;
         let (m, _) = roles.m();
-        if m < LEAST || roles.n() < LEAST {
-            return Err(Refusal(format!("a tile takes at least {LEAST} rows and columns, not {m} x {}", roles.n())));
+        if m < LEAST[0] || roles.n() < LEAST[1] {
+            let [rows, columns] = LEAST;
+            let has = roles.n();
+            return Err(Refusal(format!("a tile takes at least {rows} rows and {columns} columns, not {m} x {has}")));
         }
         let shapes = [(128, 128, 16, 8, 8), (64, 64, 16, 8, 8), (64, 64, 16, 4, 4), (32, 32, 16, 4, 4)];
         let fit = |&(m, n, k, rows, cols): &(usize, usize, usize, usize, usize)| {
@@ -139,8 +141,26 @@ fn einsum_tiled(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[compt
             let y_at = fold_offset(meta, outer, b.t.e.b, b.t.clone());
             let mut k = 0usize.runtime();
             while k < width {
-                fill(operands, &mut a_tile, &x, x_at, k, width, comptime![(b.t.e.a, b.t.m, b.t.m_tail, b.t.a_along_k)], b.t.clone());
-                fill(operands, &mut b_tile, &y, y_at, k, width, comptime![(b.t.e.b, b.t.n, b.t.n_tail, b.t.b_along_k)], b.t.clone());
+                fill(
+                    operands,
+                    &mut a_tile,
+                    &x,
+                    x_at,
+                    k,
+                    width,
+                    comptime![(b.t.e.a, b.t.m, b.t.m_tail, b.t.a_along_k)],
+                    b.t.clone(),
+                );
+                fill(
+                    operands,
+                    &mut b_tile,
+                    &y,
+                    y_at,
+                    k,
+                    width,
+                    comptime![(b.t.e.b, b.t.n, b.t.n_tail, b.t.b_along_k)],
+                    b.t.clone(),
+                );
                 sync_cube();
                 products(&a_tile, &b_tile, &mut acc, b.clone());
                 sync_cube();
@@ -180,9 +200,11 @@ fn fill(
             q = v / t.k;
         }
         if comptime![vectors % t.units == 0] {
-            to[kk * comptime![high + 1] + q] = piece(operands, f, offset, k + kk, width, q * LANES, slot, side.2, t.k_tail);
+            to[kk * comptime![high + 1] + q] =
+                piece(operands, f, offset, k + kk, width, q * LANES, slot, side.2, t.k_tail);
         } else if v < vectors {
-            to[kk * comptime![high + 1] + q] = piece(operands, f, offset, k + kk, width, q * LANES, slot, side.2, t.k_tail);
+            to[kk * comptime![high + 1] + q] =
+                piece(operands, f, offset, k + kk, width, q * LANES, slot, side.2, t.k_tail);
         }
     }
 }
@@ -212,10 +234,7 @@ fn piece(
         if comptime![m_tail] {
             r = min(r, f.rows - 1);
         }
-        out.insert(
-            l,
-            read_float::<Const<1>>(operands, at + r * f.row_step, 1usize, slot, Lane::Zero).extract(0usize),
-        );
+        out.insert(l, read_float::<Const<1>>(operands, at + r * f.row_step, 1usize, slot, Lane::Zero).extract(0usize));
     }
     if comptime![k_tail] {
         out = select_many(Vector::new(k < width), out, Vector::new(0.0f32));
@@ -251,19 +270,14 @@ fn products(a: &Panel, b_: &Panel, acc: &mut Sums, #[comptime] b: Key<Block>) {
 
 /// The epilogue of a unit's sums.
 #[cube]
-fn write(
-    meta: &[u32],
-    operands: &Buffers,
-    results: &mut Buffers,
-    s: &Spot,
-    acc: &Sums,
-    #[comptime] b: Key<Block>,
-) {
+fn write(meta: &[u32], operands: &Buffers, results: &mut Buffers, s: &Spot, acc: &Sums, #[comptime] b: Key<Block>) {
     let row = UNIT_POS as usize / b.across;
     let column = UNIT_POS as usize % b.across;
     #[unroll(b.t.unroll)]
     for r in 0..comptime![b.rows * LANES] {
-        let m = s.m + (r as u32 / LANES as u32 * comptime![b.down as u32] + row as u32) * LANES as u32 + r as u32 % LANES as u32;
+        let m = s.m
+            + (r as u32 / LANES as u32 * comptime![b.down as u32] + row as u32) * LANES as u32
+            + r as u32 % LANES as u32;
         if m < meta[b.t.e.m] {
             #[unroll(b.t.unroll)]
             for j in 0..b.cols {

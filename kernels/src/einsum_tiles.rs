@@ -137,11 +137,7 @@ pub(crate) fn spot(meta: &[u32], operands: &Buffers, #[comptime] t: Key<Tiles>) 
     let first = comptime![t.e.m + 1];
     let last = comptime![t.e.plan.kept - 1];
     let cursor = seek(meta, &rows, outer % columns, first, last, t.e.plan.clone());
-    Spot {
-        cursor,
-        m: (group * GROUP + within % height) * comptime![t.m as u32],
-        n: (within / height) as usize * t.n,
-    }
+    Spot { cursor, m: (group * GROUP + within % height) * comptime![t.m as u32], n: (within / height) as usize * t.n }
 }
 
 /// One factor of a tile: where its first row and first k stand, and its steps.
@@ -173,22 +169,12 @@ pub(crate) fn factor_b(meta: &[u32], s: &Spot, #[comptime] t: Key<Tiles>) -> Fac
     let inner = comptime![t.e.plan.kept - 1];
     let row_step = stride(meta, t.e.b, inner, t.e.plan.clone());
     let k_step = stride(meta, t.e.b, comptime![t.e.plan.rank - 1], t.e.plan.clone());
-    Factor {
-        at: *s.cursor.reads.index(t.e.b) + s.n * row_step,
-        rows: meta[inner] as usize - s.n,
-        row_step,
-        k_step,
-    }
+    Factor { at: *s.cursor.reads.index(t.e.b) + s.n * row_step, rows: meta[inner] as usize - s.n, row_step, k_step }
 }
 
 /// How far the outer folded axes move a factor at row `outer` of them.
 #[cube]
-pub(crate) fn fold_offset(
-    meta: &[u32],
-    outer: u32,
-    #[comptime] read: usize,
-    #[comptime] t: Key<Tiles>,
-) -> usize {
+pub(crate) fn fold_offset(meta: &[u32], outer: u32, #[comptime] read: usize, #[comptime] t: Key<Tiles>) -> usize {
     let mut at = 0usize.runtime();
     let mut rest = outer;
     let axes = comptime![t.e.plan.rank - 1 - t.e.plan.kept];
@@ -229,16 +215,7 @@ pub(crate) fn leave(
         }
         for l in 0..4usize {
             if column + l < size {
-                finish::<Const<1>>(
-                    meta,
-                    operands,
-                    results,
-                    c,
-                    row,
-                    column + l,
-                    Vector::new(held[l]),
-                    t.e.clone(),
-                );
+                finish::<Const<1>>(meta, operands, results, c, row, column + l, Vector::new(held[l]), t.e.clone());
             }
         }
     }
