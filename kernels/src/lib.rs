@@ -33,6 +33,7 @@ mod einsum_mma;
 mod einsum_rows;
 mod einsum_tiled;
 mod einsum_tiles;
+mod einsum_vector;
 mod fold_plain;
 mod grid;
 mod key;
@@ -69,6 +70,7 @@ pub const LIST: &[&dyn Launch] = &[
     &rms_norm_rows::RmsNormRows,
     &einsum_mma::EinsumMma,
     &einsum_tiled::EinsumTiled,
+    &einsum_vector::EinsumVector,
     &einsum_dot::EinsumDot,
     &einsum_rows::EinsumRows,
     &map_plain::MapPlain,

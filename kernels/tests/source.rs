@@ -44,6 +44,13 @@ fn tall(dtype: Dtype, k: usize) -> Work {
     Work::Nest(nest)
 }
 
+/// A decode's product.
+fn row(dtype: Dtype, k: usize) -> Work {
+    let Work::Nest(mut nest) = tall(dtype, k) else { unreachable!() };
+    nest.kept = vec![2, 72];
+    Work::Nest(nest)
+}
+
 fn gelu(dtype: Dtype) -> Work {
     let Work::Nest(mut nest) = product(dtype) else { unreachable!() };
     nest.fold = None;
@@ -80,7 +87,7 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
     for &dtype in dtypes {
         let kth = Work::KthLargest { rows: 2, width: 9, k: 3 };
         let scatter = Work::ScatterAdd { dtype, height: 9, width: 24, tokens: 7, ids: 1, rows: 2 };
-        for work in [product(dtype), tall(dtype, 100), tall(dtype, 96), gelu(dtype), attention(dtype), kth, scatter] {
+        for work in [product(dtype), tall(dtype, 100), tall(dtype, 96), row(dtype, 4096), gelu(dtype), attention(dtype), kth, scatter] {
             for k in LIST {
                 for s in k.schedules(&work, target).unwrap_or_default() {
                     let text = k
