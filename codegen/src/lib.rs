@@ -3,8 +3,10 @@
 
 mod assign;
 mod body;
+mod class;
 mod collapse;
 mod compile;
+mod cost;
 mod error;
 mod kernel;
 mod lower;
@@ -12,7 +14,9 @@ mod nest;
 pub mod passes;
 mod peak;
 mod program;
+mod select;
 mod target;
+mod tuned;
 
 pub use body::{Body, Kind, Step};
 pub use compile::{compile, compile_with};
@@ -22,5 +26,7 @@ pub use lower::{Lowered, lower};
 pub use nest::{At, Fold, Nest, Read, Start, Write};
 pub use passes::{Context, PIPELINE, Pass, Unit};
 pub use peak::{Class, Peak};
-pub use program::{BufferPlan, Chosen, LaunchPlan, Memory, Place, Port, Program};
+pub use program::{BufferPlan, By, Chosen, LaunchPlan, Memory, Place, Port, Program};
+pub use select::{Offer, Refusals, offers, preferred};
 pub use target::{Family, Target};
+pub use tuned::{Pick, Tuned};

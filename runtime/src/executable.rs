@@ -76,7 +76,7 @@ pub fn program_with(
     after: &mut dyn FnMut(&Pass, &Unit),
 ) -> Result<Program, Error> {
     let kernels: Vec<&dyn Kernel> = LIST.iter().map(|k| *k as &dyn Kernel).collect();
-    Ok(compile_with(module, entry, &Context { target, kernels: &kernels }, after)?)
+    Ok(compile_with(module, entry, &Context { target, kernels: &kernels, tuned: None }, after)?)
 }
 
 impl Executable {

@@ -101,7 +101,7 @@ pub(super) fn after(picked: Picked, target: &Target, to: Option<&str>, dump: Opt
     let kernels = kernels();
     let name = module.function(entry).name.clone();
     let lower = |after: After| {
-        let context = Context { target, kernels: &kernels };
+        let context = Context { target, kernels: &kernels, tuned: None };
         passes::run_with(Unit { module, entry }, &context, to, after).map_err(omchat_runtime::Error::from)
     };
     Ok(watched(dump, &name, lower)?)
