@@ -29,6 +29,7 @@ mod body;
 mod einsum;
 mod einsum_dot;
 mod einsum_rows;
+mod fingerprint;
 mod fold_plain;
 mod grid;
 mod key;
@@ -44,6 +45,7 @@ mod tally;
 mod vector;
 
 pub use bind::{Args, Buffer};
+pub use fingerprint::fingerprint;
 pub use prepared::{LaunchError, Prepared};
 pub use source::Dialect;
 
@@ -57,6 +59,7 @@ pub trait Launch: Kernel {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError>;
 }
 
+fingerprint::listed! {
 /// Every kernel, in order of preference; the plain ones, which never refuse, last.
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
@@ -73,6 +76,7 @@ pub const LIST: &[&dyn Launch] = &[
     &attention_dq_plain::AttentionDqPlain,
     &attention_dkv_plain::AttentionDkvPlain,
 ];
+}
 
 /// The kernel of that name, if there is one.
 pub fn by_name(name: &str) -> Option<&'static dyn Launch> {
