@@ -1,6 +1,7 @@
 //! Decisions: lowers a module of the IR to a program of launches over one arena. Names no GPU library,
 //! reads no file and no clock: the same module and the same target yield the same program.
 
+mod amount;
 mod assign;
 mod body;
 mod class;
@@ -18,6 +19,7 @@ mod select;
 mod target;
 mod tuned;
 
+pub use amount::{Amount, Seen, flops_of};
 pub use body::{Body, Kind, Step};
 pub use compile::{compile, compile_with};
 pub use error::Error;
