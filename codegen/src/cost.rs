@@ -8,15 +8,20 @@
 //! | `lanes` | elements of a vector |
 //! | `rows`, `cols` | sums that a unit holds at once, in rows and columns (in vectors, where lanes lie along columns) |
 //! | `m`, `n` | rows and columns of a cube's tile, where a cube works on one together |
+//! | `stages` | tiles on their way at once: matrix units are fed by them |
 //! | `split` | parts into which the folded axes are cut |
 //!
 //! Other words change nothing here. The figures of a family are rough: what counts is the ratio of two offers for the same
 //! work, and `select` asks for a clear one.
 
+use crate::Amount;
 use crate::class::is_product;
 use crate::kernel::{Schedule, Work};
 use crate::nest::{Fold, Nest};
 use crate::target::{Family, Target};
+
+/// Multiply-adds of a processor's matrix units in the time of one of each lane.
+const MATRIX: f64 = 8.0;
 
 /// What a device of a family does in a second, and what a launch costs.
 struct Rates {
@@ -32,6 +37,8 @@ struct Rates {
     launch: f64,
     /// Sums that a unit must hold to hide the latency of an addition.
     sums: f64,
+    /// Multiply-adds in the time of a load from the nearest memory.
+    load: f64,
 }
 
 impl Rates {
@@ -45,11 +52,18 @@ impl Rates {
                 bytes: 8e9 * cores.min(16.0),
                 launch: 8e-6,
                 sums: 8.0,
+                load: 1.0,
             },
             // A card of no known size; WebGPU does not tell.
-            Family::Wgpu => {
-                Rates { lane: 1.5e9, lanes: 64.0, cores: cores.max(16.0), bytes: 2e11, launch: 3e-5, sums: 2.0 }
-            }
+            Family::Wgpu => Rates {
+                lane: 1.5e9,
+                lanes: 64.0,
+                cores: cores.max(16.0),
+                bytes: 2e11,
+                launch: 3e-5,
+                sums: 2.0,
+                load: 4.0,
+            },
             Family::Cuda => Rates {
                 lane: 1.6e9,
                 lanes: 128.0,
@@ -57,15 +71,16 @@ impl Rates {
                 bytes: if target.sm >= 90 { 3e12 } else { 1.5e12 },
                 launch: 4e-6,
                 sums: 2.0,
+                load: 4.0,
             },
         }
     }
 }
 
-/// Seconds that work is expected to take with a schedule.
-pub(crate) fn seconds(work: &Work, schedule: &Schedule, target: &Target) -> f64 {
+/// Seconds that work of that amount is expected to take with a schedule.
+pub(crate) fn seconds(work: &Work, amount: &Amount, schedule: &Schedule, target: &Target) -> f64 {
     let rates = Rates::of(target);
-    let (bytes, flops) = amount(work);
+    let (bytes, flops) = (amount.bytes() as f64, amount.flops as f64);
     let product = match work {
         Work::Nest(n) if n.fold == Some(Fold::Sum) && is_product(&n.body) => Product::of(n),
         _ => None,
@@ -141,6 +156,7 @@ impl Product {
         let products = (tm * tn * k) as f64;
         let (workers, rate) = match target.family {
             Family::Cpu => (workers(schedule, rates), (lanes as f64).min(rates.lanes)),
+            _ if cube && has("stages") => (rates.cores, MATRIX * rates.lanes),
             _ if cube => (rates.cores, (get("units") as f64).min(rates.lanes)),
             // A unit an item: a core runs as many at once as it has lanes.
             _ => (rates.cores * rates.lanes, 1.0),
@@ -148,34 +164,8 @@ impl Product {
         let waves = (items / workers).ceil();
         let (rows, cols) = (rows as f64, cols as f64);
         // Each step loads a tile's rows and columns for its products; few sums wait for their own additions.
-        let loads = ((rows + cols) / (rows * cols)).max(1.0);
+        let loads = (rates.load * (rows + cols) / (rows * cols)).max(1.0);
         let waits = (rates.sums / (rows * cols)).clamp(1.0, 4.0);
         waves * products / (rate * rates.lane) * loads.max(waits)
-    }
-}
-
-/// Bytes that must move and operations that must run, at least.
-fn amount(work: &Work) -> (f64, f64) {
-    match work {
-        Work::Nest(n) => {
-            let sizes = [&n.kept[..], &n.folded].concat();
-            let touched = |strides: &[usize]| -> f64 {
-                sizes.iter().zip(strides).filter(|(_, s)| **s > 0).map(|(n, _)| *n as f64).product()
-            };
-            let read: f64 = n.reads.iter().map(|r| touched(&r.strides) * r.dtype.bytes() as f64).sum();
-            let written: f64 = n.writes.iter().map(|w| touched(&w.strides) * w.dtype.bytes() as f64).sum();
-            let points = n.points() as f64;
-            let steps = |b: &crate::Body| b.steps.len().max(1) as f64;
-            let flops = points * (n.depth() as f64 * steps(&n.body).max(2.0) + steps(&n.epilogue));
-            (read + written, flops)
-        }
-        Work::Function { operands, results, .. } => {
-            let bytes: usize = operands.iter().chain(results).map(|t| t.bytes()).sum();
-            (bytes as f64, bytes as f64)
-        }
-        Work::KthLargest { rows, width, .. } => ((rows * width * 4) as f64, (rows * width) as f64),
-        Work::ScatterAdd { width, tokens, dtype, .. } => {
-            ((tokens * width * dtype.bytes() * 3) as f64, (tokens * width) as f64)
-        }
     }
 }

@@ -1,5 +1,6 @@
 //! Which kernel runs a piece of work, and how: the measured one, else the one that the cost model expects to be fastest.
 
+use crate::Amount;
 use crate::Error;
 use crate::cost;
 use crate::kernel::{Implements, Kernel, Schedule, Work};
@@ -28,11 +29,13 @@ pub type Refusals = Vec<(&'static str, String)>;
 /// Every offer for some work, in the order of the list and of each kernel's preference, and every refusal.
 pub fn offers<'a>(work: &Work, target: &Target, kernels: &[&'a dyn Kernel]) -> (Vec<Offer<'a>>, Refusals) {
     let (mut found, mut refusals) = (vec![], vec![]);
+    // A function that is not the library's has no amount: its offers are expected to take the same.
+    let amount = Amount::of(work).unwrap_or_default();
     for k in kernels.iter().filter(|k| stands_for(k.implements(), work)) {
         match k.schedules(work, target) {
             Ok(s) if s.is_empty() => refusals.push((k.name(), "offers no schedule".to_string())),
             Ok(s) => found.extend(s.into_iter().map(|schedule| {
-                let seconds = cost::seconds(work, &schedule, target);
+                let seconds = cost::seconds(work, &amount, &schedule, target);
                 Offer { kernel: *k, schedule, seconds }
             })),
             Err(r) => refusals.push((k.name(), r.0)),

@@ -172,8 +172,9 @@ fn fault(path: &Path, line: usize, what: String) -> Error {
 /// An entry's line: `CLASS KERNEL [SCHEDULE] source=HEX us=N untuned_us=N of=NAME`.
 fn entry(line: &str) -> Result<(String, Entry), String> {
     let shape = "an entry is `class kernel [schedule] source=… us=… untuned_us=… of=…`";
-    let (head, tail) = line.split_once("] ").ok_or(shape)?;
-    let (names, schedule) = head.split_once(" [").ok_or(shape)?;
+    // A class ends in a bracket too, but holds no space.
+    let (names, rest) = line.split_once(" [").ok_or(shape)?;
+    let (schedule, tail) = rest.split_once("] ").ok_or(shape)?;
     let (class, kernel) = names.split_once(' ').filter(|(_, k)| !k.contains(' ')).ok_or(shape)?;
     let word = |s: &str| s.split_once('=').is_some_and(|(k, v)| !k.is_empty() && v.parse::<u32>().is_ok());
     if let Some(bad) = schedule.split(' ').find(|s| !word(s)) {
@@ -209,6 +210,8 @@ mod tests {
     fn a_table_prints_and_reads_as_itself() {
         let table = Table::parse(&format!("{HEAD}# a remark\n\n{LINE}\n")).unwrap();
         assert_eq!(Table::parse(&table.to_string()).unwrap(), table);
+        let whole = Table::parse(&format!("{HEAD}{}\n", LINE.replace(":1+0 ", " "))).unwrap();
+        assert!(whole.entries.contains_key("map:8:f32[1]->f32[1]"), "a class that ends in a bracket");
         let e = &table.entries["map:8:f32[1]->f32[1]:1+0"];
         assert_eq!((e.source, e.us, e.pick.schedule.as_str()), (255, 1.5, "bits=64 lanes=16 units=1"));
         assert!(e.stale().unwrap().starts_with("the source of map.plain is "));

@@ -9,14 +9,16 @@ const ODD: [usize; 6] = [131, 67, 19, 3, 2, 2];
 /// Sizes that tiles of up to 64 divide and larger ones do not.
 const EVEN: [usize; 6] = [192, 64, 64, 2, 1, 1];
 /// A folded axis so long that kernels walk it in turns.
-const LONG: [usize; 6] = [37, 4211, 9, 2, 1, 1];
+const LONG: [usize; 6] = [67, 4211, 9, 1, 1, 1];
+/// The same with columns that tiles divide.
+const LONG_EVEN: [usize; 6] = [64, 4211, 8, 1, 1, 1];
 /// The most products, or elements, that the interpreter is given.
 const MOST: usize = 4 << 20;
 
 /// Instances of the work's class, the oddest first: a schedule is judged on the first at which its kernel offers it.
 pub(super) fn instances(work: &Work) -> Vec<Instance> {
     let works: Vec<Work> = match work {
-        Work::Nest(n) => [ODD, LONG, EVEN].iter().map(|caps| Work::Nest(shrunk(n, caps))).collect(),
+        Work::Nest(n) => [ODD, LONG, EVEN, LONG_EVEN].iter().map(|caps| Work::Nest(shrunk(n, caps))).collect(),
         Work::Function { .. } => return functions(work),
         Work::KthLargest { rows, width, k } => {
             let width = odd(*width, 1031);
