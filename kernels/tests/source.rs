@@ -68,6 +68,8 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
                         .source(dialect)
                         .unwrap_or_else(|e| panic!("{} {s}: {e}", k.name()));
                     assert!(text.contains(mark), "{} {s}: no {mark} in\n{text}", k.name());
+                    let bound = text.matches("@binding(").count();
+                    assert!(bound <= work.bindings(), "{} {s} binds {bound}, not {}", k.name(), work.bindings());
                     let again = k.prepare(&work, &s).unwrap().source(dialect).unwrap();
                     assert_eq!(text, again, "{} {s}: two texts of one kernel", k.name());
                     seen.insert(k.name());
