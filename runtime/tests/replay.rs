@@ -106,9 +106,9 @@ fn stores_and_threads_take_turns() {
     for (device, _) in devices() {
         let exe = Executable::load(&device, &m, f).unwrap();
         let (mut one, mut two) = (fresh(&device), fresh(&device));
-        for run in 0..6 {
-            assert_eq!(runs(&exe, &mut one, run, run + 1)[0], want[run], "{}", device.name());
-            assert_eq!(runs(&exe, &mut two, run, run + 1)[0], want[run], "{}", device.name());
+        for (run, want) in want.iter().enumerate().take(6) {
+            assert_eq!(runs(&exe, &mut one, run, run + 1)[0], *want, "{}", device.name());
+            assert_eq!(runs(&exe, &mut two, run, run + 1)[0], *want, "{}", device.name());
         }
         std::thread::scope(|s| {
             for _ in 0..3 {
