@@ -158,6 +158,11 @@ impl Engine {
         self.sum(|e| e.compilations())
     }
 
+    /// Runs that replayed recorded launches in place of making them: on CUDA and WGPU a decode's, from the third on.
+    pub fn replays(&self) -> usize {
+        self.sum(|e| e.replays())
+    }
+
     fn sum(&self, of: impl Fn(&Executable) -> usize) -> usize {
         held(&self.decoders).values().chain(held(&self.vision).values()).map(|e| of(e)).sum()
     }

@@ -67,8 +67,19 @@ pub fn preferred(offers: &[Offer]) -> Option<usize> {
 
 /// The kernel and the schedule for some work, and why not those that stand before it in the list.
 ///
-/// Errors: no kernel takes it.
+/// Errors: it binds more buffers than the target allows; no kernel takes it.
 pub(crate) fn select(work: Work, context: &Context) -> Result<Chosen, Error> {
+    let (need, target) = (work.bindings(), context.target);
+    if need > target.max_bindings {
+        return Err(Error::Limit {
+            name: "buffers a kernel",
+            what: describe(&work),
+            need,
+            have: target.max_bindings,
+            target: target.name.clone(),
+            mend: "take a device that binds more at once, or the CPU",
+        });
+    }
     let (offers, mut refusals) = offers(&work, context.target, context.kernels);
     let Some(expected) = preferred(&offers) else {
         let list: Vec<String> = refusals.iter().map(|(k, why)| format!("{k}: {why}")).collect();

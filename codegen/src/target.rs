@@ -67,7 +67,8 @@ impl Target {
         }
     }
 
-    /// WebGPU with the limits that every adapter of the standard's default grants, 128 MiB a binding.
+    /// A usual native WebGPU adapter: the standard's default limits, 128 MiB a binding among them, but 16 buffers a
+    /// kernel; attention and its backward take 10 to 13.
     pub fn wgpu() -> Target {
         Target {
             family: Family::Wgpu,
@@ -77,7 +78,7 @@ impl Target {
             units: 64,
             max_units: 256,
             max_cubes: 65_535,
-            max_bindings: 8,
+            max_bindings: 16,
             max_binding_bytes: 128 << 20,
             shared_bytes: 16 << 10,
             plane: 1,
@@ -85,6 +86,11 @@ impl Target {
             sm: 0,
             align: 256,
         }
+    }
+
+    /// WebGPU with the standard's default limits alone: 8 buffers a kernel.
+    pub fn browser() -> Target {
+        Target { name: "a browser".into(), max_bindings: 8, ..Target::wgpu() }
     }
 
     /// CUDA of compute capability `sm` / 10.

@@ -13,7 +13,7 @@ use crate::bind::Buffers;
 use crate::body::evaluate;
 use crate::grid::{address, cubes, units};
 use crate::key::Key;
-use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, bindings, widest};
+use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, widest};
 use crate::nest::{Cursor, deliver, item, look, origin, seek};
 use crate::prepared::{Prepared, runner};
 use crate::{Launch, LaunchError};
@@ -72,7 +72,7 @@ pub(crate) fn nest_of(work: &Work) -> Result<&Nest, Refusal> {
     }
 }
 
-/// Refuses what no kernel can address or bind there.
+/// Refuses what no kernel can address there.
 pub(crate) fn fits(nest: &Nest, target: &Target) -> Result<(), Refusal> {
     addressable(nest)?;
     let bytes = widest(nest);
@@ -81,10 +81,6 @@ pub(crate) fn fits(nest: &Nest, target: &Target) -> Result<(), Refusal> {
             "needs a binding of {bytes} bytes, {} has {}",
             target.name, target.max_binding_bytes
         )));
-    }
-    let need = bindings(nest);
-    if need > target.max_bindings {
-        return Err(Refusal(format!("needs {need} bindings, {} has {}", target.name, target.max_bindings)));
     }
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Executes programs of the OmChat IR on CubeCL devices: devices, buffers, launches. It runs any program and
 //! knows no model.
 
+mod bound;
+mod compiled;
 mod device;
 mod error;
 mod executable;
@@ -11,6 +13,7 @@ mod room;
 mod store;
 mod table;
 pub mod tune;
+mod window;
 
 pub use device::{Device, NAMES};
 pub use error::Error;

@@ -1,8 +1,10 @@
 //! Stores: weights and states by name, shared by the programs that use them.
 
 use crate::Error;
+use crate::bound::Bound;
 use crate::device::Device;
 use crate::host::HostTensor;
+use crate::window;
 use cubecl::server::Handle;
 use omchat_ir::{Dtype, Tensor, Type};
 use std::collections::HashMap;
@@ -18,10 +20,18 @@ pub enum Stored {
 }
 
 /// Weights and states by name. A clone shares the memory of what is there and has new names to itself.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Store {
     held: HashMap<String, Stored>,
     bytes: u64,
+    /// Programs bound to what is held, by their ids; gone when anything changes.
+    bound: HashMap<u64, Bound>,
+}
+
+impl Clone for Store {
+    fn clone(&self) -> Store {
+        Store { held: self.held.clone(), bytes: self.bytes, bound: HashMap::new() }
+    }
 }
 
 impl Store {
@@ -37,6 +47,7 @@ impl Store {
                     wide = HostTensor::floats(Dtype::F32, t.ty.shape.clone(), &t.to_f32());
                     &wide
                 };
+                let _open = window::open();
                 Stored::Device(t.ty.clone(), client.create_from_slice(&t.bytes))
             }
         };
@@ -50,6 +61,7 @@ impl Store {
         match (self.held.get(name), device) {
             (Some(Stored::Host(t)), _) => Ok(HostTensor::from_tensor(t)),
             (Some(Stored::Device(ty, handle)), Device::Cube { client, .. }) => {
+                let _open = window::open();
                 let bytes = client.read_one(handle.clone()).map_err(|e| Error::Device {
                     device: device.name().into(),
                     message: format!("reading `{name}`: {e:?}").chars().take(600).collect(),
@@ -70,10 +82,24 @@ impl Store {
             Stored::Host(t) => t.ty.bytes() as u64,
             Stored::Device(t, _) => t.bytes() as u64,
         };
+        self.bound.clear();
         self.bytes += bytes(&stored);
         if let Some(old) = self.held.insert(name.to_string(), stored) {
             self.bytes -= bytes(&old);
         }
+    }
+
+    /// A program's binding to this store, made if there is none.
+    pub(crate) fn bound(
+        &mut self,
+        id: u64,
+        bind: impl FnOnce(&Store) -> Result<Bound, Error>,
+    ) -> Result<&mut Bound, Error> {
+        let bound = match self.bound.remove(&id) {
+            Some(bound) => bound,
+            None => bind(self)?,
+        };
+        Ok(self.bound.entry(id).or_insert(bound))
     }
 
     /// Whether a name is there.
