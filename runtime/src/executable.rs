@@ -302,6 +302,9 @@ impl Compiled {
                     self.client.create_from_slice(&t.bytes)
                 }
                 Role::Weight | Role::State => {
+                    if p.role == Role::State {
+                        store.widen_state(&self.client, &self.program.target, &p.name)?;
+                    }
                     let (ty, handle) = store.handle(&p.name).ok_or_else(|| missing(&p.name, &p.ty, entry))?;
                     if ty.dtype != p.ty.dtype || ty.elements() != p.ty.elements() {
                         check(&p.name, &p.ty, ty, entry)?;
