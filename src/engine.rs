@@ -90,7 +90,7 @@ impl Engine {
 
     fn upload(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<(), Error> {
         let wanted = self.weight_types()?;
-        let bytes = if self.device.target().holds(self.dtype) { self.dtype.bytes() } else { 4 };
+        let bytes = if self.device.target().reads(self.dtype) { self.dtype.bytes() } else { 4 };
         let need: u64 = wanted.iter().map(|(_, t)| (t.elements() * bytes) as u64).sum();
         if let Some(have) = self.device.free_bytes().filter(|have| need > *have) {
             let device = self.device.name().to_string();
@@ -140,6 +140,11 @@ impl Engine {
     /// The table of measured schedules, and whether it is taken.
     pub fn tables(&self) -> &Tables {
         &self.tables
+    }
+
+    /// Bytes of weights on the device.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.bytes()
     }
 
     /// Programs lowered so far. A longer conversation lowers no more: its chunks have the same sizes.

@@ -22,6 +22,9 @@ pub struct Target {
     pub name: String,
     /// Dtypes that its buffers and kernels may hold.
     pub dtypes: Vec<Dtype>,
+    /// Halves that it lacks, but whose weights may lie two to a word: kernels widen what they read of them, and write
+    /// none.
+    pub packed: Vec<Dtype>,
     /// Widest vector of f32 that pays.
     pub lanes: usize,
     /// Units in a cube that pays (threads in a block); 1 on the CPU runtime.
@@ -53,6 +56,7 @@ impl Target {
             family: Family::Cpu,
             name: "cpu".into(),
             dtypes: Dtype::ALL.to_vec(),
+            packed: vec![],
             lanes: 16,
             units: 1,
             max_units: cores.max(1),
@@ -74,6 +78,7 @@ impl Target {
             family: Family::Wgpu,
             name: "wgpu".into(),
             dtypes: vec![Dtype::F32, Dtype::I32, Dtype::Bool],
+            packed: vec![Dtype::Bf16, Dtype::F16],
             lanes: 4,
             units: 64,
             max_units: 256,
@@ -99,6 +104,7 @@ impl Target {
             family: Family::Cuda,
             name: format!("cuda sm_{sm}"),
             dtypes: Dtype::ALL.to_vec(),
+            packed: vec![],
             lanes: 4,
             units: 256,
             max_units: 1024,
@@ -116,5 +122,15 @@ impl Target {
     /// Whether buffers of that dtype may exist there.
     pub fn holds(&self, dtype: Dtype) -> bool {
         self.dtypes.contains(&dtype)
+    }
+
+    /// Whether weights of that dtype stay as they are there: packed, and widened in registers.
+    pub fn packs(&self, dtype: Dtype) -> bool {
+        self.packed.contains(&dtype)
+    }
+
+    /// Whether kernels may read that dtype there.
+    pub fn reads(&self, dtype: Dtype) -> bool {
+        self.holds(dtype) || self.packs(dtype)
     }
 }

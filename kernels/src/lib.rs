@@ -41,6 +41,7 @@ mod kth_largest_plain;
 mod loops;
 mod map_plain;
 mod nest;
+mod packed;
 mod prepared;
 mod rms_norm_rows;
 mod scatter_add_plain;

@@ -8,6 +8,7 @@
 
 use cubecl::prelude::*;
 use omchat_codegen::{Implements, Kernel, Nest, Refusal, Schedule, Target, Work};
+use omchat_ir::Dtype;
 
 use crate::bind::Buffers;
 use crate::body::evaluate;
@@ -75,6 +76,13 @@ pub(crate) fn nest_of(work: &Work) -> Result<&Nest, Refusal> {
 /// Refuses what no kernel can address there.
 pub(crate) fn fits(nest: &Nest, target: &Target) -> Result<(), Refusal> {
     addressable(nest)?;
+    let lacking = |d: &Dtype| !target.holds(*d);
+    if let Some(d) = nest.reads.iter().map(|r| r.dtype).find(|d| !target.reads(*d)) {
+        return Err(Refusal(format!("{} reads no {d}", target.name)));
+    }
+    if let Some(d) = nest.writes.iter().map(|w| w.dtype).find(lacking) {
+        return Err(Refusal(format!("{} writes no {d}", target.name)));
+    }
     let bytes = widest(nest);
     if bytes > target.max_binding_bytes {
         return Err(Refusal(format!(

@@ -121,6 +121,28 @@ fn wgsl_text() {
     texts(Dialect::Wgsl, &Target::wgpu(), &[Dtype::F32], "@compute");
 }
 
+#[cfg(feature = "wgpu")]
+#[test]
+fn wgsl_reads_halves_by_words() {
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        let Work::Nest(mut nest) = product(dtype) else { unreachable!() };
+        let refused = |n: &Nest, name: &str| {
+            let k = omchat_kernels::by_name(name).unwrap();
+            k.schedules(&Work::Nest(n.clone()), &Target::wgpu()).err().map(|r| r.0)
+        };
+        assert_eq!(refused(&nest, "einsum.dot"), Some(format!("wgpu writes no {dtype}")));
+        nest.writes[0].dtype = Dtype::F32;
+        let work = Work::Nest(nest);
+        for k in LIST {
+            for s in k.schedules(&work, &Target::wgpu()).unwrap_or_default() {
+                let text = k.prepare(&work, &s).unwrap().source(Dialect::Wgsl).unwrap();
+                let words = text.matches("array<u32>").count();
+                assert!(words >= 3 && !text.contains("f16"), "{} {s} in {dtype}:\n{text}", k.name());
+            }
+        }
+    }
+}
+
 #[cfg(not(any(feature = "cuda", feature = "wgpu")))]
 #[test]
 fn without_compilers_there_is_a_reason() {

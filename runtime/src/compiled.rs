@@ -168,10 +168,13 @@ impl Compiled {
     }
 
     /// Every launch's buffers, with a store's weights and states.
-    fn bind(&self, store: &Store) -> Result<Bound, Error> {
+    fn bind(&self, store: &mut Store) -> Result<Bound, Error> {
         let mut held = self.inputs.clone();
         for p in self.program.params.iter().filter(|p| p.role != Role::Input) {
             let entry = &self.program.name;
+            if p.role == Role::State {
+                store.widen_state(&self.client, &self.program.target, &p.name)?;
+            }
             let (ty, handle) = store.handle(&p.name).ok_or_else(|| missing(&p.name, &p.ty, entry))?;
             if ty.dtype != p.ty.dtype || ty.elements() != p.ty.elements() {
                 check(&p.name, &p.ty, ty, entry)?;

@@ -5,8 +5,10 @@ use crate::bound::Bound;
 use crate::device::Device;
 use crate::host::HostTensor;
 use crate::window;
+use cubecl::prelude::Client;
 use cubecl::server::Handle;
-use omchat_ir::{Dtype, Tensor, Type};
+use omchat_codegen::Target;
+use omchat_ir::{Tensor, Type};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -35,23 +37,37 @@ impl Clone for Store {
 }
 
 impl Store {
-    /// Uploads a tensor under a name; what was there is dropped. Halves widen to f32 where the device lacks them.
+    /// Uploads a tensor under a name; what was there is dropped. Halves widen to f32 where the device can neither hold
+    /// nor pack them.
     pub fn upload(&mut self, device: &Device, name: &str, t: &HostTensor) {
         let stored = match device {
             Device::Interp => Stored::Host(Arc::new(t.to_tensor())),
             Device::Cube { client, target } => {
                 let wide;
-                let t = if target.holds(t.ty.dtype) || !t.ty.dtype.is_float() {
+                let t = if target.reads(t.ty.dtype) || !t.ty.dtype.is_float() {
                     t
                 } else {
-                    wide = HostTensor::floats(Dtype::F32, t.ty.shape.clone(), &t.to_f32());
+                    wide = t.widened();
                     &wide
                 };
                 let _open = window::open();
-                Stored::Device(t.ty.clone(), client.create_from_slice(&t.bytes))
+                Stored::Device(t.ty.clone(), client.create_from_slice(&t.words()))
             }
         };
         self.put(name, stored);
+    }
+
+    /// A state that was uploaded in halves, where the device only reads them: f32 from now on, for it is written.
+    ///
+    /// Errors: what the device answers.
+    pub(crate) fn widen_state(&mut self, client: &Client, target: &Target, name: &str) -> Result<(), Error> {
+        let halves = |s: &&Stored| matches!(s, Stored::Device(ty, _) if target.packs(ty.dtype));
+        if self.held.get(name).as_ref().is_some_and(halves) {
+            let device = Device::Cube { client: client.clone(), target: target.clone() };
+            let wide = self.download(&device, name)?.widened();
+            self.upload(&device, name, &wide);
+        }
+        Ok(())
     }
 
     /// What is stored under a name, read back to the host.
@@ -93,7 +109,7 @@ impl Store {
     pub(crate) fn bound(
         &mut self,
         id: u64,
-        bind: impl FnOnce(&Store) -> Result<Bound, Error>,
+        bind: impl FnOnce(&mut Store) -> Result<Bound, Error>,
     ) -> Result<&mut Bound, Error> {
         let bound = match self.bound.remove(&id) {
             Some(bound) => bound,
