@@ -94,7 +94,8 @@ impl Clock<'_> {
         let front = self.target.align;
         let mut bytes = vec![GUARD; front];
         bytes.extend(&t.bytes);
-        bytes.extend([GUARD; BEHIND]);
+        // A device that packs halves binds whole words.
+        bytes.resize(front + t.bytes.len().next_multiple_of(4) + BEHIND, GUARD);
         let whole = self.client.create_from_slice(&bytes);
         let handle = whole.clone().offset_start(front as u64).offset_end(BEHIND as u64);
         (Buffer { handle, elements: t.ty.elements() }, Buffer { handle: whole, elements: bytes.len() })
