@@ -30,6 +30,7 @@ mod sampling;
 mod session;
 mod train_plan;
 mod trainer;
+pub mod tuned;
 
 pub use batch::{Batch, Select};
 pub use chat::{Answer, Chat, ChatOptions};

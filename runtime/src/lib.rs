@@ -11,12 +11,15 @@ mod faults;
 mod host;
 mod room;
 mod store;
+mod table;
+pub mod tune;
 mod window;
 
 pub use device::{Device, NAMES};
 pub use error::Error;
-pub use executable::{Executable, Param, Timing, program, program_with};
+pub use executable::{Executable, Param, Timing, program, program_tuned, program_with};
 pub use facts::CUBECL;
 pub use host::HostTensor;
 pub use room::{Home, Room};
 pub use store::{Store, Stored};
+pub use table::{Entry, Table};

@@ -15,6 +15,7 @@ mod place;
 mod progress;
 mod step;
 mod train;
+mod tune;
 mod visuals;
 
 pub use error::Error;
@@ -59,6 +60,11 @@ enum Command {
     Ir(ir::Args),
     /// Says which devices there are, what they can do, what is missing, and how to get it.
     Doctor(doctor::Args),
+    /// Measures which kernel and schedule is the fastest for each class of work of a model, and keeps a table of them.
+    ///
+    /// A schedule enters the table only after it matched the interpreter on odd sizes over poisoned memory. The table
+    /// is text, read by every command that runs a model on the same device; `OMCHAT_TUNED` names another, or is `off`.
+    Tune(tune::Args),
 }
 
 /// Runs what the command line asks for.
@@ -74,6 +80,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Step(args) => step::run(&args),
         Command::Ir(args) => ir::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Tune(args) => tune::run(&args),
     }
 }
 

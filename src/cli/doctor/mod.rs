@@ -5,6 +5,7 @@ mod measure;
 
 use super::{Error, say};
 use omchat::Device;
+use omchat::tuned::Tables;
 use serde_json::{Map, Value, json};
 use std::time::Instant;
 
@@ -49,8 +50,12 @@ fn device(name: &str, measured: bool) -> Value {
         }
         Ok(device) => {
             out.insert("present".into(), json!(true));
-            let facts: Map<String, Value> =
+            let mut facts: Map<String, Value> =
                 device.facts().into_iter().map(|(n, v)| (n.to_string(), json!(v))).collect();
+            if name != "interp" {
+                let told = Tables::of(&device).map_or_else(|e| e.to_string(), |t| t.told());
+                facts.insert("tuned schedules".into(), json!(told));
+            }
             out.insert("facts".into(), Value::Object(facts));
             let start = Instant::now();
             let works = measure::trial(&device);
