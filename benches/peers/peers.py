@@ -1,7 +1,7 @@
 """Runs each case by ours and by the peers, round by round, and writes the ratios.
 
     peers.py measure --omchat BIN [--rust BIN] --list cpu --device cpu --out FILE.json [--group G] [--only TEXT]
-    peers.py table FILE.json... > FILE.md
+    peers.py table FILE.json... [FILE.jsonl...] > FILE.md      .jsonl: rows of `omchat bench --json`
 
 A round runs a case once by everyone, in an order that turns; a ratio is the median over the rounds of (the peer's seconds /
 our seconds), so above 1 we are faster. Several runs of `measure` may go into one file: rows that are there are replaced.
@@ -199,7 +199,7 @@ def main():
     m.set_defaults(run=measure)
     t = sub.add_parser("table")
     t.add_argument("files", nargs="+")
-    t.set_defaults(run=lambda args: print(table.page([json.load(open(f)) for f in args.files]), end=""))
+    t.set_defaults(run=lambda args: print("\n".join(table.file(f) for f in args.files), end=""))
     args = parser.parse_args()
     args.run(args)
 

@@ -1,5 +1,7 @@
 """The measured rows as a page of markdown."""
 
+import json
+import pathlib
 import statistics
 
 import cases
@@ -37,6 +39,34 @@ def line(row, device):
     """A row for the terminal."""
     parts = [f"{NAMES[p]} {speed(row, p)}, ratio {ratio(row, p, device)}" for p in PEERS if p in row["peers"]]
     return f"{row['what']} ({row['dtype']}): ours {speed(row, 'omchat')}; " + "; ".join(parts)
+
+
+def file(path):
+    """A file as a page: rounds and ratios of peers.py, or the rows of `omchat bench --json`."""
+    with open(path) as text:
+        if path.endswith(".jsonl"):
+            return ours([json.loads(line) for line in text if line.startswith("{")], pathlib.Path(path).stem)
+        return page([json.load(text)])
+
+
+def time(s):
+    return f"{s * 1e6:.4g} us" if s < 1e-3 else f"{s * 1e3:.4g} ms" if s < 1 else f"{s:.4g} s"
+
+
+def ours(rows, title):
+    share = lambda x: "" if x is None else f" ({100 * x:.0f}%)"
+    number = lambda x, digits: "—" if x is None else f"{x:.{digits}g}"
+    out = [f"# {title}", "", "Shares in brackets are of the copy and of the best einsum that the device reached in the same run.", "",
+           "| row | kernel | time | spread | GB/s | TFLOP/s | rate | right |", "|---|---|---|---|---|---|---|---|"]
+    for r in rows:
+        took = "—" if r["median_s"] is None else time(r["median_s"])
+        spread = "—" if r["spread"] is None else f"{100 * r['spread']:.0f}%"
+        rate = "—" if r["rate"] is None else f"{r['rate']:.4g} {r['unit']}"
+        right = {True: "yes", False: "**WRONG**", None: "—"}[r["checked"]]
+        kernel = r["kernel"] + (f" [{r['schedule']}]" if r["schedule"] else "")
+        out.append(f"| `{r['name']}` | {kernel} | {took} | {spread} | {number(r['gb_s'], 4)}{share(r['share_of_copy'])} "
+                   f"| {number(r['tflop_s'], 4)}{share(r['share_of_einsum'])} | {rate} | {right} |")
+    return "\n".join(out) + "\n"
 
 
 def page(runs):
