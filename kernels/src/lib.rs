@@ -44,7 +44,7 @@ mod tally;
 mod vector;
 
 pub use bind::{Args, Buffer};
-pub use prepared::{LaunchError, Prepared};
+pub use prepared::{LaunchError, Parameter, Prepared};
 pub use source::Dialect;
 
 use omchat_codegen::{Kernel, Schedule, Work};
