@@ -27,8 +27,12 @@ mod attention_tiles;
 mod bind;
 mod body;
 mod einsum;
+mod einsum_copies;
 mod einsum_dot;
+mod einsum_mma;
 mod einsum_rows;
+mod einsum_tiled;
+mod einsum_tiles;
 mod fold_plain;
 mod grid;
 mod key;
@@ -63,6 +67,8 @@ pub const LIST: &[&dyn Launch] = &[
     &attention_dq_rows::AttentionDqRows,
     &attention_dkv_rows::AttentionDkvRows,
     &rms_norm_rows::RmsNormRows,
+    &einsum_mma::EinsumMma,
+    &einsum_tiled::EinsumTiled,
     &einsum_dot::EinsumDot,
     &einsum_rows::EinsumRows,
     &map_plain::MapPlain,
