@@ -20,12 +20,12 @@ const KERNEL: [&str; 9] = [
     "-fno-strict-aliasing",
     "-ffp-contract=off",
     "-fno-exceptions",
-    "-fsanitize=thread,alignment,bounds",
+    "-fsanitize=thread,alignment,bounds-strict",
     "-ftrivial-auto-var-init=pattern",
 ];
 
 /// The sources of the machine, with those of the headers.
-const SOURCES: [(&str, &str); 10] = [
+const SOURCES: [(&str, &str); 13] = [
     ("emulate.hpp", include_str!("../cuda/emulate.hpp")),
     ("halves.hpp", include_str!("../cuda/halves.hpp")),
     ("wmma.hpp", include_str!("../cuda/wmma.hpp")),
@@ -33,6 +33,9 @@ const SOURCES: [(&str, &str); 10] = [
     ("fibres.cpp", include_str!("../cuda/fibres.cpp")),
     ("memory.cpp", include_str!("../cuda/memory.cpp")),
     ("warp.cpp", include_str!("../cuda/warp.cpp")),
+    ("ptx.hpp", include_str!("../cuda/ptx.hpp")),
+    ("async.cpp", include_str!("../cuda/async.cpp")),
+    ("wgmma.cpp", include_str!("../cuda/wgmma.cpp")),
     ("ptx.cpp", include_str!("../cuda/ptx.cpp")),
     ("tensor.cpp", include_str!("../cuda/tensor.cpp")),
     ("main.cpp", include_str!("../cuda/main.cpp")),
@@ -51,7 +54,8 @@ pub struct Emulator {
     locks: Mutex<HashMap<u64, &'static OnceLock<Result<PathBuf, String>>>>,
 }
 
-fn hash(of: impl Hash) -> u64 {
+/// A number for what is hashed, the same in every run.
+pub fn hash(of: impl Hash) -> u64 {
     let mut h = DefaultHasher::new();
     of.hash(&mut h);
     h.finish()

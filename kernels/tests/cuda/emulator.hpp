@@ -47,6 +47,9 @@ struct Machine {
 extern Machine machine;
 
 void launch(void (*entry)(void**), void** arguments);
+// What a thread has under way at its start: nothing.
+void forget_copies(const Thread* t);
+void forget_products(const Thread* t);
 
 // Memory that kernels may touch.
 struct Region {

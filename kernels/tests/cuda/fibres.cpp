@@ -109,6 +109,8 @@ static void start(Thread& t, unsigned id) {
     t.id = id;
     t.state = State::Ready;
     t.registers.clear();
+    forget_copies(&t);
+    forget_products(&t);
     void** top = reinterpret_cast<void**>(t.high) - 4;
 #if defined(__x86_64__)
     // After the `ret` into `body` the stack must be as after a call: 8 modulo 16.

@@ -1,4 +1,4 @@
-// Memory: the hooks that -fsanitize=thread and -fsanitize=alignment,bounds call, answered by a shadow that says who
+// Memory: the hooks that -fsanitize=thread and -fsanitize=alignment,bounds-strict call, answered by a shadow that says who
 // last wrote and read each element, and when. Two threads that touch one element, one of them writing, must have met
 // in between: at a barrier of the block, or of their warp. Blocks never meet.
 
@@ -73,7 +73,7 @@ Tracked* find(const char* p, size_t bytes) {
 
 void touch(const char* p, size_t bytes, bool write, int line) {
     const Thread* t = machine.now;
-    if (!t || (p >= t->low && p < t->high)) return;
+    if (!t || !bytes || (p >= t->low && p < t->high)) return;
     Tracked* r = find(p, bytes);
     const char* verb = write ? "writes" : "reads";
     if (!r) {
