@@ -15,7 +15,7 @@ mod scatter_add;
 
 use common::emulator::{Bytes, Emulator};
 
-/// Runs a text of one cube over 64 floats, `x[i] = i`, and as many for the results.
+/// Runs a text of one cube over a float a unit, at least 64, `x[i] = i`, and as many for the results.
 fn run(units: u32, body: &str) -> Option<Result<Vec<f32>, String>> {
     let emulator = match Emulator::present() {
         Ok(e) => e,
@@ -30,8 +30,8 @@ fn run(units: u32, body: &str) -> Option<Result<Vec<f32>, String>> {
          __restrict__ y) {{\nunsigned const t = threadIdx.x;\n{body}\n}}\n"
     );
     let bytes = |x: &[f32]| Bytes { data: x.iter().flat_map(|x| x.to_le_bytes()).collect(), element: 4 };
-    let x: Vec<f32> = (0..64).map(|i| i as f32).collect();
-    let buffers = [(1, bytes(&x)), (2, bytes(&[f32::NAN; 64]))];
+    let x: Vec<f32> = (0..units.max(64)).map(|i| i as f32).collect();
+    let buffers = [(1, bytes(&x)), (2, bytes(&vec![f32::NAN; x.len()]))];
     Some(
         emulator
             .run_text(&text, ([1, 1, 1], units), &buffers)
@@ -132,4 +132,53 @@ fn a_copy_that_nobody_waits_for_is_seen() {
 #[test]
 fn an_unknown_instruction_is_an_error() {
     says(1, "asm volatile(\"frobnicate.f32 %0;\" :  : \"f\"(x[0]));", "no such instruction: frobnicate.f32");
+}
+
+/// A warpgroup's product of 64 x 8 x 32 in bf16, both factors along k in atoms of 128 bytes, the fourth row of chunks
+/// exchanged with the row's number as the manual's table has it. Each thread leaves what its sums are off by.
+fn warpgroup(stride: u32, wait: &str) -> String {
+    let store = |rows: u32, base: u32, value: &str| {
+        format!(
+            "for (unsigned i = t; i < {rows} * 32; i += 128) {{\nunsigned const r = i / 32, k = i % 32;\n\
+             m->data[{base} + r * 64 + ((k / 8) ^ (r % 8)) * 8 + k % 8] = __nv_bfloat16(float({value}));\n}}\n"
+        )
+    };
+    let (a, b) = ("int((r * 7 + k * 3) % 11) - 5", "int((r * 2 + k * 5) % 7) - 3");
+    let both = |text: &str, r: &str| text.replace('r', r);
+    format!(
+        "struct tile {{ __nv_bfloat16 data[4608]; }};\nextern __shared__ __align__(1024) char block[];\n\
+         tile* m = reinterpret_cast<tile*>(&block[0]);\n{}{}__syncthreads();\n\
+         asm volatile(\"fence.proxy.async;\" :  : );\nunsigned long long const at = __cvta_generic_to_shared(m->data);\n\
+         asm volatile(\".reg .f32 acc<4>;\" :  : );\n\
+         asm volatile(\"mov.f32 acc0, 0f00000000; mov.f32 acc1, 0f00000000; mov.f32 acc2, 0f00000000; mov.f32 acc3, \
+         0f00000000;\" :  : );\n\
+         for (unsigned k = 0; k < 2; ++k) {{\n\
+         unsigned long long const rest = ({stride}ull >> 4) << 32 | 1ull << 62;\n\
+         unsigned long long const da = (at + k * 32) >> 4 | rest, db = (at + 8192 + k * 32) >> 4 | rest;\n\
+         asm volatile(\"wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{acc0, acc1, acc2, acc3}}, %0, %1, 1, 1, 1, 0, \
+         0;\" :  : \"l\"(da), \"l\"(db));\n}}\nasm volatile(\"wgmma.commit_group.sync.aligned;\" :  : );\n{wait}\n\
+         float s[4];\nasm volatile(\"mov.f32 %0, acc0; mov.f32 %1, acc1; mov.f32 %2, acc2; mov.f32 %3, acc3;\" : \
+         \"=f\"(s[0]), \"=f\"(s[1]), \"=f\"(s[2]), \"=f\"(s[3]) : );\n\
+         float off = 0.0f;\nfor (unsigned i = 0; i < 4; ++i) {{\n\
+         unsigned const row = t / 32 * 16 + t % 32 / 4 + i / 2 * 8, col = t % 4 * 2 + i % 2;\nfloat want = 0.0f;\n\
+         for (unsigned k = 0; k < 32; ++k) want += float({}) * float({});\n\
+         off += fabs(s[i] - want);\n}}\ny[t] = off;",
+        store(64, 0, a),
+        store(8, 4096, b),
+        both(a, "row"),
+        both(b, "col"),
+    )
+}
+
+#[test]
+fn descriptors_name_swizzled_tiles() {
+    let wait = "asm volatile(\"wgmma.wait_group.sync.aligned 0;\" :  : );";
+    let Some(result) = run(128, &warpgroup(1024, wait)) else { return };
+    assert_eq!(result.unwrap(), [0.0; 128]);
+    // Rows of atoms that step by half, and sums read before they are there.
+    let Some(result) = run(128, &warpgroup(512, wait)) else { return };
+    assert!(result.unwrap().iter().any(|off| *off > 1.0));
+    let Some(result) = run(128, &warpgroup(1024, "")) else { return };
+    let error = result.expect_err("nobody waits");
+    assert!(error.contains("which thread goes first"), "{error}");
 }
