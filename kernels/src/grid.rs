@@ -47,3 +47,8 @@ pub(crate) fn cubes(items: u32, schedule: &Schedule) -> Grid {
     }
     ([WIDE, cubes.div_ceil(WIDE), 1], units)
 }
+
+/// Cubes and units for that many items, a cube each.
+pub(crate) fn one_each(items: u32, units: u32) -> Grid {
+    if items <= WIDE { ([items, 1, 1], units) } else { ([WIDE, items.div_ceil(WIDE), 1], units) }
+}

@@ -19,10 +19,15 @@
 mod attention;
 mod attention_dkv_plain;
 mod attention_dkv_rows;
+mod attention_dkv_tiled;
 mod attention_dq_plain;
 mod attention_dq_rows;
+mod attention_dq_tiled;
+mod attention_panels;
 mod attention_plain;
 mod attention_rows;
+mod attention_sight;
+mod attention_tiled;
 mod attention_tiles;
 mod bind;
 mod body;
@@ -60,8 +65,11 @@ pub trait Launch: Kernel {
 /// Every kernel, in order of preference; the plain ones, which never refuse, last.
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
+    &attention_tiled::AttentionTiled,
     &attention_dq_rows::AttentionDqRows,
+    &attention_dq_tiled::AttentionDqTiled,
     &attention_dkv_rows::AttentionDkvRows,
+    &attention_dkv_tiled::AttentionDkvTiled,
     &rms_norm_rows::RmsNormRows,
     &einsum_dot::EinsumDot,
     &einsum_rows::EinsumRows,
