@@ -1,6 +1,6 @@
-//! Prints GFLOP/s of the matrix products and of attention, and GB/s of maps, on the CPU runtime.
+//! Prints GFLOP/s of the matrix products and of attention, and GB/s of maps, on the CPU runtime or through WGSL.
 //!
-//! `cargo run --release -p omchat-kernels --features cpu --example gflops [part of a kernel's name]`
+//! `cargo run --release -p omchat-kernels --features cpu,wgpu --example gflops [part of a kernel's name] [wgpu]`
 
 use std::time::Instant;
 
@@ -305,17 +305,39 @@ impl Bench {
     }
 }
 
+/// Products through WGSL.
+#[cfg(feature = "wgpu")]
+fn shaders(only: String) {
+    let Ok(device) = Device::wgpu(cubecl::device::WgpuDeviceKind::default()) else {
+        println!("skipped: no Vulkan or WebGPU device");
+        return;
+    };
+    let b = Bench { client: device.client(), target: Target { max_bindings: 31, ..Target::wgpu() }, only };
+    for (m, n, k) in
+        [(256, 1536, 576), (256, 576, 1536), (512, 512, 512), (1, 1536, 576), (1, 49152, 576), (8, 1536, 576)]
+    {
+        b.product(m, n, k, Dtype::F32, false);
+    }
+    b.product(256, 1536, 576, Dtype::F32, true);
+    b.product(1, 1536, 576, Dtype::F32, true);
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn shaders(_: String) {
+    println!("skipped: built without the feature `wgpu`");
+}
+
 fn main() {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let only = std::env::args().nth(1).unwrap_or_default();
+    if std::env::args().nth(2).as_deref() == Some("wgpu") {
+        return shaders(only);
+    }
     let Ok(device) = Device::cpu() else {
         println!("skipped: no CPU runtime in this build");
         return;
     };
-    let b = Bench {
-        client: device.client(),
-        target: Target::cpu(cores),
-        only: std::env::args().nth(1).unwrap_or_default(),
-    };
+    let b = Bench { client: device.client(), target: Target::cpu(cores), only };
     b.launches(576);
     b.maps(256, 576);
     b.maps(1, 576);
@@ -334,6 +356,10 @@ fn main() {
     b.product(2048, 576, 1536, Dtype::F32, true);
     b.product(256, 49152, 576, Dtype::F32, false);
     b.product(256, 576, 49152, Dtype::F32, true);
+    for n in [512, 1024, 2048] {
+        b.product(n, n, n, Dtype::F32, false);
+        b.product(n, n, n, Dtype::F32, true);
+    }
     b.scatter(49152, 576, 2048, Dtype::F32);
     b.scatter(49152, 576, 2048, Dtype::Bf16);
     b.attention([1, 3, 3, 256, 8192, 64], 8192, Dtype::F32);

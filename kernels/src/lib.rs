@@ -32,8 +32,12 @@ mod attention_tiles;
 mod bind;
 mod body;
 mod einsum;
+mod einsum_copies;
 mod einsum_dot;
+mod einsum_mma;
 mod einsum_rows;
+mod einsum_tiled;
+mod einsum_tiles;
 mod fold_plain;
 mod grid;
 mod key;
@@ -41,6 +45,7 @@ mod kth_largest_plain;
 mod loops;
 mod map_plain;
 mod nest;
+mod packed;
 mod prepared;
 mod rms_norm_rows;
 mod scatter_add_plain;
@@ -71,6 +76,8 @@ pub const LIST: &[&dyn Launch] = &[
     &attention_dkv_rows::AttentionDkvRows,
     &attention_dkv_tiled::AttentionDkvTiled,
     &rms_norm_rows::RmsNormRows,
+    &einsum_mma::EinsumMma,
+    &einsum_tiled::EinsumTiled,
     &einsum_dot::EinsumDot,
     &einsum_rows::EinsumRows,
     &map_plain::MapPlain,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cubecl::ir::features::{Features, Plane};
+use cubecl::ir::features::{Features, MmaConfig, Plane};
 use cubecl::ir::{DeviceIdentity, HardwareProperties, MemoryDeviceProperties};
 use cubecl::prelude::*;
 
@@ -33,6 +33,11 @@ impl Offline {
 
     pub(crate) fn properties(&self) -> (Arc<DeviceProperties>, Arc<TargetProperties>) {
         (self.device.clone(), Arc::new(TargetProperties::default()))
+    }
+
+    /// Whether halves are bound two to a word there.
+    pub(crate) fn packs(&self) -> bool {
+        self.dialect == Dialect::Wgsl
     }
 
     /// A buffer of nothing, to stand where a launch has one.
@@ -112,7 +117,23 @@ fn properties(dialect: Dialect) -> DeviceProperties {
     };
     let mut features = Features::default();
     features.plane.insert(Plane::Ops);
+    if let Dialect::CudaCpp { sm } = dialect {
+        cuda_features(&mut features, sm);
+    }
     let identity = DeviceIdentity { name: "offline".into(), fingerprint: "offline".into(), physical: None };
     let memory = MemoryDeviceProperties::new(u64::MAX, 256);
     DeviceProperties::new(features, memory, hardware, cubecl::profile::TimingMethod::Device, identity)
+}
+
+/// What CubeCL advertises on CUDA that kernels here rely on: matrix units through `wmma`, and `cp.async`.
+fn cuda_features(features: &mut Features, sm: u32) {
+    features.plane.insert(Plane::Sync);
+    features.copy_async = sm >= 80;
+    features.memory_reinterpret = true;
+    features.alignment = true;
+    let narrow = [half::bf16::elem_type_native(), half::f16::elem_type_native()];
+    for elem in narrow.into_iter().filter(|_| sm >= 80) {
+        let sum = f32::elem_type_native();
+        features.matmul.cmma.insert(MmaConfig { a_type: elem, b_type: elem, cd_type: sum, m: 16, n: 16, k: 16 });
+    }
 }

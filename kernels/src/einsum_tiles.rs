@@ -1,0 +1,222 @@
+//! What the einsum kernels share whose cubes take a tile of the result each: which tile is whose, where the factors
+//! stand along k, and how sums leave.
+//!
+//! Cubes that run at the same time take tiles from a few rows of tiles, so that both factors stay in the device's
+//! cache (Triton's "grouped ordering").
+
+use cubecl::prelude::*;
+use omchat_codegen::{Family, Refusal, Target};
+
+use crate::bind::{Buffers, Slots};
+use crate::einsum::{Einsum, Roles, finish, stride};
+use crate::grid::{Grid, one_each};
+use crate::key::Key;
+use crate::nest::{Cursor, origin, seek};
+
+/// Rows of tiles that cubes walk together.
+const GROUP: u32 = 8;
+
+/// The comptime half of an einsum by tiles.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Tiles {
+    pub(crate) e: Key<Einsum>,
+    /// Rows, columns and elements along k of a tile.
+    pub(crate) m: usize,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    /// Units of a cube.
+    pub(crate) units: usize,
+    /// Whether tiles leave a rest along m, n and k.
+    pub(crate) m_tail: bool,
+    pub(crate) n_tail: bool,
+    pub(crate) k_tail: bool,
+    /// Whether the rest along n is no whole vector of 4.
+    pub(crate) n_odd: bool,
+    /// Whether neighbours along k are neighbours in memory.
+    pub(crate) a_along_k: bool,
+    pub(crate) b_along_k: bool,
+    /// Whether loops over registers are unrolled whose bodies are long: a GPU's registers have no index.
+    pub(crate) unroll: bool,
+}
+
+impl Roles {
+    /// The comptime half, the words, the buffers and the grid for tiles of `m` x `n` x `k`, a cube each.
+    pub(crate) fn tiles(&self, [m, n, k]: [usize; 3], units: u32) -> (Key<Tiles>, Vec<u32>, Slots, Slots, Grid) {
+        let (plan, mut words, ins, outs) = self.loops.plan(self.loops.inner(), 1, None);
+        let (rows, axis) = self.m();
+        let (m_tiles, n_tiles) = (rows.div_ceil(m), self.n().div_ceil(n));
+        let outer = self.loops.nest.points() / (rows * self.n()).max(1);
+        let items = (outer * m_tiles * n_tiles) as u32;
+        let tiles = words.len();
+        words.extend([items, m_tiles as u32, n_tiles as u32]);
+        let (k_tail, n_tail) = (!self.k().is_multiple_of(k), !self.n().is_multiple_of(n));
+        let e = Einsum {
+            plan,
+            a: self.a,
+            b: self.b,
+            m: axis,
+            rows: m,
+            cols: n,
+            group: 1,
+            turn: 1,
+            k_tail,
+            n_tail,
+            cpu: false,
+            tiles,
+        };
+        let t = Tiles {
+            e: Key::new(e),
+            m,
+            n,
+            k,
+            units: units as usize,
+            m_tail: !rows.is_multiple_of(m),
+            n_tail,
+            k_tail,
+            n_odd: !self.n().is_multiple_of(4),
+            a_along_k: self.strides(self.a).1 == 1,
+            b_along_k: self.strides(self.b).1 == 1,
+            unroll: true,
+        };
+        (Key::new(t), words, ins, outs, one_each(items, units))
+    }
+
+    /// Tiles of that size that the result has.
+    pub(crate) fn count(&self, m: usize, n: usize) -> usize {
+        let rows = self.m().0;
+        self.loops.nest.points() / (rows * self.n()).max(1) * rows.div_ceil(m) * self.n().div_ceil(n)
+    }
+}
+
+/// Refuses devices whose cubes share no memory that is faster than the rest.
+pub(crate) fn shares(target: &Target, bytes: usize, units: u32) -> Result<(), Refusal> {
+    if target.family == Family::Cpu {
+        return Err(Refusal("the CPU runtime's units are threads: they share no faster memory".into()));
+    }
+    if bytes > target.shared_bytes || units > target.max_units {
+        return Err(Refusal(format!(
+            "needs {bytes} bytes of shared memory and {units} units, {} has {} and {}",
+            target.name, target.shared_bytes, target.max_units
+        )));
+    }
+    Ok(())
+}
+
+/// Where a cube works: its views at row 0 and column 0 of its plane of the result, and its tile's first row and column.
+#[derive(CubeType)]
+pub(crate) struct Spot {
+    pub(crate) cursor: Cursor,
+    pub(crate) m: u32,
+    pub(crate) n: usize,
+}
+
+/// Whether the cube has a tile.
+#[cube]
+pub(crate) fn exists(meta: &[u32], #[comptime] t: Key<Tiles>) -> bool {
+    (CUBE_POS as u32) < meta[t.e.tiles]
+}
+
+/// The tile of this cube.
+#[cube]
+pub(crate) fn spot(meta: &[u32], operands: &Buffers, #[comptime] t: Key<Tiles>) -> Spot {
+    let m_tiles = meta[comptime![t.e.tiles + 1]];
+    let n_tiles = meta[comptime![t.e.tiles + 2]];
+    let item = CUBE_POS as u32;
+    let outer = item / (m_tiles * n_tiles);
+    let at = item % (m_tiles * n_tiles);
+    let group = at / (GROUP * n_tiles);
+    let within = at % (GROUP * n_tiles);
+    let height = min(GROUP, m_tiles - group * GROUP);
+    let mut columns = 1u32.runtime();
+    #[unroll]
+    for a in comptime![t.e.m + 1]..comptime![t.e.plan.kept - 1] {
+        columns *= meta[a];
+    }
+    let start = origin(meta, operands, t.e.plan.clone());
+    let rows = seek(meta, &start, outer / columns, 0usize, t.e.m, t.e.plan.clone());
+    let first = comptime![t.e.m + 1];
+    let last = comptime![t.e.plan.kept - 1];
+    let cursor = seek(meta, &rows, outer % columns, first, last, t.e.plan.clone());
+    Spot { cursor, m: (group * GROUP + within % height) * comptime![t.m as u32], n: (within / height) as usize * t.n }
+}
+
+/// One factor of a tile: where its first row and first k stand, and its steps.
+#[derive(CubeType)]
+pub(crate) struct Factor {
+    pub(crate) at: usize,
+    /// Rows (or columns) from the tile's first one on.
+    pub(crate) rows: usize,
+    pub(crate) row_step: usize,
+    pub(crate) k_step: usize,
+}
+
+/// The factor whose rows are the result's rows.
+#[cube]
+pub(crate) fn factor_a(meta: &[u32], s: &Spot, #[comptime] t: Key<Tiles>) -> Factor {
+    let row_step = stride(meta, t.e.a, t.e.m, t.e.plan.clone());
+    let k_step = stride(meta, t.e.a, comptime![t.e.plan.rank - 1], t.e.plan.clone());
+    Factor {
+        at: *s.cursor.reads.index(t.e.a) + s.m as usize * row_step,
+        rows: (meta[t.e.m] - s.m) as usize,
+        row_step,
+        k_step,
+    }
+}
+
+/// The factor whose rows are the result's columns.
+#[cube]
+pub(crate) fn factor_b(meta: &[u32], s: &Spot, #[comptime] t: Key<Tiles>) -> Factor {
+    let inner = comptime![t.e.plan.kept - 1];
+    let row_step = stride(meta, t.e.b, inner, t.e.plan.clone());
+    let k_step = stride(meta, t.e.b, comptime![t.e.plan.rank - 1], t.e.plan.clone());
+    Factor { at: *s.cursor.reads.index(t.e.b) + s.n * row_step, rows: meta[inner] as usize - s.n, row_step, k_step }
+}
+
+/// How far the outer folded axes move a factor at row `outer` of them.
+#[cube]
+pub(crate) fn fold_offset(meta: &[u32], outer: u32, #[comptime] read: usize, #[comptime] t: Key<Tiles>) -> usize {
+    let mut at = 0usize.runtime();
+    let mut rest = outer;
+    let axes = comptime![t.e.plan.rank - 1 - t.e.plan.kept];
+    #[unroll]
+    for j in 0..axes {
+        let axis = comptime![t.e.plan.rank - 2 - j];
+        let size = meta[axis];
+        at += (rest % size) as usize * stride(meta, read, axis, t.e.plan.clone());
+        rest /= size;
+    }
+    at
+}
+
+/// Runs the epilogue on 4 sums from column `n` (counted from the spot's first) on, and writes those inside.
+#[cube]
+pub(crate) fn leave(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    c: &Cursor,
+    row: u32,
+    column: usize,
+    sums: Vector<f32, Const<4>>,
+    #[comptime] t: Key<Tiles>,
+) {
+    let size = meta[comptime![t.e.plan.kept - 1]] as usize;
+    if comptime![!t.n_tail] {
+        finish::<Const<4>>(meta, operands, results, c, row, column, sums, t.e.clone());
+    } else if comptime![!t.n_odd] {
+        if column < size {
+            finish::<Const<4>>(meta, operands, results, c, row, column, sums, t.e.clone());
+        }
+    } else {
+        let mut held = Array::<f32>::new(4usize);
+        #[unroll]
+        for l in 0..4usize {
+            held[l] = sums.extract(l);
+        }
+        for l in 0..4usize {
+            if column + l < size {
+                finish::<Const<1>>(meta, operands, results, c, row, column + l, Vector::new(held[l]), t.e.clone());
+            }
+        }
+    }
+}
