@@ -81,7 +81,7 @@ impl Engine {
 
     fn upload(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<(), Error> {
         let wanted = self.weight_types()?;
-        let bytes = if self.device.target().holds(self.dtype) { self.dtype.bytes() } else { 4 };
+        let bytes = if self.device.target().reads(self.dtype) { self.dtype.bytes() } else { 4 };
         let need: u64 = wanted.iter().map(|(_, t)| (t.elements() * bytes) as u64).sum();
         if let Some(have) = self.device.free_bytes().filter(|have| need > *have) {
             let device = self.device.name().to_string();
@@ -128,6 +128,11 @@ impl Engine {
         self.dtype
     }
 
+    /// Bytes of weights on the device.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.bytes()
+    }
+
     /// Programs lowered so far. A longer conversation lowers no more: its chunks have the same sizes.
     pub fn programs(&self) -> usize {
         self.programs.load(Ordering::Relaxed)
@@ -142,6 +147,11 @@ impl Engine {
     /// equal, so these are fewer than [`Engine::kernels`]. A longer conversation compiles no more.
     pub fn compilations(&self) -> usize {
         self.sum(|e| e.compilations())
+    }
+
+    /// Runs that replayed recorded launches in place of making them: on CUDA and WGPU a decode's, from the third on.
+    pub fn replays(&self) -> usize {
+        self.sum(|e| e.replays())
     }
 
     fn sum(&self, of: impl Fn(&Executable) -> usize) -> usize {

@@ -36,8 +36,9 @@ fn target(name: &str) -> Result<Target, Outcome> {
     match name {
         "cpu" => Ok(Target::cpu(2)),
         "wgpu" => Ok(Target::wgpu()),
+        "browser" => Ok(Target::browser()),
         "cuda" => Ok(Target::cuda(90)),
-        other => Err(Outcome::Failed(format!("there is no target `{other}`: write cpu, wgpu or cuda"))),
+        other => Err(Outcome::Failed(format!("there is no target `{other}`: write cpu, wgpu, browser or cuda"))),
     }
 }
 

@@ -235,6 +235,17 @@ impl Compiler<'_> {
 
     /// The first kernel of the list that offers a schedule, and why those before it refused.
     fn select(&self, work: Work) -> Result<Chosen, Error> {
+        let (need, target) = (work.bindings(), self.context.target);
+        if need > target.max_bindings {
+            return Err(Error::Limit {
+                name: "buffers a kernel",
+                what: describe(&work),
+                need,
+                have: target.max_bindings,
+                target: target.name.clone(),
+                mend: "take a device that binds more at once, or the CPU",
+            });
+        }
         let mut refusals = vec![];
         for k in self.context.kernels {
             let fits = match (&work, k.implements()) {

@@ -83,6 +83,20 @@ impl Work {
             _ => 0,
         }
     }
+
+    /// Buffers that a launch binds: its operands and results, its words, and CubeCL's own lengths.
+    pub fn bindings(&self) -> usize {
+        let own = match self {
+            Work::Nest(nest) => nest.buffers(),
+            Work::Function { operands, results, .. } => operands.len() + results.len(),
+            Work::KthLargest { .. } => 2,
+            Work::ScatterAdd { .. } => 3,
+        };
+        own + Work::OVERHEAD
+    }
+
+    /// Bindings of any launch beside its operands and results: its words, and CubeCL's own lengths.
+    pub const OVERHEAD: usize = 2;
 }
 
 /// Named numbers that fix how a kernel runs: tile sizes, lanes, units.

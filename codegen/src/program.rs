@@ -2,7 +2,7 @@
 
 use crate::kernel::{Schedule, Work};
 use crate::target::Target;
-use omchat_ir::{Role, Type};
+use omchat_ir::{Dtype, Role, Type};
 use std::fmt;
 
 /// What memory is for; the forecast counts by it.
@@ -133,6 +133,18 @@ impl Program {
 }
 
 impl Program {
+    /// Halves that the target lacks and that weights lie packed in.
+    fn packed(&self) -> impl Iterator<Item = Dtype> {
+        let here = |d: &Dtype| self.buffers.iter().any(|b| b.ty.dtype == *d);
+        self.target.packed.iter().copied().filter(here)
+    }
+
+    /// Bytes of weights that lie packed.
+    pub fn packed_bytes(&self) -> usize {
+        let packed = |b: &&BufferPlan| b.memory == Memory::Weight && self.target.packs(b.ty.dtype);
+        self.buffers.iter().filter(packed).map(|b| b.ty.bytes()).sum()
+    }
+
     /// Bytes that a run holds at once: what the caller holds, and the whole arena.
     pub fn peak_bytes(&self) -> usize {
         let own = self.buffers.iter().filter(|b| b.place == Place::Own).map(|b| b.ty.bytes()).sum::<usize>();
@@ -145,6 +157,11 @@ impl fmt::Display for Program {
         writeln!(f, "program @{} for {}", self.name, self.target.name)?;
         for m in Memory::ALL {
             writeln!(f, "  {:<10} {:>14} bytes", m.name(), self.bytes(m))?;
+            if m == Memory::Weight && self.packed_bytes() > 0 {
+                let names: Vec<&str> = self.packed().map(|d| d.name()).collect();
+                let (names, bytes) = (names.join(" and "), self.packed_bytes());
+                writeln!(f, "    {bytes} of them {names}, two to a word, widened in registers")?;
+            }
         }
         let many = |n: usize, ending: &'static str| if n == 1 { "" } else { ending };
         let (l, k) = (self.launches.len(), self.chosen.len());

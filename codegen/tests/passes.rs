@@ -2,7 +2,7 @@
 //! function of the library, on random inputs.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use omchat_codegen::{Context, PIPELINE, Target, Unit};
+use omchat_codegen::{Context, Error, Implements, Kernel, PIPELINE, Refusal, Schedule, Target, Unit, Work, compile};
 use omchat_ir::{Dtype, Mode, Module, Op, Tensor, Type, interpret, parse};
 
 fn random(ty: &Type, seed: &mut u64) -> Tensor {
@@ -231,4 +231,42 @@ fn each_rule_has_a_file_that_needs_it() {
         }
     }
     assert!(idle.is_empty(), "files that need no rule of their name: {idle:?}");
+}
+
+/// A kernel that takes whatever it says it implements.
+struct Takes(Implements);
+
+impl Kernel for Takes {
+    fn name(&self) -> &'static str {
+        "test.takes"
+    }
+
+    fn implements(&self) -> Implements {
+        self.0
+    }
+
+    fn schedules(&self, _: &Work, _: &Target) -> Result<Vec<Schedule>, Refusal> {
+        Ok(vec![Schedule::default()])
+    }
+}
+
+#[test]
+fn a_launch_that_binds_too_many_buffers_is_a_limit() {
+    let m = parse(LIBRARY).unwrap();
+    let attend = m.named("attend").unwrap();
+    let compiled = |max_bindings: usize| {
+        let target = Target { max_bindings, ..Target::wgpu() };
+        let kernels: [&dyn Kernel; 2] = [&Takes(Implements::Functions(&["attention"])), &Takes(Implements::Nest)];
+        compile(&m, attend, &Context { target: &target, kernels: &kernels })
+    };
+    let error = compiled(8).unwrap_err();
+    assert!(matches!(error, Error::Limit { name: "buffers a kernel", need: 10, have: 8, .. }), "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        "@attention needs 10 buffers a kernel, wgpu allows 8: take a device that binds more at once, or the CPU"
+    );
+    compiled(10).unwrap();
+    // A map of one operand binds four.
+    let error = compiled(3).unwrap_err();
+    assert!(matches!(error, Error::Limit { name: "buffers a kernel", have: 3, .. }), "{error:?}");
 }

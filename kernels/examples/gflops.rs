@@ -356,6 +356,10 @@ fn main() {
     b.product(2048, 576, 1536, Dtype::F32, true);
     b.product(256, 49152, 576, Dtype::F32, false);
     b.product(256, 576, 49152, Dtype::F32, true);
+    for n in [512, 1024, 2048] {
+        b.product(n, n, n, Dtype::F32, false);
+        b.product(n, n, n, Dtype::F32, true);
+    }
     b.scatter(49152, 576, 2048, Dtype::F32);
     b.scatter(49152, 576, 2048, Dtype::Bf16);
     b.attention([1, 3, 3, 256, 8192, 64], 8192, Dtype::F32);

@@ -19,10 +19,15 @@
 mod attention;
 mod attention_dkv_plain;
 mod attention_dkv_rows;
+mod attention_dkv_tiled;
 mod attention_dq_plain;
 mod attention_dq_rows;
+mod attention_dq_tiled;
+mod attention_panels;
 mod attention_plain;
 mod attention_rows;
+mod attention_sight;
+mod attention_tiled;
 mod attention_tiles;
 mod bind;
 mod body;
@@ -40,6 +45,7 @@ mod kth_largest_plain;
 mod loops;
 mod map_plain;
 mod nest;
+mod packed;
 mod prepared;
 mod rms_norm_rows;
 mod scatter_add_plain;
@@ -64,8 +70,11 @@ pub trait Launch: Kernel {
 /// Every kernel, in order of preference; the plain ones, which never refuse, last.
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
+    &attention_tiled::AttentionTiled,
     &attention_dq_rows::AttentionDqRows,
+    &attention_dq_tiled::AttentionDqTiled,
     &attention_dkv_rows::AttentionDkvRows,
+    &attention_dkv_tiled::AttentionDkvTiled,
     &rms_norm_rows::RmsNormRows,
     &einsum_mma::EinsumMma,
     &einsum_tiled::EinsumTiled,

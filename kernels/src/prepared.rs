@@ -1,5 +1,6 @@
 //! A kernel fixed to its work: what a program holds from load to the last launch.
 
+use cubecl::ir::{ElemType, UIntKind};
 use cubecl::prelude::*;
 
 use crate::bind::{Args, Buffer, BuffersLaunch, Slots, raw};
@@ -52,6 +53,16 @@ pub(crate) struct Bound {
 pub(crate) enum Site<'a> {
     Device(&'a Client),
     Text(&'a Offline),
+}
+
+impl Site<'_> {
+    /// Whether halves are bound two to a word: there is no u16.
+    fn packs(&self) -> bool {
+        match self {
+            Site::Device(client) => !client.properties().supports_type(ElemType::UInt(UIntKind::U16)),
+            Site::Text(offline) => offline.packs(),
+        }
+    }
 }
 
 /// Launches on a device and yields nothing, or yields the kernel that would be compiled.
@@ -156,10 +167,11 @@ impl Prepared {
         operands: &[Buffer],
         results: &[Buffer],
     ) -> Result<Option<Box<dyn CubeKernel>>, LaunchError> {
+        let packed = site.packs();
         let bound = Bound {
             meta: raw(meta),
-            operands: self.operands.bind("operands", operands, self.tally.clone())?,
-            results: self.results.bind("results", results, Tally::default())?,
+            operands: self.operands.bind("operands", operands, packed, self.tally.clone())?,
+            results: self.results.bind("results", results, packed, Tally::default())?,
         };
         let [x, y, z] = self.cubes;
         Ok((self.run)(site, CubeCount::Static(x, y, z), CubeDim::new_1d(self.units), bound))

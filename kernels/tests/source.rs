@@ -89,6 +89,8 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
                         .source(dialect)
                         .unwrap_or_else(|e| panic!("{} {s}: {e}", k.name()));
                     assert!(text.contains(mark), "{} {s}: no {mark} in\n{text}", k.name());
+                    let bound = text.matches("@binding(").count();
+                    assert!(bound <= work.bindings(), "{} {s} binds {bound}, not {}", k.name(), work.bindings());
                     let again = k.prepare(&work, &s).unwrap().source(dialect).unwrap();
                     assert!(unnamed(&text) == unnamed(&again), "{} {s}: two texts of one kernel", k.name());
                     seen.insert(k.name());
@@ -117,6 +119,28 @@ fn cuda_text() {
 #[test]
 fn wgsl_text() {
     texts(Dialect::Wgsl, &Target::wgpu(), &[Dtype::F32], "@compute");
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn wgsl_reads_halves_by_words() {
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        let Work::Nest(mut nest) = product(dtype) else { unreachable!() };
+        let refused = |n: &Nest, name: &str| {
+            let k = omchat_kernels::by_name(name).unwrap();
+            k.schedules(&Work::Nest(n.clone()), &Target::wgpu()).err().map(|r| r.0)
+        };
+        assert_eq!(refused(&nest, "einsum.dot"), Some(format!("wgpu writes no {dtype}")));
+        nest.writes[0].dtype = Dtype::F32;
+        let work = Work::Nest(nest);
+        for k in LIST {
+            for s in k.schedules(&work, &Target::wgpu()).unwrap_or_default() {
+                let text = k.prepare(&work, &s).unwrap().source(Dialect::Wgsl).unwrap();
+                let words = text.matches("array<u32>").count();
+                assert!(words >= 3 && !text.contains("f16"), "{} {s} in {dtype}:\n{text}", k.name());
+            }
+        }
+    }
 }
 
 #[cfg(not(any(feature = "cuda", feature = "wgpu")))]

@@ -1,6 +1,8 @@
 //! Executes programs of the OmChat IR on CubeCL devices: devices, buffers, launches. It runs any program and
 //! knows no model.
 
+mod bound;
+mod compiled;
 mod device;
 mod error;
 mod executable;
@@ -9,6 +11,7 @@ mod faults;
 mod host;
 mod room;
 mod store;
+mod window;
 
 pub use device::{Device, NAMES};
 pub use error::Error;

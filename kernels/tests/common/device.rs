@@ -146,8 +146,10 @@ impl Present {
             let mut b = vec![0xee; self.target.align];
             b.extend(bytes(h));
             b.extend([0xee; 64]);
+            b.resize(b.len().next_multiple_of(4), 0xee);
             let len = b.len() as u64;
-            let body = (h.data.len() * h.dtype.bytes()) as u64;
+            // A device that packs halves binds whole words.
+            let body = (h.data.len() * h.dtype.bytes()).next_multiple_of(4) as u64;
             let handle = client
                 .create_from_slice(&b)
                 .offset_start(self.target.align as u64)
