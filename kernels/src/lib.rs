@@ -19,10 +19,15 @@
 mod attention;
 mod attention_dkv_plain;
 mod attention_dkv_rows;
+mod attention_dkv_tiled;
 mod attention_dq_plain;
 mod attention_dq_rows;
+mod attention_dq_tiled;
+mod attention_panels;
 mod attention_plain;
 mod attention_rows;
+mod attention_sight;
+mod attention_tiled;
 mod attention_tiles;
 mod bind;
 mod body;
@@ -51,7 +56,7 @@ mod vector;
 
 pub use bind::{Args, Buffer};
 pub use fingerprint::fingerprint;
-pub use prepared::{LaunchError, Prepared};
+pub use prepared::{LaunchError, Parameter, Prepared};
 pub use source::Dialect;
 
 use omchat_codegen::{Kernel, Schedule, Work};
@@ -68,8 +73,11 @@ fingerprint::listed! {
 /// Every kernel, in order of preference; the plain ones, which never refuse, last.
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
+    &attention_tiled::AttentionTiled,
     &attention_dq_rows::AttentionDqRows,
+    &attention_dq_tiled::AttentionDqTiled,
     &attention_dkv_rows::AttentionDkvRows,
+    &attention_dkv_tiled::AttentionDkvTiled,
     &rms_norm_rows::RmsNormRows,
     &einsum_mma::EinsumMma,
     &einsum_tiled::EinsumTiled,
