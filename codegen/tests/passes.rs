@@ -257,7 +257,7 @@ fn a_launch_that_binds_too_many_buffers_is_a_limit() {
     let compiled = |max_bindings: usize| {
         let target = Target { max_bindings, ..Target::wgpu() };
         let kernels: [&dyn Kernel; 2] = [&Takes(Implements::Functions(&["attention"])), &Takes(Implements::Nest)];
-        compile(&m, attend, &Context { target: &target, kernels: &kernels })
+        compile(&m, attend, &Context { target: &target, kernels: &kernels, tuned: None })
     };
     let error = compiled(8).unwrap_err();
     assert!(matches!(error, Error::Limit { name: "buffers a kernel", need: 10, have: 8, .. }), "{error:?}");

@@ -5,7 +5,7 @@
 
 use crate::device::Device;
 use crate::{CUBECL, Error};
-use omchat_codegen::{Pick, Tuned};
+use omchat_codegen::{Family, Pick, Tuned};
 use omchat_kernels::fingerprint;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -63,7 +63,7 @@ impl Table {
         let cores = device.target().cores;
         Table {
             device: format!("{}, {}, {cores} cores", device.name(), fact("adapter")),
-            driver: fact("compiled for"),
+            driver: [fact("compiled for")].into_iter().chain(nvidia(device)).collect::<Vec<_>>().join(", "),
             cubecl: CUBECL.into(),
             entries: BTreeMap::new(),
         }
@@ -163,6 +163,13 @@ impl fmt::Display for Table {
         }
         Ok(())
     }
+}
+
+/// The driver's version, for a CUDA device where the system tells; CubeCL does not.
+fn nvidia(device: &Device) -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
+    let text = text.filter(|_| device.target().family == Family::Cuda)?;
+    text.lines().next().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 fn fault(path: &Path, line: usize, what: String) -> Error {

@@ -123,7 +123,10 @@ impl Clock<'_> {
     }
 
     fn buffer(&self, t: &HostTensor) -> Buffer {
-        Buffer { handle: self.client.create_from_slice(&t.bytes), elements: t.ty.elements() }
+        // Halves may be read two to a word.
+        let mut bytes = t.bytes.clone();
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        Buffer { handle: self.client.create_from_slice(&bytes), elements: t.ty.elements() }
     }
 
     /// Compiles a kernel by a first launch, and finds how many launches make a sample by a second.
