@@ -137,14 +137,14 @@ impl Engine {
         self.dtype
     }
 
-    /// Bytes of weights on the device.
-    pub fn weight_bytes(&self) -> u64 {
-        self.weights.bytes()
-    }
-
     /// The table of measured schedules, and whether it is taken.
     pub fn tables(&self) -> &Tables {
         &self.tables
+    }
+
+    /// Bytes of weights on the device.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.bytes()
     }
 
     /// Programs lowered so far. A longer conversation lowers no more: its chunks have the same sizes.

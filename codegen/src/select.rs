@@ -67,7 +67,7 @@ pub fn preferred(offers: &[Offer]) -> Option<usize> {
 
 /// The kernel and the schedule for some work, and why not those that stand before it in the list.
 ///
-/// Errors: no kernel takes it; it binds more buffers than the target allows.
+/// Errors: it binds more buffers than the target allows; no kernel takes it.
 pub(crate) fn select(work: Work, context: &Context) -> Result<Chosen, Error> {
     let (need, target) = (work.bindings(), context.target);
     if need > target.max_bindings {

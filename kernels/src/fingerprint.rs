@@ -24,7 +24,10 @@ macro_rules! shared {
 }
 
 /// Files that kernels build on.
-const SHARED: &[(&str, &str)] = shared![attention attention_panels attention_sight attention_tiles bind body einsum einsum_copies einsum_tiles grid loops nest packed vector];
+const SHARED: &[(&str, &str)] = shared![
+    attention attention_panels attention_sight attention_tiles bind body einsum einsum_copies einsum_tiles grid loops nest
+    packed vector
+];
 
 /// Files that decide nothing about how fast a kernel is.
 #[cfg(test)]
