@@ -2,6 +2,8 @@
 //! faults, to show that the emulator sees them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+// Each test file brings its own `common`.
+#![allow(clippy::duplicate_mod)]
 
 #[path = "attention.rs"]
 mod attention;
