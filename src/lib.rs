@@ -21,6 +21,7 @@
 //! ```
 
 mod batch;
+pub mod bench;
 mod chat;
 mod dump;
 mod engine;

@@ -1,6 +1,7 @@
 //! Decisions: lowers a module of the IR to a program of launches over one arena. Names no GPU library,
 //! reads no file and no clock: the same module and the same target yield the same program.
 
+mod amount;
 mod assign;
 mod body;
 mod collapse;
@@ -14,6 +15,7 @@ mod peak;
 mod program;
 mod target;
 
+pub use amount::{Amount, Seen, flops_of};
 pub use body::{Body, Kind, Step};
 pub use compile::{compile, compile_with};
 pub use error::Error;

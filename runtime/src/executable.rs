@@ -10,7 +10,6 @@ use cubecl::server::Handle;
 use omchat_codegen::{Context, Kernel, Pass, Place, Program, Target, Unit, compile_with};
 use omchat_ir::{Func, Mode, Module, Role, Tensor, Type, interpret};
 use omchat_kernels::{Args, Buffer, LIST, Prepared, by_name};
-use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -250,6 +249,24 @@ fn check(name: &str, want: &Type, have: &Type, entry: &str) -> Result<(), Error>
     Err(Error::WrongType { name: name.into(), entry: entry.into(), want: want.to_string(), have: have.to_string() })
 }
 
+/// The chosen kernels of a program, each with its metadata on the device.
+///
+/// Errors: a kernel that is not in the list, or that refuses what was chosen for it.
+pub(crate) fn prepare(client: &Client, device: &str, program: &Program) -> Result<Vec<(Prepared, Buffer)>, Error> {
+    let mut prepared = vec![];
+    for c in &program.chosen {
+        let kernel = by_name(c.kernel)
+            .ok_or_else(|| Error::Device { device: device.into(), message: format!("no kernel {}", c.kernel) })?;
+        let ready = kernel.prepare(&c.work, &c.schedule)?;
+        let meta = Buffer {
+            handle: client.create_from_slice(bytemuck::cast_slice(ready.meta())),
+            elements: ready.meta().len(),
+        };
+        prepared.push((ready, meta));
+    }
+    Ok(prepared)
+}
+
 impl Compiled {
     fn load(device: &Device, client: &Client, program: Program) -> Result<Compiled, Error> {
         let need: u64 = program.slabs.iter().map(|s| *s as u64).sum();
@@ -262,19 +279,7 @@ impl Compiled {
             });
         }
         let slabs = program.slabs.iter().map(|bytes| client.empty(*bytes)).collect();
-        let mut prepared = vec![];
-        for c in &program.chosen {
-            let kernel = by_name(c.kernel).ok_or_else(|| Error::Device {
-                device: device.name().into(),
-                message: format!("no kernel {}", c.kernel),
-            })?;
-            let ready = kernel.prepare(&c.work, &c.schedule)?;
-            let meta = Buffer {
-                handle: client.create_from_slice(bytemuck::cast_slice(ready.meta())),
-                elements: ready.meta().len(),
-            };
-            prepared.push((ready, meta));
-        }
+        let prepared = prepare(client, device.name(), &program)?;
         Ok(Compiled { client: client.clone(), program, prepared, slabs, turn: Mutex::new(()) })
     }
 
@@ -297,7 +302,7 @@ impl Compiled {
                 Role::Input => {
                     let (_, t) =
                         inputs.iter().find(|(n, _)| *n == p.name).ok_or_else(|| missing(&p.name, &p.ty, entry))?;
-                    let t = widened(t, &p.ty);
+                    let t = t.in_dtype(p.ty.dtype);
                     check(&p.name, &p.ty, &t.ty, entry)?;
                     self.client.create_from_slice(&t.bytes)
                 }
@@ -363,12 +368,4 @@ impl Compiled {
     fn failed(&self, message: String) -> Error {
         Error::Device { device: self.program.target.name.clone(), message: message.chars().take(600).collect() }
     }
-}
-
-/// An input in the dtype that legalize left: halves as f32 where the device lacks them.
-fn widened<'t>(t: &'t HostTensor, want: &Type) -> Cow<'t, HostTensor> {
-    if t.ty.dtype != want.dtype && t.ty.dtype.is_float() && want.dtype.is_float() {
-        return Cow::Owned(HostTensor::floats(want.dtype, t.ty.shape.clone(), &t.to_f32()));
-    }
-    Cow::Borrowed(t)
 }

@@ -1,6 +1,7 @@
 //! Executes programs of the OmChat IR on CubeCL devices: devices, buffers, launches. It runs any program and
 //! knows no model.
 
+mod ceilings;
 mod device;
 mod error;
 mod executable;
@@ -9,7 +10,9 @@ mod faults;
 mod host;
 mod room;
 mod store;
+mod trial;
 
+pub use ceilings::{Best, Ceilings, amounts};
 pub use device::{Device, NAMES};
 pub use error::Error;
 pub use executable::{Executable, Param, Timing, program, program_with};
@@ -17,3 +20,4 @@ pub use facts::CUBECL;
 pub use host::HostTensor;
 pub use room::{Home, Room};
 pub use store::{Store, Stored};
+pub use trial::{Budget, Examined, Times, Trial};

@@ -1,5 +1,6 @@
 //! The command's subcommands: one file each, with its arguments and its `run`.
 
+mod bench;
 mod case;
 mod chat;
 mod demo;
@@ -57,6 +58,11 @@ enum Command {
     Step(step::Args),
     /// Reads, checks, runs and lowers the text of the tensor language.
     Ir(ir::Args),
+    /// Measures how fast a device runs kernels and whole steps, as shares of what it can do.
+    ///
+    /// Each kernel is also checked; one whose numbers are wrong is printed as WRONG, and the exit code is 1. docs/bench.md
+    /// says what is measured and what the fields of `--json` are.
+    Bench(bench::Args),
     /// Says which devices there are, what they can do, what is missing, and how to get it.
     Doctor(doctor::Args),
 }
@@ -73,6 +79,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Loss(args) => train::loss(&args),
         Command::Step(args) => step::run(&args),
         Command::Ir(args) => ir::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

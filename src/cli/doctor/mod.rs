@@ -14,14 +14,14 @@ pub struct Args {
     /// Prints one JSON object instead of lines.
     #[arg(long)]
     json: bool,
-    /// Also measures how fast each device copies memory and multiplies matrices; it takes some seconds.
+    /// Does not measure how fast each device copies memory and multiplies matrices, which takes some seconds in all.
     #[arg(long)]
-    measure: bool,
+    quick: bool,
 }
 
 /// Looks at the machine and says what it found.
 pub fn run(args: &Args) -> Result<(), Error> {
-    let devices: Vec<Value> = omchat_runtime::NAMES.iter().map(|name| device(name, args.measure)).collect();
+    let devices: Vec<Value> = omchat_runtime::NAMES.iter().map(|name| device(name, !args.quick)).collect();
     let chosen = match Device::best() {
         Ok((device, why)) => json!({ "device": device.name(), "why": why }),
         Err(e) => json!({ "device": null, "why": e.to_string() }),
