@@ -102,4 +102,4 @@ def notes(run):
                 said.setdefault(f"{name}: {held['note']}", []).append(row["name"])
             if held.get("kernel") and row["group"] != "model":
                 said.setdefault(f"ours by {held['kernel']} [{held.get('schedule')}]", []).append(row["name"])
-    return [f"- {text} ({', '.join(f'`{n}`' for n in names)})" for text, names in said.items()]
+    return [f"- {text}" for text in run.get("remarks", [])] + [f"- {text} ({', '.join(f'`{n}`' for n in names)})" for text, names in said.items()]
