@@ -79,6 +79,15 @@ pub fn usual(device: &Device) -> (OmChatConfig, Scale) {
     }
 }
 
+/// The name of the model that [`usual`] takes.
+pub fn usual_name(device: &Device) -> &'static str {
+    match usual(device).0.text.layers {
+        28 => "omchat-13b",
+        30 => "mini",
+        _ => "small",
+    }
+}
+
 /// A model of `mini`'s kind whose every size is small and its own.
 pub fn small() -> OmChatConfig {
     let mut config = mini();

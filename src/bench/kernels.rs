@@ -170,9 +170,15 @@ pub(super) fn wrong(device: &Device, program: &Program, trial: &mut Trial) -> Re
     Ok(None)
 }
 
-/// Kernels and schedules of a program, in the order of first use.
+/// Kernels and schedules of a program, each pair once, in the order of first use.
 pub(super) fn ways(program: &Program) -> (String, String) {
-    let kernels: Vec<&str> = program.chosen.iter().map(|c| c.kernel).collect();
-    let schedules: Vec<String> = program.chosen.iter().map(|c| c.schedule.to_string()).collect();
+    let mut pairs: Vec<(&str, String)> = vec![];
+    for c in &program.chosen {
+        let pair = (c.kernel, c.schedule.to_string());
+        if !pairs.contains(&pair) {
+            pairs.push(pair);
+        }
+    }
+    let (kernels, schedules): (Vec<&str>, Vec<String>) = pairs.into_iter().unzip();
     (kernels.join(" + "), schedules.join("; "))
 }

@@ -45,6 +45,15 @@ pub fn memory(device: &Device) -> Result<Vec<Row>, Error> {
             let bytes = program.bytes(Memory::Workspace) as u64;
             let (kernel, _) = ways(&program);
             let share = logits as f64 / bytes.max(1) as f64;
+            // The weight's gradient is a result, in f32 until all parts are summed; whole logits need it as well.
+            let gathered = (v * c * Dtype::F32.bytes()) as u64;
+            let beside = match bytes.checked_sub(gathered).filter(|_| back && n > 1) {
+                Some(rest) => format!(
+                    "; 1/{:.1} beside the {gathered} that gather the weight's gradient",
+                    logits as f64 / rest.max(1) as f64
+                ),
+                None => String::new(),
+            };
             out.push(Row {
                 suite: "train".into(),
                 name: case.name.clone(),
@@ -52,7 +61,7 @@ pub fn memory(device: &Device) -> Result<Vec<Row>, Error> {
                 device: device.name().into(),
                 kernel,
                 bytes: Some(bytes),
-                note: Some(format!("1/{share:.1} of {logits} bytes of logits")),
+                note: Some(format!("1/{share:.1} of {logits} bytes of logits{beside}")),
                 ..Row::default()
             });
         }

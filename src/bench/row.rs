@@ -89,7 +89,8 @@ impl Row {
             out += &format!("  {b} bytes");
         }
         out += &format!("  {}", self.kernel);
-        if !self.schedule.is_empty() {
+        // One launch's schedule; of several the JSON has them all.
+        if !self.schedule.is_empty() && !self.kernel.contains(" + ") {
             out += &format!(" [{}]", self.schedule);
         }
         if self.checked == Some(false) {

@@ -108,7 +108,7 @@ fn steps(
     let checkpoint = folder.map(|dir| Checkpoint::load(dir, config)).transpose()?;
     let name = match (&args.model, folder) {
         (Some(model), _) => Path::new(model).file_name().map_or(model.clone(), |n| n.to_string_lossy().into_owned()),
-        (None, _) => usual_name(device).to_string(),
+        (None, _) => bench::usual_name(device).to_string(),
     };
     let whole = Whole { name, config, checkpoint: checkpoint.as_ref(), dtype, device };
     let step = match args.suite {
@@ -132,14 +132,6 @@ fn steps(
 
 fn measured(step: Step, dtype: Dtype, device: &Device, options: &Options) -> Result<Row, Error> {
     Ok(step.row(dtype, device, options)?)
-}
-
-fn usual_name(device: &Device) -> &'static str {
-    match bench::usual(device).0.text.layers {
-        28 => "omchat-13b",
-        30 => "mini",
-        _ => "small",
-    }
 }
 
 fn shown(row: &Row, json: bool) -> Result<(), Error> {
