@@ -27,6 +27,16 @@ impl Implements {
     pub fn function(self, name: &str) -> bool {
         matches!(self, Implements::Functions(names) if names.contains(&name))
     }
+
+    /// Whether it is of that work's kind.
+    pub fn takes(self, work: &Work) -> bool {
+        match work {
+            Work::Nest(_) => self == Implements::Nest,
+            Work::Function { name, .. } => self.function(name),
+            Work::KthLargest { .. } => self == Implements::KthLargest,
+            Work::ScatterAdd { .. } => self == Implements::ScatterAdd,
+        }
+    }
 }
 
 /// What is to be run.

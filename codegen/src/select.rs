@@ -3,7 +3,7 @@
 use crate::Amount;
 use crate::Error;
 use crate::cost;
-use crate::kernel::{Implements, Kernel, Schedule, Work};
+use crate::kernel::{Kernel, Schedule, Work};
 use crate::passes::Context;
 use crate::program::{By, Chosen};
 use crate::target::Target;
@@ -31,7 +31,7 @@ pub fn offers<'a>(work: &Work, target: &Target, kernels: &[&'a dyn Kernel]) -> (
     let (mut found, mut refusals) = (vec![], vec![]);
     // A function that is not the library's has no amount: its offers are expected to take the same.
     let amount = Amount::of(work).unwrap_or_default();
-    for k in kernels.iter().filter(|k| stands_for(k.implements(), work)) {
+    for k in kernels.iter().filter(|k| k.implements().takes(work)) {
         match k.schedules(work, target) {
             Ok(s) if s.is_empty() => refusals.push((k.name(), "offers no schedule".to_string())),
             Ok(s) => found.extend(s.into_iter().map(|schedule| {
@@ -42,16 +42,6 @@ pub fn offers<'a>(work: &Work, target: &Target, kernels: &[&'a dyn Kernel]) -> (
         }
     }
     (found, refusals)
-}
-
-fn stands_for(implements: Implements, work: &Work) -> bool {
-    match (work, implements) {
-        (Work::Nest(_), Implements::Nest)
-        | (Work::KthLargest { .. }, Implements::KthLargest)
-        | (Work::ScatterAdd { .. }, Implements::ScatterAdd) => true,
-        (Work::Function { name, .. }, implements) => implements.function(name),
-        _ => false,
-    }
 }
 
 /// The place of the offer that the cost model prefers: the first, unless a later one is expected to take much less.

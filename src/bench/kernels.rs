@@ -3,7 +3,7 @@
 use super::judge::judge;
 use super::{Case, Options, Row, Said};
 use crate::{Device, Error};
-use omchat_codegen::{Amount, Implements, Program, Work};
+use omchat_codegen::{Amount, Program};
 use omchat_ir::{Func, Module};
 use omchat_kernels::LIST;
 use omchat_runtime::{Ceilings, Trial};
@@ -108,7 +108,7 @@ fn variants(lowered: &Lowered, device: &Device, all: bool) -> Vec<(Option<Progra
     let Some(chosen) = lowered.program.as_ref().filter(|_| all) else { return out };
     let target = device.target();
     for (i, c) in chosen.chosen.iter().enumerate() {
-        for kernel in LIST.iter().filter(|k| implements(k.implements(), &c.work)) {
+        for kernel in LIST.iter().filter(|k| k.implements().takes(&c.work)) {
             for schedule in kernel.schedules(&c.work, &target).unwrap_or_default() {
                 if kernel.name() == c.kernel && schedule == c.schedule {
                     continue;
@@ -121,15 +121,6 @@ fn variants(lowered: &Lowered, device: &Device, all: bool) -> Vec<(Option<Progra
         }
     }
     out
-}
-
-fn implements(what: Implements, work: &Work) -> bool {
-    match work {
-        Work::Nest(_) => what == Implements::Nest,
-        Work::Function { name, .. } => what.function(name),
-        Work::KthLargest { .. } => what == Implements::KthLargest,
-        Work::ScatterAdd { .. } => what == Implements::ScatterAdd,
-    }
 }
 
 /// One row: judged first, on memory that nothing has written yet, then timed.

@@ -11,6 +11,7 @@ mod error;
 mod input;
 mod inspect;
 mod ir;
+mod kernels;
 mod parity;
 mod place;
 mod progress;
@@ -64,6 +65,9 @@ enum Command {
     /// Each kernel is also checked; one whose numbers are wrong is printed as WRONG, and the exit code is 1. docs/bench.md
     /// says what is measured and what the fields of `--json` are.
     Bench(bench::Args),
+    /// Lists the kernels with the schedules that they offer, and prints the generated text of each; no device is needed.
+    #[command(subcommand)]
+    Kernels(kernels::Command),
     /// Says which devices there are, what they can do, what is missing, and how to get it.
     Doctor(doctor::Args),
     /// Measures which kernel and schedule is the fastest for each class of work of a model, and keeps a table of them.
@@ -86,6 +90,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Step(args) => step::run(&args),
         Command::Ir(args) => ir::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Tune(args) => tune::run(&args),
     }

@@ -3,7 +3,7 @@
 use super::pick::{Pick, Picked};
 use crate::cli::{Error, note, say};
 use omchat::{After, Dump, watched};
-use omchat_codegen::{Chosen, Context, Kernel, PIPELINE, Program, Target, Tuned, Unit, passes};
+use omchat_codegen::{Chosen, Context, Kernel, PIPELINE, Program, Schedule, Target, Tuned, Unit, Work, passes};
 use omchat_kernels::{Dialect, LIST, by_name};
 use omchat_runtime::Table;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -89,9 +89,29 @@ pub struct Plan {
 
 /// The languages that kernels are compiled to.
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Language {
+pub(crate) enum Language {
+    /// CUDA C++.
     Cuda,
+    /// WGSL.
     Wgsl,
+}
+
+impl Language {
+    /// The facts of a usual device of it.
+    pub(crate) fn target(self, sm: u32) -> Target {
+        match self {
+            Language::Cuda => Target::cuda(sm),
+            Language::Wgsl => Target::wgpu(),
+        }
+    }
+
+    /// The compiler that makes its text.
+    pub(crate) fn dialect(self, sm: u32) -> Dialect {
+        match self {
+            Language::Cuda => Dialect::CudaCpp { sm },
+            Language::Wgsl => Dialect::Wgsl,
+        }
+    }
 }
 
 /// What `ir source` takes.
@@ -107,7 +127,8 @@ pub struct Source {
     sm: u32,
 }
 
-fn sm(text: &str) -> Result<u32, String> {
+/// A compute capability times ten, as `--sm` takes it.
+pub(crate) fn sm(text: &str) -> Result<u32, String> {
     let digits = text.trim_start_matches("sm_").trim_end_matches('a');
     let number: Result<u32, _> = digits.parse();
     number.ok().filter(|n| *n >= 80).ok_or_else(|| "name a compute capability from 80, as 90 or sm_90a".into())
@@ -154,10 +175,7 @@ pub fn plan(args: &Plan) -> Result<(), Error> {
 
 /// Prints the text of every distinct kernel of each program.
 pub fn source(args: &Source) -> Result<(), Error> {
-    let (target, dialect) = match args.target {
-        Language::Cuda => (Target::cuda(args.sm), Dialect::CudaCpp { sm: args.sm }),
-        Language::Wgsl => (Target::wgpu(), Dialect::Wgsl),
-    };
+    let (target, dialect) = (args.target.target(args.sm), args.target.dialect(args.sm));
     let dump = Dump::of_env()?;
     let mut seen: Vec<String> = vec![];
     for picked in args.pick.all()? {
@@ -175,10 +193,22 @@ pub fn source(args: &Source) -> Result<(), Error> {
 }
 
 fn kernel_text(program: &Program, chosen: &Chosen, dialect: Dialect) -> Result<String, Error> {
-    let what = format!("{} of @{}", chosen.kernel, program.name);
-    let kernel =
-        by_name(chosen.kernel).ok_or_else(|| Error::failed(format!("no kernel is called {}", chosen.kernel)))?;
-    let prepared = kernel.prepare(&chosen.work, &chosen.schedule).map_err(|e| Error::failed(format!("{what}: {e}")))?;
+    text_of(chosen.kernel, &chosen.work, &chosen.schedule, &program.name, dialect)
+}
+
+/// The text of a kernel for some work at a schedule; `of` is what the work is from.
+///
+/// Errors: what the kernel or the compiler answers.
+pub(crate) fn text_of(
+    name: &str,
+    work: &Work,
+    schedule: &Schedule,
+    of: &str,
+    dialect: Dialect,
+) -> Result<String, Error> {
+    let what = format!("{name} of @{of}");
+    let kernel = by_name(name).ok_or_else(|| Error::failed(format!("no kernel is called {name}")))?;
+    let prepared = kernel.prepare(work, schedule).map_err(|e| Error::failed(format!("{what}: {e}")))?;
     // A kernel that cannot be expanded panics inside CubeCL.
     let text = catch_unwind(AssertUnwindSafe(|| prepared.source(dialect)));
     let text = text.map_err(|_| Error::failed(format!("{what}: the kernel cannot be compiled for this target")))?;
