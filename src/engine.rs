@@ -1,6 +1,8 @@
 //! A model on a device: its weights uploaded, its programs lowered when they are first wanted.
 
+use crate::tuned::Tables;
 use crate::{Dump, Error, Model, watched};
+use omchat_codegen::Tuned;
 use omchat_ir::{Dtype, Func, Module, Role, Type};
 use omchat_model::graph::{DECODE, DecoderSpec, VISION, decoder_module, vision_module};
 use omchat_model::tiler::check_pixels;
@@ -46,14 +48,18 @@ pub struct Engine {
     vision: Mutex<HashMap<usize, Arc<Executable>>>,
     programs: AtomicUsize,
     dump: Option<Dump>,
+    tables: Tables,
+    tuned: Tuned,
 }
 
 impl Engine {
     /// Uploads a model's weights.
     ///
-    /// `OMCHAT_DUMP` and `OMCHAT_DUMP_DIR` are read here: see [`Dump::of_env`].
+    /// `OMCHAT_DUMP` and `OMCHAT_DUMP_DIR` are read here: see [`Dump::of_env`]; and the device's table of measured
+    /// schedules: see [`Tables::of`].
     ///
-    /// Errors: a tensor that cannot be read or is not finite; a device too small for the weights.
+    /// Errors: a tensor that cannot be read or is not finite; a device too small for the weights; a table
+    /// that cannot be read.
     pub fn load(
         model: Model,
         device: Device,
@@ -64,6 +70,7 @@ impl Engine {
         if options.tiles == 0 {
             return Err(Error::Input("0 tiles a run; give 1 or more".into()));
         }
+        let tables = Tables::of(&device)?;
         let mut e = Engine {
             model,
             device,
@@ -74,6 +81,8 @@ impl Engine {
             vision: Mutex::default(),
             programs: AtomicUsize::new(0),
             dump: Dump::of_env()?,
+            tuned: tables.tuned(),
+            tables,
         };
         e.upload(progress)?;
         Ok(e)
@@ -126,6 +135,11 @@ impl Engine {
     /// Element type of weights and activations.
     pub fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    /// The table of measured schedules, and whether it is taken.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
     }
 
     /// Bytes of weights on the device.
@@ -208,7 +222,9 @@ impl Engine {
 
     fn lower(&self, m: &Module, entry: &str) -> Result<Arc<Executable>, Error> {
         let f = m.named(entry).unwrap_or(Func(m.functions.len() as u32 - 1));
-        let e = watched(self.dump.as_ref(), entry, |after| Executable::load_with(&self.device, m, f, after))?;
+        let e = watched(self.dump.as_ref(), entry, |after| {
+            Executable::load_tuned(&self.device, m, f, Some(&self.tuned), after)
+        })?;
         let e = Arc::new(e);
         self.programs.fetch_add(1, Ordering::Relaxed);
         Ok(e)

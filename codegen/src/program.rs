@@ -87,6 +87,17 @@ pub struct LaunchPlan {
     pub label: String,
 }
 
+/// What a choice rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum By {
+    /// The first schedule of the first kernel of the list that offers one.
+    List,
+    /// The cost model expects it to take much less time than those before it.
+    Cost,
+    /// It was measured as the fastest of its class.
+    Tuned,
+}
+
 /// A kernel fixed to work and schedule; launches that ask for the same share it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chosen {
@@ -96,8 +107,10 @@ pub struct Chosen {
     pub work: Work,
     /// How.
     pub schedule: Schedule,
-    /// Kernels asked before it, and why they refused.
+    /// Kernels that stand before it in the list, and why it was none of them.
     pub refusals: Vec<(&'static str, String)>,
+    /// Why it was taken.
+    pub by: By,
 }
 
 /// What a runtime executes.
@@ -184,12 +197,13 @@ impl fmt::Display for Program {
             let list = |x: &[usize]| x.iter().map(name).collect::<Vec<_>>().join(", ");
             writeln!(
                 f,
-                "  {} = {} [{}] ({}) -> {}",
+                "  {} = {} [{}] ({}) -> {}{}",
                 l.label,
                 c.kernel,
                 c.schedule,
                 list(&l.operands),
-                list(&l.results)
+                list(&l.results),
+                if c.by == By::Tuned { " tuned" } else { "" }
             )?;
             let first = !std::mem::replace(&mut told[l.chosen], true);
             for (k, why) in c.refusals.iter().filter(|_| first) {

@@ -84,6 +84,11 @@ impl Slots {
         Slot { storage, index }
     }
 
+    /// The arguments in the order of the bindings.
+    pub(crate) fn order(&self) -> impl Iterator<Item = usize> + '_ {
+        [&self.f32s, &self.i32s, &self.bf16s, &self.f16s].into_iter().flatten().copied()
+    }
+
     /// Bindings that a launch takes.
     pub(crate) fn len(&self) -> usize {
         self.f32s.len() + self.i32s.len() + self.bf16s.len() + self.f16s.len()

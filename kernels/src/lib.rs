@@ -39,6 +39,7 @@ mod einsum_mma;
 mod einsum_rows;
 mod einsum_tiled;
 mod einsum_tiles;
+mod fingerprint;
 mod fold_plain;
 mod grid;
 mod key;
@@ -55,7 +56,8 @@ mod tally;
 mod vector;
 
 pub use bind::{Args, Buffer};
-pub use prepared::{LaunchError, Prepared};
+pub use fingerprint::fingerprint;
+pub use prepared::{LaunchError, Parameter, Prepared};
 pub use source::Dialect;
 
 use omchat_codegen::{Kernel, Schedule, Work};
@@ -68,6 +70,7 @@ pub trait Launch: Kernel {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError>;
 }
 
+fingerprint::listed! {
 /// Every kernel, in order of preference; the plain ones, which never refuse, last.
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
@@ -90,6 +93,7 @@ pub const LIST: &[&dyn Launch] = &[
     &attention_dq_plain::AttentionDqPlain,
     &attention_dkv_plain::AttentionDkvPlain,
 ];
+}
 
 /// The kernel of that name, if there is one.
 pub fn by_name(name: &str) -> Option<&'static dyn Launch> {

@@ -31,6 +31,17 @@ pub enum LaunchError {
     },
 }
 
+/// What a parameter of a kernel's text stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parameter {
+    /// [`Prepared::meta`].
+    Meta,
+    /// That operand of the work.
+    Operand(usize),
+    /// That result of the work.
+    Result(usize),
+}
+
 /// Arguments of one launch as the generated launch functions take them.
 pub(crate) struct Bound {
     pub(crate) meta: BufferArg,
@@ -106,6 +117,13 @@ impl Prepared {
     /// Buffers that a launch binds, the metadata included.
     pub fn bindings(&self) -> usize {
         1 + self.operands.len() + self.results.len()
+    }
+
+    /// The buffers in the order in which the text of [`Prepared::source`] takes them.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let operands = self.operands.order().map(Parameter::Operand);
+        let results = self.results.order().map(Parameter::Result);
+        std::iter::once(Parameter::Meta).chain(operands).chain(results).collect()
     }
 
     /// Cubes along x, y and z, and units a cube.

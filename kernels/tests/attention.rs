@@ -65,8 +65,9 @@ fn intervals(d: &mut Draw, n: reference::Sizes) -> (Vec<f64>, Vec<f64>, Vec<f64>
 
 #[test]
 fn attention_of_every_mask() {
-    let d = &mut Draw(77);
     for p in devices() {
+        // The same cases for each device: what is emulated for one is known for the next.
+        let d = &mut Draw(77);
         let (wide, writes) = (p.target.reads(Dtype::Bf16), p.target.holds(Dtype::Bf16));
         let mut runs = 0;
         for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate() {
@@ -123,8 +124,9 @@ fn attention_of_every_mask() {
 
 #[test]
 fn backward_of_every_mask() {
-    let d = &mut Draw(78);
     for p in devices() {
+        // The same cases for each device: what is emulated for one is known for the next.
+        let d = &mut Draw(78);
         let wide = p.target.reads(Dtype::Bf16);
         let (mut runs, mut worst) = (0, 0.0f64);
         for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate() {

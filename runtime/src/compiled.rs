@@ -14,7 +14,6 @@ use cubecl::server::Handle;
 use omchat_codegen::{Place, Program};
 use omchat_ir::{Role, Type};
 use omchat_kernels::{Args, Buffer, Prepared, by_name};
-use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -56,19 +55,7 @@ impl Compiled {
         for p in program.params.iter().filter(|p| p.role == Role::Input) {
             inputs[p.buffer] = Some(client.empty(p.ty.bytes().max(1)));
         }
-        let mut prepared = vec![];
-        for c in &program.chosen {
-            let kernel = by_name(c.kernel).ok_or_else(|| Error::Device {
-                device: device.name().into(),
-                message: format!("no kernel {}", c.kernel),
-            })?;
-            let ready = kernel.prepare(&c.work, &c.schedule)?;
-            let meta = Buffer {
-                handle: client.create_from_slice(bytemuck::cast_slice(ready.meta())),
-                elements: ready.meta().len(),
-            };
-            prepared.push((ready, meta));
-        }
+        let prepared = prepare(client, device.name(), &program)?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let client = client.clone();
         Ok(Compiled { id, client, program, prepared, slabs, inputs, turn: Mutex::new(()), replays: 0.into() })
@@ -153,7 +140,7 @@ impl Compiled {
         let mut fed = vec![];
         for p in self.program.params.iter().filter(|p| p.role == Role::Input) {
             let (_, t) = inputs.iter().find(|(n, _)| *n == p.name).ok_or_else(|| missing(&p.name, &p.ty, entry))?;
-            let t = widened(t, &p.ty);
+            let t = t.in_dtype(p.ty.dtype);
             check(&p.name, &p.ty, &t.ty, entry)?;
             fed.push((self.inputs[p.buffer].as_ref(), t));
         }
@@ -226,6 +213,24 @@ impl Compiled {
     }
 }
 
+/// The chosen kernels of a program, each with its metadata on the device.
+///
+/// Errors: a kernel that is not in the list, or that refuses what was chosen for it.
+pub(crate) fn prepare(client: &Client, device: &str, program: &Program) -> Result<Vec<(Prepared, Buffer)>, Error> {
+    let mut prepared = vec![];
+    for c in &program.chosen {
+        let kernel = by_name(c.kernel)
+            .ok_or_else(|| Error::Device { device: device.into(), message: format!("no kernel {}", c.kernel) })?;
+        let ready = kernel.prepare(&c.work, &c.schedule)?;
+        let meta = Buffer {
+            handle: client.create_from_slice(bytemuck::cast_slice(ready.meta())),
+            elements: ready.meta().len(),
+        };
+        prepared.push((ready, meta));
+    }
+    Ok(prepared)
+}
+
 pub(crate) fn missing(name: &str, want: &Type, entry: &str) -> Error {
     Error::Missing { name: name.into(), entry: entry.into(), want: want.to_string() }
 }
@@ -235,12 +240,4 @@ pub(crate) fn check(name: &str, want: &Type, have: &Type, entry: &str) -> Result
         return Ok(());
     }
     Err(Error::WrongType { name: name.into(), entry: entry.into(), want: want.to_string(), have: have.to_string() })
-}
-
-/// An input in the dtype that legalize left: halves as f32 where the device lacks them.
-fn widened<'t>(t: &'t HostTensor, want: &Type) -> Cow<'t, HostTensor> {
-    if t.ty.dtype != want.dtype && t.ty.dtype.is_float() && want.dtype.is_float() {
-        return Cow::Owned(HostTensor::floats(want.dtype, t.ty.shape.clone(), &t.to_f32()));
-    }
-    Cow::Borrowed(t)
 }

@@ -5,7 +5,7 @@ use crate::compiled::{Compiled, check, missing};
 use crate::device::Device;
 use crate::host::HostTensor;
 use crate::store::{Store, Stored};
-use omchat_codegen::{Context, Kernel, Pass, Program, Target, Unit, compile_with};
+use omchat_codegen::{Context, Kernel, Pass, Program, Target, Tuned, Unit, compile_with};
 use omchat_ir::{Func, Mode, Module, Role, Tensor, Type, interpret};
 use omchat_kernels::LIST;
 use std::time::Duration;
@@ -58,8 +58,21 @@ pub fn program_with(
     target: &Target,
     after: &mut dyn FnMut(&Pass, &Unit),
 ) -> Result<Program, Error> {
+    program_tuned(module, entry, target, None, after)
+}
+
+/// As [`program_with`], and takes what was measured.
+///
+/// Errors: as [`program`].
+pub fn program_tuned(
+    module: &Module,
+    entry: Func,
+    target: &Target,
+    tuned: Option<&Tuned>,
+    after: &mut dyn FnMut(&Pass, &Unit),
+) -> Result<Program, Error> {
     let kernels: Vec<&dyn Kernel> = LIST.iter().map(|k| *k as &dyn Kernel).collect();
-    Ok(compile_with(module, entry, &Context { target, kernels: &kernels }, after)?)
+    Ok(compile_with(module, entry, &Context { target, kernels: &kernels, tuned }, after)?)
 }
 
 impl Executable {
@@ -79,13 +92,26 @@ impl Executable {
         entry: Func,
         after: &mut dyn FnMut(&Pass, &Unit),
     ) -> Result<Executable, Error> {
+        Executable::load_tuned(device, module, entry, None, after)
+    }
+
+    /// As [`Executable::load_with`], and takes what was measured.
+    ///
+    /// Errors: as [`Executable::load`].
+    pub fn load_tuned(
+        device: &Device,
+        module: &Module,
+        entry: Func,
+        tuned: Option<&Tuned>,
+        after: &mut dyn FnMut(&Pass, &Unit),
+    ) -> Result<Executable, Error> {
         let body = match device {
             Device::Interp => {
                 module.verify()?;
                 Body::Interpreted { module: Box::new(module.clone()), entry }
             }
             Device::Cube { client, target } => {
-                let program = program_with(module, entry, target, after)?;
+                let program = program_tuned(module, entry, target, tuned, after)?;
                 Body::Compiled(Box::new(Compiled::load(device, client, program)?))
             }
         };

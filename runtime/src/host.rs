@@ -57,6 +57,14 @@ impl HostTensor {
         bytes
     }
 
+    /// The same in another float dtype: a device that lacks halves takes f32.
+    pub fn in_dtype(&self, dtype: Dtype) -> Cow<'_, HostTensor> {
+        if self.ty.dtype != dtype && self.ty.dtype.is_float() && dtype.is_float() {
+            return Cow::Owned(HostTensor::floats(dtype, self.ty.shape.clone(), &self.to_f32()));
+        }
+        Cow::Borrowed(self)
+    }
+
     /// Every element as f32.
     pub fn to_f32(&self) -> Vec<f32> {
         self.elements(|d, b| match d {

@@ -1,11 +1,13 @@
 //! `ir opt`, `plan` and `source`: what codegen and the kernels make of a function, with no device present.
 
 use super::pick::{Pick, Picked};
-use crate::cli::{Error, say};
+use crate::cli::{Error, note, say};
 use omchat::{After, Dump, watched};
-use omchat_codegen::{Chosen, Context, Kernel, PIPELINE, Program, Target, Unit, passes};
+use omchat_codegen::{Chosen, Context, Kernel, PIPELINE, Program, Target, Tuned, Unit, passes};
 use omchat_kernels::{Dialect, LIST, by_name};
+use omchat_runtime::Table;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 
 /// A target by family and size.
 #[derive(clap::Args)]
@@ -19,6 +21,14 @@ pub struct Aim {
     /// The cores of a CPU.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     cores: u32,
+}
+
+/// What was measured.
+#[derive(clap::Args)]
+pub struct Measured {
+    /// A table of measured schedules, as `omchat tune` writes it; whatever device it is from.
+    #[arg(long, value_name = "FILE")]
+    table: Option<PathBuf>,
 }
 
 /// The families of devices.
@@ -37,6 +47,20 @@ impl Aim {
             Family::Wgpu => Target::wgpu(),
             Family::Cuda => Target::cuda(self.sm),
         }
+    }
+}
+
+impl Measured {
+    /// What the table that is named holds, of kernels that are as they were.
+    ///
+    /// Errors: a table that cannot be read.
+    pub fn tuned(&self) -> Result<Option<Tuned>, Error> {
+        let Some(path) = &self.table else { return Ok(None) };
+        let table = Table::read(path)?;
+        for (class, why) in table.stale() {
+            note(format!("stale: {class}: {why}"));
+        }
+        Ok(Some(table.tuned()))
     }
 }
 
@@ -59,6 +83,8 @@ pub struct Plan {
     pick: Pick,
     #[command(flatten)]
     aim: Aim,
+    #[command(flatten)]
+    measured: Measured,
 }
 
 /// The languages that kernels are compiled to.
@@ -101,7 +127,7 @@ pub(super) fn after(picked: Picked, target: &Target, to: Option<&str>, dump: Opt
     let kernels = kernels();
     let name = module.function(entry).name.clone();
     let lower = |after: After| {
-        let context = Context { target, kernels: &kernels };
+        let context = Context { target, kernels: &kernels, tuned: None };
         passes::run_with(Unit { module, entry }, &context, to, after).map_err(omchat_runtime::Error::from)
     };
     Ok(watched(dump, &name, lower)?)
@@ -110,18 +136,18 @@ pub(super) fn after(picked: Picked, target: &Target, to: Option<&str>, dump: Opt
 /// The program of a function.
 ///
 /// Errors: what cannot be lowered.
-fn program(picked: &Picked, target: &Target, dump: Option<&Dump>) -> Result<Program, Error> {
+fn program(picked: &Picked, target: &Target, tuned: Option<&Tuned>, dump: Option<&Dump>) -> Result<Program, Error> {
     let (module, entry) = (&picked.module, picked.entry);
     let name = &module.function(entry).name;
-    Ok(watched(dump, name, |after| omchat_runtime::program_with(module, entry, target, after))?)
+    Ok(watched(dump, name, |after| omchat_runtime::program_tuned(module, entry, target, tuned, after))?)
 }
 
 /// Prints the program of each function.
 pub fn plan(args: &Plan) -> Result<(), Error> {
-    let dump = Dump::of_env()?;
+    let (dump, tuned) = (Dump::of_env()?, args.measured.tuned()?);
     for picked in args.pick.all()? {
         let picked = picked.called(&kernels())?;
-        say(program(&picked, &args.aim.target(), dump.as_ref())?.to_string())?;
+        say(program(&picked, &args.aim.target(), tuned.as_ref(), dump.as_ref())?.to_string())?;
     }
     Ok(())
 }
@@ -136,7 +162,7 @@ pub fn source(args: &Source) -> Result<(), Error> {
     let mut seen: Vec<String> = vec![];
     for picked in args.pick.all()? {
         let picked = picked.called(&kernels())?;
-        let program = program(&picked, &target, dump.as_ref())?;
+        let program = program(&picked, &target, None, dump.as_ref())?;
         for (n, chosen) in program.chosen.iter().enumerate() {
             let text = kernel_text(&program, chosen, dialect)?;
             if !seen.contains(&text) {
