@@ -193,7 +193,7 @@ fn piece(
     #[comptime] t: Tiling,
 ) -> Four {
     let mut inner = column;
-    if comptime![t.d % t.chunk != 0] {
+    if comptime![!t.d.is_multiple_of(t.chunk)] {
         inner = min(column, comptime![t.d - 1].runtime());
     }
     let mut out = Four::new(0.0f32);
@@ -202,7 +202,7 @@ fn piece(
         let at = starts[four * LANES + l] as usize + inner;
         out.insert(l, read_float::<Const<1>>(operands, at, 0usize, slot, Lane::Zero).extract(0usize));
     }
-    if comptime![t.d % t.chunk != 0] {
+    if comptime![!t.d.is_multiple_of(t.chunk)] {
         out = select_many(Vector::new(column < t.d), out, Vector::new(0.0f32));
     }
     out
@@ -284,9 +284,9 @@ fn fill_rows(
 #[cube]
 fn span(operands: &Buffers, start: usize, column: usize, #[comptime] slot: Slot, #[comptime] t: Tiling) -> Four {
     let mut out = Four::new(0.0f32);
-    if comptime![t.d % (LANES * t.across) == 0] {
+    if comptime![t.d.is_multiple_of(LANES * t.across)] {
         out = read_float::<Const<LANES>>(operands, start + column, 1usize, slot, Lane::One);
-    } else if comptime![t.d % LANES == 0] {
+    } else if comptime![t.d.is_multiple_of(LANES)] {
         if column < t.d {
             out = read_float::<Const<LANES>>(operands, start + column, 1usize, slot, Lane::One);
         }
@@ -387,7 +387,7 @@ pub(crate) fn write_block(
     for j in 0..comptime![t.wide()] {
         let value = acc[comptime![row * t.wide() + j]] * Vector::new(scale);
         let at = (comptime![j * t.across] + column) * LANES;
-        if comptime![t.d % LANES == 0] {
+        if comptime![t.d.is_multiple_of(LANES)] {
             if at < t.d {
                 write_float::<Const<LANES>>(results, start + at, 1usize, value, slot, Lane::One);
             }

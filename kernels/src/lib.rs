@@ -27,6 +27,7 @@ mod attention_panels;
 mod attention_plain;
 mod attention_rows;
 mod attention_sight;
+mod attention_split;
 mod attention_tiled;
 mod attention_tiles;
 mod bind;
@@ -73,6 +74,7 @@ fingerprint::listed! {
 /// Every kernel, in order of preference; the plain ones, which never refuse, last.
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
+    &attention_split::AttentionSplit,
     &attention_tiled::AttentionTiled,
     &attention_dq_rows::AttentionDqRows,
     &attention_dq_tiled::AttentionDqTiled,

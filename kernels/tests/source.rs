@@ -64,6 +64,15 @@ fn attention(dtype: Dtype) -> Work {
     }
 }
 
+fn attention_back(name: &str, dtype: Dtype) -> Work {
+    let Work::Function { mut operands, .. } = attention(dtype) else { unreachable!() };
+    let f32s = |shape: &[usize]| Type::new(Dtype::F32, shape);
+    let (q, k) = (operands[0].clone(), operands[1].clone());
+    operands.extend([f32s(&q.shape[..4]), f32s(&q.shape[..4]), q.clone()]);
+    let results = if name == "attention_dq" { vec![f32s(&q.shape)] } else { vec![f32s(&k.shape), f32s(&k.shape)] };
+    Work::Function { name: name.into(), binds: Default::default(), operands, results }
+}
+
 /// The lines without the numbers of values, sorted: CubeCL declares shared arrays in the order of a hash map.
 fn unnamed(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = text
@@ -78,9 +87,20 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
     let mut seen = std::collections::BTreeSet::new();
     let mut count = 0;
     for &dtype in dtypes {
+        let back = |name| attention_back(name, dtype);
         let kth = Work::KthLargest { rows: 2, width: 9, k: 3 };
         let scatter = Work::ScatterAdd { dtype, height: 9, width: 24, tokens: 7, ids: 1, rows: 2 };
-        for work in [product(dtype), tall(dtype, 100), tall(dtype, 96), gelu(dtype), attention(dtype), kth, scatter] {
+        for work in [
+            product(dtype),
+            tall(dtype, 100),
+            tall(dtype, 96),
+            gelu(dtype),
+            attention(dtype),
+            back("attention_dq"),
+            back("attention_dkv"),
+            kth,
+            scatter,
+        ] {
             for k in LIST {
                 for s in k.schedules(&work, target).unwrap_or_default() {
                     let text = k
