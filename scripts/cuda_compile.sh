@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Generates the CUDA kernels of the models' programs and of the texts that say `test source cuda` and compiles them for sm_80 and sm_90a.
+# Generates the CUDA kernels of the models' programs, of the texts that say `test source cuda`, and every kernel of the list at every
+# schedule that it offers; compiles them for sm_80 and sm_90a.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/common.sh
@@ -28,3 +29,8 @@ for model in models/tiny tests/fixtures/tiny-c mini; do
   done
 done
 "$cache/venv-nvrtc/bin/python" scripts/nvrtc_compile.py --arch sm_80,sm_90a "$out"/*.cu
+# Every kernel at every schedule that it offers there, with what each costs in registers and memory.
+for sm in 80 90a; do
+  "$CARGO_TARGET_DIR/debug/omchat" kernels dump --target cuda --sm "$sm" >"$out/kernels-sm_$sm.txt"
+  "$cache/venv-nvrtc/bin/python" scripts/nvrtc_compile.py --arch "sm_$sm" "$out/kernels-sm_$sm.txt"
+done

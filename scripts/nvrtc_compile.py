@@ -3,13 +3,22 @@
 python nvrtc_compile.py [--arch sm_80,sm_90a] FILE.cu...
 
 Run it with the Python of `scripts/setup.sh nvrtc`: the library, the headers and cuobjdump are looked for there.
-One line a kernel: name, arch, registers, shared bytes, spilled bytes. Exits with 1 when a file does not compile.
-A line `// unit: NAME` in a file starts a new translation unit, so many kernels can come in one file.
+One line a kernel: name, arch, registers, shared bytes, bytes of stack; at the end a table by kernel of the list. Exits with 1
+when a file does not compile, when a kernel for matrix units has none in its machine code, or when one keeps sums on the stack.
+A line `// unit: NAME` in a file starts a new translation unit, so many kernels can come in one file; what follows the last `].`
+of a name is the kernel's own.
 """
 import argparse, ctypes, os, re, subprocess, sys, sysconfig, tempfile
+from collections import defaultdict
 from pathlib import Path
 
+# Kernels by the end of their names, and the instruction that makes them what they are.
+MATRIX = {".mma": r"\bHMMA\.", ".wgmma": r"\bHGMMA\."}
+
 HOME = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
+
+# Bytes of stack that such a kernel may have: a few addresses, but none of its sums.
+SPILLED = 64
 
 
 def found(pattern):
@@ -52,14 +61,21 @@ class Nvrtc:
         return result
 
 
-def usage(cubin):
-    """[(kernel, registers, shared, spilled)] by cuobjdump; STACK holds the spills and local arrays."""
+def inspected(cubin, *options):
+    """What cuobjdump says of a cubin."""
     tool = found("**/bin/cuobjdump")
     tool.chmod(tool.stat().st_mode | 0o111)
+    found("**/bin/nvdisasm").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tool.parent}:{os.environ['PATH']}"}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
         f.write(cubin)
         f.flush()
-        out = subprocess.run([tool, "--dump-resource-usage", f.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([tool, *options, f.name], capture_output=True, text=True, check=True, env=env).stdout
+
+
+def usage(cubin):
+    """[(kernel, registers, shared, stack)]; STACK holds the spills and local arrays."""
+    out = inspected(cubin, "--dump-resource-usage")
     rows = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", out)
     return [(n, int(r), int(sh), int(st) + int(lo)) for n, r, st, sh, lo in rows]
 
@@ -73,6 +89,16 @@ def units(path):
         yield f"{Path(path).name}:{name.strip()}", source
 
 
+def faults(name, cubin, stack):
+    """What a kernel for matrix units must not be."""
+    for end, instruction in MATRIX.items():
+        if name.endswith(end):
+            if not re.search(instruction, inspected(cubin, "--dump-sass")):
+                yield f"{name} has no {instruction[2:-2]} in its machine code"
+            if stack > SPILLED:
+                yield f"{name} keeps {stack} bytes on the stack"
+
+
 def main():
     args = argparse.ArgumentParser()
     args.add_argument("--arch", default="sm_80,sm_90a")
@@ -80,6 +106,7 @@ def main():
     args.add_argument("files", nargs="+")
     args = args.parse_args()
     nvrtc, done, failed = Nvrtc(), 0, 0
+    table = defaultdict(list)
     for path in args.files:
         for name, source in units(path):
             for arch in args.arch.split(","):
@@ -92,8 +119,19 @@ def main():
                 if args.dump:
                     os.makedirs(args.dump, exist_ok=True)
                     Path(args.dump, f"{name.replace('/', '_')}.{arch}.cubin").write_bytes(cubin)
-                for kernel, registers, shared, spilled in usage(cubin):
-                    print(f"{name}  {kernel}  {arch}  {registers} registers  {shared} B shared  {spilled} B stack and local")
+                for kernel, registers, shared, stack in usage(cubin):
+                    print(f"{name}  {kernel}  {arch}  {registers} registers  {shared} B shared  {stack} B stack and local")
+                    if "]." in name:
+                        table[name.rsplit("].", 1)[1], arch].append((registers, shared, stack))
+                    for fault in faults(name, cubin, stack):
+                        failed += 1
+                        print(f"FAILED  {fault}  {arch}")
+    if table:
+        print(f"{'kernel':<24} {'arch':<7} {'texts':>5} {'registers':>10} {'shared B':>15} {'with stack':>10}")
+        for (kernel, arch), rows in sorted(table.items()):
+            spans = [f"{min(r[i] for r in rows)}-{max(r[i] for r in rows)}" for i in (0, 1)]
+            stacked = sum(r[2] > 0 for r in rows)
+            print(f"{kernel:<24} {arch:<7} {len(rows):>5} {spans[0]:>10} {spans[1]:>15} {stacked:>10}")
     print(f"nvrtc: {done} compiled, {failed} failed")
     return 1 if failed or not done else 0
 

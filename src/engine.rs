@@ -1,6 +1,8 @@
 //! A model on a device: its weights uploaded, its programs lowered when they are first wanted.
 
+use crate::tuned::Tables;
 use crate::{Dump, Error, Model, watched};
+use omchat_codegen::Tuned;
 use omchat_ir::{Dtype, Func, Module, Role, Type};
 use omchat_model::graph::{DECODE, DecoderSpec, VISION, decoder_module, vision_module};
 use omchat_model::tiler::check_pixels;
@@ -46,14 +48,18 @@ pub struct Engine {
     vision: Mutex<HashMap<usize, Arc<Executable>>>,
     programs: AtomicUsize,
     dump: Option<Dump>,
+    tables: Tables,
+    tuned: Tuned,
 }
 
 impl Engine {
     /// Uploads a model's weights.
     ///
-    /// `OMCHAT_DUMP` and `OMCHAT_DUMP_DIR` are read here: see [`Dump::of_env`].
+    /// `OMCHAT_DUMP` and `OMCHAT_DUMP_DIR` are read here: see [`Dump::of_env`]; and the device's table of measured
+    /// schedules: see [`Tables::of`].
     ///
-    /// Errors: a tensor that cannot be read or is not finite; a device too small for the weights.
+    /// Errors: a tensor that cannot be read or is not finite; a device too small for the weights; a table
+    /// that cannot be read.
     pub fn load(
         model: Model,
         device: Device,
@@ -64,6 +70,7 @@ impl Engine {
         if options.tiles == 0 {
             return Err(Error::Input("0 tiles a run; give 1 or more".into()));
         }
+        let tables = Tables::of(&device)?;
         let mut e = Engine {
             model,
             device,
@@ -74,6 +81,8 @@ impl Engine {
             vision: Mutex::default(),
             programs: AtomicUsize::new(0),
             dump: Dump::of_env()?,
+            tuned: tables.tuned(),
+            tables,
         };
         e.upload(progress)?;
         Ok(e)
@@ -81,7 +90,7 @@ impl Engine {
 
     fn upload(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<(), Error> {
         let wanted = self.weight_types()?;
-        let bytes = if self.device.target().holds(self.dtype) { self.dtype.bytes() } else { 4 };
+        let bytes = if self.device.target().reads(self.dtype) { self.dtype.bytes() } else { 4 };
         let need: u64 = wanted.iter().map(|(_, t)| (t.elements() * bytes) as u64).sum();
         if let Some(have) = self.device.free_bytes().filter(|have| need > *have) {
             let device = self.device.name().to_string();
@@ -128,6 +137,16 @@ impl Engine {
         self.dtype
     }
 
+    /// The table of measured schedules, and whether it is taken.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Bytes of weights on the device.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.bytes()
+    }
+
     /// Programs lowered so far. A longer conversation lowers no more: its chunks have the same sizes.
     pub fn programs(&self) -> usize {
         self.programs.load(Ordering::Relaxed)
@@ -142,6 +161,11 @@ impl Engine {
     /// equal, so these are fewer than [`Engine::kernels`]. A longer conversation compiles no more.
     pub fn compilations(&self) -> usize {
         self.sum(|e| e.compilations())
+    }
+
+    /// Runs that replayed recorded launches in place of making them: on CUDA and WGPU a decode's, from the third on.
+    pub fn replays(&self) -> usize {
+        self.sum(|e| e.replays())
     }
 
     fn sum(&self, of: impl Fn(&Executable) -> usize) -> usize {
@@ -198,7 +222,9 @@ impl Engine {
 
     fn lower(&self, m: &Module, entry: &str) -> Result<Arc<Executable>, Error> {
         let f = m.named(entry).unwrap_or(Func(m.functions.len() as u32 - 1));
-        let e = watched(self.dump.as_ref(), entry, |after| Executable::load_with(&self.device, m, f, after))?;
+        let e = watched(self.dump.as_ref(), entry, |after| {
+            Executable::load_tuned(&self.device, m, f, Some(&self.tuned), after)
+        })?;
         let e = Arc::new(e);
         self.programs.fetch_add(1, Ordering::Relaxed);
         Ok(e)

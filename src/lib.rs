@@ -21,6 +21,7 @@
 //! ```
 
 mod batch;
+pub mod bench;
 mod chat;
 mod dump;
 mod engine;
@@ -30,6 +31,7 @@ mod sampling;
 mod session;
 mod train_plan;
 mod trainer;
+pub mod tuned;
 
 pub use batch::{Batch, Select};
 pub use chat::{Answer, Chat, ChatOptions};

@@ -38,6 +38,8 @@ pub struct Stats {
     pub stepping: Duration,
     /// Kernels that the device compiled for the engine's programs, whichever session ran them first.
     pub compilations: usize,
+    /// Runs of the engine's programs that replayed recorded launches in place of making them.
+    pub replays: usize,
 }
 
 /// One sequence's cache.
@@ -108,7 +110,7 @@ impl Session {
 
     /// Counts and times so far.
     pub fn stats(&self) -> Stats {
-        Stats { compilations: self.engine.compilations(), ..self.stats }
+        Stats { compilations: self.engine.compilations(), replays: self.engine.replays(), ..self.stats }
     }
 
     /// Forgets everything after the first `tokens`: what follows is written over.

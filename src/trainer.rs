@@ -1,6 +1,7 @@
 //! Training on one device: gradients of a batch, and steps of AdamW.
 
 use crate::engine::finite;
+use crate::tuned::Tables;
 use crate::{Batch, Dump, Error, Model, Progress, watched};
 use omchat_ir::{Dtype, Func, Module, Role};
 use omchat_model::graph::{self, TrainSpec, grads_module, step_module};
@@ -258,7 +259,8 @@ fn load(
     let entry = Func(module.functions.len() as u32 - 1);
     let dump = Dump::of_env()?;
     let name = &module.function(entry).name;
-    let exe = watched(dump.as_ref(), name, |after| Executable::load_with(device, module, entry, after))?;
+    let tuned = Tables::of(device)?.tuned();
+    let exe = watched(dump.as_ref(), name, |after| Executable::load_tuned(device, module, entry, Some(&tuned), after))?;
     let params: Vec<_> = exe.params().into_iter().filter(|p| p.role != Role::Input).collect();
     let need: u64 = params.iter().map(|p| p.ty.bytes() as u64).sum();
     if let Some(have) = device.free_bytes().filter(|have| need > *have) {

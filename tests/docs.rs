@@ -172,8 +172,9 @@ fn described(kernel: &str) -> (String, Vec<String>) {
 #[test]
 fn the_page_of_kernels_is_up_to_date() {
     let mut page = "# The kernels\n\nGenerated from the kernels' own documentation by `BLESS=1 cargo test --test docs`; do not edit.\n\
-        In the order of THE LIST (`kernels/src/lib.rs`): for each piece of work the first that does not refuse is taken;\n\
-        `omchat ir plan` shows which, and why those before it refused.\n".to_string();
+        In the order of THE LIST (`kernels/src/lib.rs`): for each piece of work the first that does not refuse is taken, unless another\n\
+        was measured as faster (`omchat tune`) or should take much less time by the cost model; `omchat ir plan` shows which, and\n\
+        why none of those before it.\n".to_string();
     for k in LIST {
         let (about, fields) = described(k.name());
         page += &format!("\n## `{}`\n\n{about}\n\n| | |\n|---|---|\n", k.name());

@@ -36,8 +36,9 @@ fn target(name: &str) -> Result<Target, Outcome> {
     match name {
         "cpu" => Ok(Target::cpu(2)),
         "wgpu" => Ok(Target::wgpu()),
+        "browser" => Ok(Target::browser()),
         "cuda" => Ok(Target::cuda(90)),
-        other => Err(Outcome::Failed(format!("there is no target `{other}`: write cpu, wgpu or cuda"))),
+        other => Err(Outcome::Failed(format!("there is no target `{other}`: write cpu, wgpu, browser or cuda"))),
     }
 }
 
@@ -54,7 +55,11 @@ fn pass(file: &mut FileTest, command: &Command) -> Outcome {
             return Err(Outcome::Failed(format!("there is no pass `{name}`")));
         }
         let target = target(command.option("target").unwrap_or("cpu"))?;
-        let unit = passes::run(Unit { module, entry }, &Context { target: &target, kernels: &list() }, Some(name));
+        let unit = passes::run(
+            Unit { module, entry },
+            &Context { target: &target, kernels: &list(), tuned: None },
+            Some(name),
+        );
         Ok(answer(unit.map(|u| u.module.to_string())))
     };
     match inner(file) {
@@ -68,7 +73,9 @@ fn plan(file: &mut FileTest, command: &Command) -> Outcome {
     let inner = |file: &FileTest| -> Result<String, Outcome> {
         let (module, entry) = module(file, command)?;
         let target = target(command.words.first().map_or("", String::as_str))?;
-        Ok(answer(compile(&module, entry, &Context { target: &target, kernels: &list() }).map(|p| p.to_string())))
+        Ok(answer(
+            compile(&module, entry, &Context { target: &target, kernels: &list(), tuned: None }).map(|p| p.to_string()),
+        ))
     };
     match inner(file) {
         Ok(text) => file.expect("plan", &text),

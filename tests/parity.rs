@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use omchat::{Device, Engine, EngineOptions, Model, Rows, Sampler, Sampling, Session};
+use omchat_codegen::Target;
+use omchat_ir::Dtype;
 use omchat_model::splice::{Slot, splice};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
@@ -59,7 +61,7 @@ fn check(device: &str) {
         let ids = case.i32("input_ids");
         let tiles = ids.iter().filter(|i| **i == -200).count();
         let spliced = splice(&ids, tiles, model.tokens_per_tile(), model.config.text.vocab).unwrap();
-        let options = EngineOptions { dtype: Some(omchat_ir::Dtype::F32), tiles: 2 };
+        let options = EngineOptions { dtype: Some(Dtype::F32), tiles: 2 };
         let engine = Arc::new(Engine::load(model, device.clone(), &options, &mut |_| {}).unwrap());
         let label = format!("{} on {}", dir.file_name().unwrap().to_string_lossy(), device.name());
         let mut features = vec![];
@@ -101,6 +103,52 @@ fn check(device: &str) {
         }
         assert_eq!(have, want, "{label}: greedy ids");
         println!("{label}: logits off by {o:.1e}, loss by {:.1e}", (loss - want_loss).abs());
+    }
+}
+
+/// Weights in bf16 on a target that only reads them: the same maths in f32 on two devices, and half the bytes.
+#[test]
+fn packed_weights_are_read_alike() {
+    let (Ok(wgpu), Ok(Device::Cube { client, target })) = (Device::open("wgpu"), Device::open("cpu")) else {
+        return println!("skipped: packed weights: needs wgpu and cpu");
+    };
+    let facts = wgpu.target();
+    let dtypes = facts.dtypes.clone();
+    let lacking = Device::Cube { client, target: Target { dtypes, packed: facts.packed.clone(), ..target } };
+    for dir in fixtures() {
+        let case = Case { bytes: std::fs::read(dir.join("case.safetensors")).unwrap() };
+        let ids = case.i32("input_ids");
+        let tiles = ids.iter().filter(|i| **i == -200).count();
+        let run = |device: &Device, dtype| {
+            let model = Model::open(&dir.to_string_lossy()).unwrap();
+            let spliced = splice(&ids, tiles, model.tokens_per_tile(), model.config.text.vocab).unwrap();
+            let options = EngineOptions { dtype: Some(dtype), tiles: 2 };
+            let engine = Arc::new(Engine::load(model, device.clone(), &options, &mut |_| {}).unwrap());
+            let mut features = vec![];
+            if let Some(pixels) = case.f32("pixel_values") {
+                let each = pixels.len() / tiles.max(1);
+                let tile = &mut |r: std::ops::Range<usize>| pixels[r.start * each..r.end * each].to_vec();
+                features = engine.features(tiles, tile, &mut |_| {}).unwrap();
+            }
+            let mut s = Session::new(engine.clone(), spliced.len() + 16).unwrap();
+            let logits = s.read(&spliced.slots, &features, Rows::All, &mut |_| {}).unwrap();
+            (engine.weight_bytes(), features, logits)
+        };
+        let label = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let (bytes, features, logits) = run(&wgpu, Dtype::Bf16);
+        let (_, want_features, want_logits) = run(&lacking, Dtype::Bf16);
+        let (wide, ..) = run(&wgpu, Dtype::F32);
+        assert_eq!(2 * bytes, wide, "{label}: bytes of weights in bf16 and in f32");
+        if !features.is_empty() {
+            let o = off(&features, &want_features);
+            assert!(o <= 1e-4, "{label}: features off by {o}");
+        }
+        let o = off(&logits, &want_logits);
+        assert!(o <= 1e-4, "{label}: logits off by {o}");
+        // And against the checkpoint as it is: what bf16 loses of the weights.
+        let lost = off(&logits, &case.f32("logits").unwrap());
+        assert!(lost <= 0.05, "{label}: logits off by {lost} from unrounded weights");
+        println!("{label}: logits off by {o:.1e}, by {lost:.1e} from unrounded weights; {bytes} bytes of weights");
     }
 }
 

@@ -1,11 +1,12 @@
 //! Module to program: the pipeline, then a kernel for each piece of work, then a place for each buffer.
 
 use crate::assign;
-use crate::kernel::{Implements, Work};
+use crate::kernel::Work;
 use crate::lower::{Lowered, lower};
 use crate::nest::{Nest, Read, Write};
 use crate::passes::{self, Context, Pass, Unit};
 use crate::program::{BufferPlan, Chosen, LaunchPlan, Memory, Place, Port, Program};
+use crate::select::select;
 use crate::{Body, Error, Kind, Step};
 use omchat_ir::{Action, Func, Function, Module, Role, Value};
 use std::collections::HashMap;
@@ -223,7 +224,7 @@ impl Compiler<'_> {
         let chosen = match self.keys.get(&key) {
             Some(i) => *i,
             None => {
-                let c = self.select(work)?;
+                let c = select(work, self.context)?;
                 self.chosen.push(c);
                 self.keys.insert(key, self.chosen.len() - 1);
                 self.chosen.len() - 1
@@ -231,37 +232,6 @@ impl Compiler<'_> {
         };
         self.launches.push(LaunchPlan { chosen, operands, results, label });
         Ok(())
-    }
-
-    /// The first kernel of the list that offers a schedule, and why those before it refused.
-    fn select(&self, work: Work) -> Result<Chosen, Error> {
-        let mut refusals = vec![];
-        for k in self.context.kernels {
-            let fits = match (&work, k.implements()) {
-                (Work::Nest(_), Implements::Nest)
-                | (Work::KthLargest { .. }, Implements::KthLargest)
-                | (Work::ScatterAdd { .. }, Implements::ScatterAdd) => true,
-                (Work::Function { name, .. }, implements) => implements.function(name),
-                _ => false,
-            };
-            if !fits {
-                continue;
-            }
-            match k.schedules(&work, self.context.target) {
-                Ok(s) if !s.is_empty() => {
-                    let schedule = s.into_iter().next().unwrap_or_default();
-                    return Ok(Chosen { kernel: k.name(), work, schedule, refusals });
-                }
-                Ok(_) => refusals.push((k.name(), "offers no schedule".to_string())),
-                Err(r) => refusals.push((k.name(), r.0)),
-            }
-        }
-        let list: Vec<String> = refusals.iter().map(|(k, why)| format!("{k}: {why}")).collect();
-        Err(Error::NoKernel {
-            work: describe(&work),
-            target: self.context.target.name.clone(),
-            refusals: if list.is_empty() { "none implements it".into() } else { list.join("; ") },
-        })
     }
 
     /// The entry's results; a state's next value that lies elsewhere is copied onto the state.
@@ -310,17 +280,6 @@ impl Compiler<'_> {
             out.push(Port { name, ty, role, buffer });
         }
         Ok(out)
-    }
-}
-
-fn describe(work: &Work) -> String {
-    match work {
-        Work::Nest(n) => format!("a nest over {:?} folding {:?}", n.kept, n.folded),
-        Work::Function { name, .. } => format!("@{name}"),
-        Work::KthLargest { rows, width, k } => format!("kth_largest {k} of {rows} rows of {width}"),
-        Work::ScatterAdd { dtype, height, width, tokens, .. } => {
-            format!("scatter_add of {tokens} rows onto {dtype}[{height}, {width}]")
-        }
     }
 }
 

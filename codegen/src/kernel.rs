@@ -27,6 +27,16 @@ impl Implements {
     pub fn function(self, name: &str) -> bool {
         matches!(self, Implements::Functions(names) if names.contains(&name))
     }
+
+    /// Whether it is of that work's kind.
+    pub fn takes(self, work: &Work) -> bool {
+        match work {
+            Work::Nest(_) => self == Implements::Nest,
+            Work::Function { name, .. } => self.function(name),
+            Work::KthLargest { .. } => self == Implements::KthLargest,
+            Work::ScatterAdd { .. } => self == Implements::ScatterAdd,
+        }
+    }
 }
 
 /// What is to be run.
@@ -83,6 +93,20 @@ impl Work {
             _ => 0,
         }
     }
+
+    /// Buffers that a launch binds: its operands and results, its words, and CubeCL's own lengths.
+    pub fn bindings(&self) -> usize {
+        let own = match self {
+            Work::Nest(nest) => nest.buffers(),
+            Work::Function { operands, results, .. } => operands.len() + results.len(),
+            Work::KthLargest { .. } => 2,
+            Work::ScatterAdd { .. } => 3,
+        };
+        own + Work::OVERHEAD
+    }
+
+    /// Bindings of any launch beside its operands and results: its words, and CubeCL's own lengths.
+    pub const OVERHEAD: usize = 2;
 }
 
 /// Named numbers that fix how a kernel runs: tile sizes, lanes, units.

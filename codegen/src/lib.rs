@@ -1,10 +1,13 @@
 //! Decisions: lowers a module of the IR to a program of launches over one arena. Names no GPU library,
 //! reads no file and no clock: the same module and the same target yield the same program.
 
+mod amount;
 mod assign;
 mod body;
+mod class;
 mod collapse;
 mod compile;
+mod cost;
 mod error;
 mod kernel;
 mod lower;
@@ -12,8 +15,11 @@ mod nest;
 pub mod passes;
 mod peak;
 mod program;
+mod select;
 mod target;
+mod tuned;
 
+pub use amount::{Amount, Seen, flops_of};
 pub use body::{Body, Kind, Step};
 pub use compile::{compile, compile_with};
 pub use error::Error;
@@ -22,5 +28,7 @@ pub use lower::{Lowered, lower};
 pub use nest::{At, Fold, Nest, Read, Start, Write};
 pub use passes::{Context, PIPELINE, Pass, Unit};
 pub use peak::{Class, Peak};
-pub use program::{BufferPlan, Chosen, LaunchPlan, Memory, Place, Port, Program};
+pub use program::{BufferPlan, By, Chosen, LaunchPlan, Memory, Place, Port, Program};
+pub use select::{Offer, Refusals, offers, preferred};
 pub use target::{Family, Target};
+pub use tuned::{Pick, Tuned};

@@ -6,6 +6,7 @@
 
 use crate::body::Body;
 use omchat_ir::Dtype;
+use std::collections::BTreeSet;
 
 /// How a nest folds the values of its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,5 +103,14 @@ impl Nest {
     /// Points folded for each write; 1 for a map.
     pub fn depth(&self) -> usize {
         self.folded.iter().product()
+    }
+
+    /// Buffers that the nest touches: operands that it reads or is addressed by, and results.
+    pub fn buffers(&self) -> usize {
+        let ids = self.reads.iter().filter_map(|r| r.at.as_ref().map(|a| a.operand));
+        let starts = self.writes.iter().filter_map(|w| w.at.as_ref().map(|a| a.operand));
+        let operands: BTreeSet<usize> = self.reads.iter().map(|r| r.operand).chain(ids).chain(starts).collect();
+        let results: BTreeSet<usize> = self.writes.iter().map(|w| w.result).collect();
+        operands.len() + results.len()
     }
 }

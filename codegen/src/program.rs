@@ -2,7 +2,7 @@
 
 use crate::kernel::{Schedule, Work};
 use crate::target::Target;
-use omchat_ir::{Role, Type};
+use omchat_ir::{Dtype, Role, Type};
 use std::fmt;
 
 /// What memory is for; the forecast counts by it.
@@ -87,6 +87,17 @@ pub struct LaunchPlan {
     pub label: String,
 }
 
+/// What a choice rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum By {
+    /// The first schedule of the first kernel of the list that offers one.
+    List,
+    /// The cost model expects it to take much less time than those before it.
+    Cost,
+    /// It was measured as the fastest of its class.
+    Tuned,
+}
+
 /// A kernel fixed to work and schedule; launches that ask for the same share it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chosen {
@@ -96,8 +107,10 @@ pub struct Chosen {
     pub work: Work,
     /// How.
     pub schedule: Schedule,
-    /// Kernels asked before it, and why they refused.
+    /// Kernels that stand before it in the list, and why it was none of them.
     pub refusals: Vec<(&'static str, String)>,
+    /// Why it was taken.
+    pub by: By,
 }
 
 /// What a runtime executes.
@@ -133,6 +146,18 @@ impl Program {
 }
 
 impl Program {
+    /// Halves that the target lacks and that weights lie packed in.
+    fn packed(&self) -> impl Iterator<Item = Dtype> {
+        let here = |d: &Dtype| self.buffers.iter().any(|b| b.ty.dtype == *d);
+        self.target.packed.iter().copied().filter(here)
+    }
+
+    /// Bytes of weights that lie packed.
+    pub fn packed_bytes(&self) -> usize {
+        let packed = |b: &&BufferPlan| b.memory == Memory::Weight && self.target.packs(b.ty.dtype);
+        self.buffers.iter().filter(packed).map(|b| b.ty.bytes()).sum()
+    }
+
     /// Bytes that a run holds at once: what the caller holds, and the whole arena.
     pub fn peak_bytes(&self) -> usize {
         let own = self.buffers.iter().filter(|b| b.place == Place::Own).map(|b| b.ty.bytes()).sum::<usize>();
@@ -145,6 +170,11 @@ impl fmt::Display for Program {
         writeln!(f, "program @{} for {}", self.name, self.target.name)?;
         for m in Memory::ALL {
             writeln!(f, "  {:<10} {:>14} bytes", m.name(), self.bytes(m))?;
+            if m == Memory::Weight && self.packed_bytes() > 0 {
+                let names: Vec<&str> = self.packed().map(|d| d.name()).collect();
+                let (names, bytes) = (names.join(" and "), self.packed_bytes());
+                writeln!(f, "    {bytes} of them {names}, two to a word, widened in registers")?;
+            }
         }
         let many = |n: usize, ending: &'static str| if n == 1 { "" } else { ending };
         let (l, k) = (self.launches.len(), self.chosen.len());
@@ -167,12 +197,13 @@ impl fmt::Display for Program {
             let list = |x: &[usize]| x.iter().map(name).collect::<Vec<_>>().join(", ");
             writeln!(
                 f,
-                "  {} = {} [{}] ({}) -> {}",
+                "  {} = {} [{}] ({}) -> {}{}",
                 l.label,
                 c.kernel,
                 c.schedule,
                 list(&l.operands),
-                list(&l.results)
+                list(&l.results),
+                if c.by == By::Tuned { " tuned" } else { "" }
             )?;
             let first = !std::mem::replace(&mut told[l.chosen], true);
             for (k, why) in c.refusals.iter().filter(|_| first) {

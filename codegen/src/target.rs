@@ -22,6 +22,9 @@ pub struct Target {
     pub name: String,
     /// Dtypes that its buffers and kernels may hold.
     pub dtypes: Vec<Dtype>,
+    /// Halves that it lacks, but whose weights may lie two to a word: kernels widen what they read of them, and write
+    /// none.
+    pub packed: Vec<Dtype>,
     /// Widest vector of f32 that pays.
     pub lanes: usize,
     /// Units in a cube that pays (threads in a block); 1 on the CPU runtime.
@@ -53,6 +56,7 @@ impl Target {
             family: Family::Cpu,
             name: "cpu".into(),
             dtypes: Dtype::ALL.to_vec(),
+            packed: vec![],
             lanes: 16,
             units: 1,
             max_units: cores.max(1),
@@ -67,17 +71,19 @@ impl Target {
         }
     }
 
-    /// WebGPU with the limits that every adapter of the standard's default grants, 128 MiB a binding.
+    /// A usual native WebGPU adapter: the standard's default limits, 128 MiB a binding among them, but 16 buffers a
+    /// kernel; attention and its backward take 10 to 13.
     pub fn wgpu() -> Target {
         Target {
             family: Family::Wgpu,
             name: "wgpu".into(),
             dtypes: vec![Dtype::F32, Dtype::I32, Dtype::Bool],
+            packed: vec![Dtype::Bf16, Dtype::F16],
             lanes: 4,
             units: 64,
             max_units: 256,
             max_cubes: 65_535,
-            max_bindings: 8,
+            max_bindings: 16,
             max_binding_bytes: 128 << 20,
             shared_bytes: 16 << 10,
             plane: 1,
@@ -87,12 +93,18 @@ impl Target {
         }
     }
 
+    /// WebGPU with the standard's default limits alone: 8 buffers a kernel.
+    pub fn browser() -> Target {
+        Target { name: "a browser".into(), max_bindings: 8, ..Target::wgpu() }
+    }
+
     /// CUDA of compute capability `sm` / 10.
     pub fn cuda(sm: u32) -> Target {
         Target {
             family: Family::Cuda,
             name: format!("cuda sm_{sm}"),
             dtypes: Dtype::ALL.to_vec(),
+            packed: vec![],
             lanes: 4,
             units: 256,
             max_units: 1024,
@@ -110,5 +122,15 @@ impl Target {
     /// Whether buffers of that dtype may exist there.
     pub fn holds(&self, dtype: Dtype) -> bool {
         self.dtypes.contains(&dtype)
+    }
+
+    /// Whether weights of that dtype stay as they are there: packed, and widened in registers.
+    pub fn packs(&self, dtype: Dtype) -> bool {
+        self.packed.contains(&dtype)
+    }
+
+    /// Whether kernels may read that dtype there.
+    pub fn reads(&self, dtype: Dtype) -> bool {
+        self.holds(dtype) || self.packs(dtype)
     }
 }

@@ -2,7 +2,7 @@
 //! function of the library, on random inputs.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use omchat_codegen::{Context, PIPELINE, Target, Unit};
+use omchat_codegen::{Context, Error, Implements, Kernel, PIPELINE, Refusal, Schedule, Target, Unit, Work, compile};
 use omchat_ir::{Dtype, Mode, Module, Op, Tensor, Type, interpret, parse};
 
 fn random(ty: &Type, seed: &mut u64) -> Tensor {
@@ -83,7 +83,7 @@ fn check(module: &Module, entry: omchat_ir::Func, label: &str, target: &Target, 
     let f = module.function(entry);
     let inputs: Vec<Tensor> = f.param_types().iter().map(|t| random(t, seed)).collect();
     let want = interpret(module, entry, vec![inputs.clone()], Mode::Exact).unwrap();
-    let context = Context { target, kernels: &[] };
+    let context = Context { target, kernels: &[], tuned: None };
     let mut unit = Unit { module: module.clone(), entry };
     for pass in PIPELINE {
         unit = (pass.run)(unit, &context).unwrap();
@@ -134,7 +134,7 @@ fn pointwise_work_is_one_launch() {
     let target = Target::cpu(2);
     let unit = omchat_codegen::passes::run(
         Unit { entry: m.named("f").unwrap(), module: m },
-        &Context { target: &target, kernels: &[] },
+        &Context { target: &target, kernels: &[], tuned: None },
         None,
     )
     .unwrap();
@@ -157,7 +157,7 @@ fn selection_holds_no_table() {
         for (name, most) in [("f", 256), ("g", 96)] {
             let unit = omchat_codegen::passes::run(
                 Unit { entry: m.named(name).unwrap(), module: m.clone() },
-                &Context { target: &target, kernels: &[] },
+                &Context { target: &target, kernels: &[], tuned: None },
                 None,
             )
             .unwrap();
@@ -175,7 +175,7 @@ fn rope_is_one_launch_and_rms_norm_two() {
     let launches = |name: &str| {
         let unit = omchat_codegen::passes::run(
             Unit { entry: m.named(name).unwrap(), module: m.clone() },
-            &Context { target: &target, kernels: &[] },
+            &Context { target: &target, kernels: &[], tuned: None },
             None,
         )
         .unwrap();
@@ -186,7 +186,7 @@ fn rope_is_one_launch_and_rms_norm_two() {
     let rope = parse("func @r(%q: f32[1, 2, 3, 5, 4], %cos: f32[5, 2], %sin: f32[5, 2]) -> f32[1, 2, 3, 5, 4] { %r = call @rope(%q, %cos, %sin) return %r }").unwrap();
     let unit = omchat_codegen::passes::run(
         Unit { entry: rope.named("r").unwrap(), module: rope },
-        &Context { target: &target, kernels: &[] },
+        &Context { target: &target, kernels: &[], tuned: None },
         None,
     )
     .unwrap();
@@ -197,7 +197,7 @@ fn rope_is_one_launch_and_rms_norm_two() {
 fn the_hook_sees_each_pass_once() {
     let m = parse(LIBRARY).unwrap();
     let target = Target::cpu(2);
-    let context = Context { target: &target, kernels: &[] };
+    let context = Context { target: &target, kernels: &[], tuned: None };
     let unit = Unit { entry: m.named("norms").unwrap(), module: m };
     for to in [None, Some("cse")] {
         let mut seen = vec![];
@@ -231,4 +231,42 @@ fn each_rule_has_a_file_that_needs_it() {
         }
     }
     assert!(idle.is_empty(), "files that need no rule of their name: {idle:?}");
+}
+
+/// A kernel that takes whatever it says it implements.
+struct Takes(Implements);
+
+impl Kernel for Takes {
+    fn name(&self) -> &'static str {
+        "test.takes"
+    }
+
+    fn implements(&self) -> Implements {
+        self.0
+    }
+
+    fn schedules(&self, _: &Work, _: &Target) -> Result<Vec<Schedule>, Refusal> {
+        Ok(vec![Schedule::default()])
+    }
+}
+
+#[test]
+fn a_launch_that_binds_too_many_buffers_is_a_limit() {
+    let m = parse(LIBRARY).unwrap();
+    let attend = m.named("attend").unwrap();
+    let compiled = |max_bindings: usize| {
+        let target = Target { max_bindings, ..Target::wgpu() };
+        let kernels: [&dyn Kernel; 2] = [&Takes(Implements::Functions(&["attention"])), &Takes(Implements::Nest)];
+        compile(&m, attend, &Context { target: &target, kernels: &kernels, tuned: None })
+    };
+    let error = compiled(8).unwrap_err();
+    assert!(matches!(error, Error::Limit { name: "buffers a kernel", need: 10, have: 8, .. }), "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        "@attention needs 10 buffers a kernel, wgpu allows 8: take a device that binds more at once, or the CPU"
+    );
+    compiled(10).unwrap();
+    // A map of one operand binds four.
+    let error = compiled(3).unwrap_err();
+    assert!(matches!(error, Error::Limit { name: "buffers a kernel", have: 3, .. }), "{error:?}");
 }

@@ -185,9 +185,9 @@ fn whole(text: &str, seed: u64, within: f64) {
 fn whole_of(text: &str, entry: &str, seed: u64, within: f64) {
     let m = parse(text).unwrap_or_else(|e| panic!("{}", e.render("random", text)));
     let entry = m.named(entry).unwrap();
-    for target in [Target::cpu(2), Target::wgpu(), Target::cuda(90)] {
+    for target in [Target::cpu(2), Target::wgpu(), Target::browser(), Target::cuda(90)] {
         for kernels in [&PLAIN[..], &KEPT[..]] {
-            let context = Context { target: &target, kernels };
+            let context = Context { target: &target, kernels, tuned: None };
             let mut unit = passes(text, &m, entry, &context, seed);
             // A folded constant keeps its double in the text; a kernel holds it in its dtype.
             unit.module = sampled::rounded(unit.module);

@@ -58,7 +58,10 @@ impl Kernel for AttentionRows {
         }
         let fixed = [("bits", 64), ("units", target.cores), ("lanes", target.lanes as u32), ("tile", TILE as u32)];
         let with = |rows: usize| Schedule::new(&[&fixed[..], &[("rows", rows as u32)]].concat());
-        Ok(vec![with(block(n.b * n.h, n.g * n.t, target.cores as usize, 256))])
+        let best = block(n.b * n.h, n.g * n.t, target.cores as usize, 256);
+        // Blocks that queries would not fill to a quarter are not worth a try.
+        let others = [16, 64, 256].into_iter().filter(|rows| *rows != best && *rows <= 4 * n.g * n.t);
+        Ok(std::iter::once(best).chain(others).map(with).collect())
     }
 }
 

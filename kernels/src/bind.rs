@@ -1,4 +1,7 @@
-//! Buffers as kernels take them: four lists by storage, because one kernel may read f32, ids and halves.
+//! Buffers as kernels take them: lists by storage, because one kernel may read f32, ids and halves.
+//!
+//! Halves are bound as u16 where the device has it, else as words of two: which of the two lists is filled is decided
+//! where the launch goes, and kernels that read by `vector.rs` need not know.
 
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -81,6 +84,11 @@ impl Slots {
         Slot { storage, index }
     }
 
+    /// The arguments in the order of the bindings.
+    pub(crate) fn order(&self) -> impl Iterator<Item = usize> + '_ {
+        [&self.f32s, &self.i32s, &self.bf16s, &self.f16s].into_iter().flatten().copied()
+    }
+
     /// Bindings that a launch takes.
     pub(crate) fn len(&self) -> usize {
         self.f32s.len() + self.i32s.len() + self.bf16s.len() + self.f16s.len()
@@ -97,16 +105,25 @@ impl Slots {
         &self,
         what: &'static str,
         buffers: &[Buffer],
+        packed: bool,
         tally: Tally,
     ) -> Result<BuffersLaunch, LaunchError> {
         if self.args() > buffers.len() {
             return Err(LaunchError::Missing { what, need: self.args(), have: buffers.len() });
         }
+        let none: &[usize] = &[];
+        let (halves, words) = if packed {
+            ([none; 2], [&self.bf16s[..], &self.f16s])
+        } else {
+            ([&self.bf16s[..], &self.f16s], [none; 2])
+        };
         Ok(BuffersLaunch::new(
             self.f32s.iter().map(|&a| raw(&buffers[a])).collect(),
             self.i32s.iter().map(|&a| raw(&buffers[a])).collect(),
-            self.bf16s.iter().map(|&a| raw(&buffers[a])).collect(),
-            self.f16s.iter().map(|&a| raw(&buffers[a])).collect(),
+            halves[0].iter().map(|&a| raw(&buffers[a])).collect(),
+            halves[1].iter().map(|&a| raw(&buffers[a])).collect(),
+            words[0].iter().map(|&a| in_words(&buffers[a])).collect(),
+            words[1].iter().map(|&a| in_words(&buffers[a])).collect(),
             tally,
         ))
     }
@@ -119,6 +136,11 @@ pub(crate) fn raw(buffer: &Buffer) -> BufferArg {
     unsafe { BufferArg::from_raw_parts(buffer.handle.clone(), buffer.elements) }
 }
 
+/// A buffer of halves as words of two.
+fn in_words(buffer: &Buffer) -> BufferArg {
+    raw(&Buffer { handle: buffer.handle.clone(), elements: buffer.elements.div_ceil(2) })
+}
+
 /// The buffers of a kernel by storage.
 #[derive(CubeType, CubeLaunch)]
 #[allow(missing_docs)]
@@ -127,6 +149,8 @@ pub struct Buffers {
     pub i32s: Sequence<Box<[i32]>>,
     pub bf16s: Sequence<Box<[u16]>>,
     pub f16s: Sequence<Box<[half::f16]>>,
+    pub bf16_words: Sequence<Box<[u32]>>,
+    pub f16_words: Sequence<Box<[u32]>>,
     // Read by no kernel: that it is expanded is the point.
     #[allow(dead_code)]
     pub tally: Tally,

@@ -89,8 +89,8 @@ impl Roles {
     }
 }
 
-/// Starts to copy 16 bytes, or as many as `from` has and zeros behind them, from global to shared memory. The two may
-/// name their bits differently.
+/// Starts to copy 16 bytes from global to shared memory, or zeros if `from` is empty. The two may name their bits
+/// differently; lengths count what the copy is named by, elements of `to`.
 #[allow(unused_variables)]
 pub(crate) fn copy_16<S: CubePrimitive, D: CubePrimitive>(from: &[S], to: &mut [D]) {
     cubecl::unexpanded!()
@@ -100,10 +100,20 @@ pub(crate) mod copy_16 {
     use cubecl::prelude::*;
 
     pub fn expand<S: CubePrimitive, D: CubePrimitive>(scope: &Scope, from: &SliceExpand<S>, to: &mut SliceExpand<D>) {
-        // SAFETY: only the Rust type changes; both are 2 bytes, and the copy looks at no element.
+        // SAFETY: only the Rust type changes, and the copy looks at no element.
         let from: &SliceExpand<D> = unsafe { from.as_type_ref_unchecked() };
-        barrier::copy_async_checked::expand(scope, from, to, super::CHUNK as u32);
+        let elements = 16 / D::Scalar::__expand_size(scope);
+        barrier::copy_async_checked::expand(scope, from, to, elements as u32);
     }
+}
+
+/// Where a slice of shared memory stands in the window that PTX calls shared.
+#[cube]
+pub(crate) fn shared_address(of: &[f32]) -> u64 {
+    let pointer = of.as_ptr();
+    let at: u64;
+    gpu_asm!("cvta.to.shared.u64 {at}, {p};", at = out(_) at, p = in(_) pointer, options(nomem));
+    at
 }
 
 /// Closes a group of copies.
@@ -162,6 +172,7 @@ pub(crate) fn fill<F: Float>(
                     width,
                     outer,
                     inner,
+                    CHUNK,
                     p,
                 );
             } else if v < chunks {
@@ -175,6 +186,7 @@ pub(crate) fn fill<F: Float>(
                     width,
                     outer,
                     inner,
+                    CHUNK,
                     p,
                 );
             }
@@ -201,9 +213,10 @@ pub(crate) fn fill<F: Float>(
     }
 }
 
-/// Starts to copy one chunk of a tile.
+/// Starts to copy one chunk of a tile, `unit` elements of `to` from element `into` on: the chunk of line `outer` that
+/// starts at element `inner` of it.
 #[cube]
-fn chunk<F: Float>(
+pub(crate) fn chunk<F: Float>(
     operands: &Buffers,
     to: &mut Shared<[F]>,
     into: usize,
@@ -213,6 +226,7 @@ fn chunk<F: Float>(
     width: usize,
     outer: usize,
     inner: usize,
+    #[comptime] unit: usize,
     #[comptime] p: Panel,
 ) {
     let mut row = outer;
@@ -233,11 +247,11 @@ fn chunk<F: Float>(
     }
     let at = f.at + offset + row * f.row_step + along * f.k_step;
     let from = select(inside, at, f.at + offset);
-    let length = select(inside, CHUNK, 0);
+    let length = select(inside, unit, 0);
     let slot = comptime![p.slot];
     if comptime![slot.storage == Storage::Bf16] {
-        copy_16::<u16, F>(&operands.bf16s.index(slot.index)[from..from + length], &mut to[into..into + CHUNK]);
+        copy_16::<u16, F>(&operands.bf16s.index(slot.index)[from..from + length], &mut to[into..into + unit]);
     } else {
-        copy_16::<f16, F>(&operands.f16s.index(slot.index)[from..from + length], &mut to[into..into + CHUNK]);
+        copy_16::<f16, F>(&operands.f16s.index(slot.index)[from..from + length], &mut to[into..into + unit]);
     }
 }

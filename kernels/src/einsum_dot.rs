@@ -64,12 +64,14 @@ impl Kernel for EinsumDot {
             ])
         };
         let (m, _) = roles.m();
-        Ok(match m {
-            1 => vec![with(1, 4)],
-            2 => vec![with(2, 4)],
+        let shapes: &[(u32, u32)] = match m {
+            1 => &[(1, 4), (1, 8), (1, 2)],
+            2 => &[(2, 4), (2, 2)],
             // Taller tiles were slower: their loads are no longer joined into vectors.
-            _ => vec![with(4, 4)],
-        })
+            3 => &[(4, 4)],
+            _ => &[(4, 4), (2, 4), (4, 2)],
+        };
+        Ok(shapes.iter().map(|(rows, cols)| with(*rows, *cols)).collect())
     }
 }
 

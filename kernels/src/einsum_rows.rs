@@ -48,22 +48,20 @@ impl Kernel for EinsumRows {
             return Err(Refusal(format!("columns must fill a vector of 4, are {}", roles.n())));
         }
         let (m, _) = roles.m();
-        Ok(vec![if target.family == Family::Cpu {
-            on_cpu(m, roles.n(), roles.k(), target)
-        } else {
-            Schedule::new(&[
-                ("bits", 32),
-                ("units", target.units),
-                ("lanes", 4),
-                ("rows", m.min(4) as u32),
-                ("cols", 1),
-            ])
-        }])
+        if target.family == Family::Cpu {
+            return Ok(on_cpu(m, roles.n(), roles.k(), target));
+        }
+        let with = |rows: u32| {
+            Schedule::new(&[("bits", 32), ("units", target.units), ("lanes", 4), ("rows", rows), ("cols", 1)])
+        };
+        let most = m.min(4) as u32;
+        Ok([most, most / 2].into_iter().filter(|r| *r > 0).map(with).collect())
     }
 }
 
-/// The widest tile that the columns fill without a rest; sums and loads fit 32 registers.
-fn on_cpu(m: usize, n: usize, k: usize, target: &Target) -> Schedule {
+/// The widest tile that the columns fill without a rest; sums and loads fit 32 registers. Then other shapes of about
+/// as many sums, and a long k in one go or by turns, whichever the first does not.
+fn on_cpu(m: usize, n: usize, k: usize, target: &Target) -> Vec<Schedule> {
     let rows = [8, 4, 2, 1].into_iter().find(|&r| r <= m).unwrap_or(1);
     let widths = if rows >= 4 { [2, 3, 1] } else { [4, 3, 1] };
     let shapes = [target.lanes, 8, 4].into_iter().filter(|&l| l <= target.lanes).flat_map(|l| widths.map(|c| (l, c)));
@@ -71,16 +69,20 @@ fn on_cpu(m: usize, n: usize, k: usize, target: &Target) -> Schedule {
     let (lanes, cols) =
         shapes.clone().find(whole).or_else(|| shapes.clone().find(|(l, c)| l * c <= n)).unwrap_or((4, 1));
     let rows = if cols == 3 && rows == 8 { 6 } else { rows };
-    let far = m > rows && k * lanes * cols * 4 > NEAR;
-    let mut fixed = vec![
-        ("bits", 64),
-        ("units", target.cores),
-        ("lanes", lanes as u32),
-        ("rows", rows as u32),
-        ("cols", cols as u32),
-    ];
-    fixed.extend(far.then_some(("turn", TURN)));
-    Schedule::new(&fixed)
+    let far = |rows: usize, cols: usize| m > rows && k * lanes * cols * 4 > NEAR;
+    let with = |rows: usize, cols: usize, turns: bool| {
+        let fixed = [("bits", 64), ("units", target.cores), ("lanes", lanes as u32)];
+        let tile = [("rows", rows as u32), ("cols", cols as u32)];
+        let turn = if turns { &[("turn", TURN)][..] } else { &[] };
+        Schedule::new(&[&fixed[..], &tile, turn].concat())
+    };
+    let mut all = vec![with(rows, cols, far(rows, cols))];
+    let others = [(8, 2), (6, 3), (4, 4), (2, 4), (1, 4)].into_iter().filter(|(r, c)| *r <= m && c * lanes <= n);
+    all.extend(others.map(|(r, c)| with(r, c, far(r, c))).filter(|s| *s != all[0]).take(2).collect::<Vec<_>>());
+    if m > rows && k > 2 * TURN as usize {
+        all.push(with(rows, cols, !far(rows, cols)));
+    }
+    all
 }
 
 impl Launch for EinsumRows {

@@ -42,6 +42,8 @@ pub(crate) struct Share {
     groups: usize,
     /// Whether a load of the columns' factor takes its lanes at once.
     whole: bool,
+    /// Whether so does a load of the rows' factor.
+    a_whole: bool,
     a_lane: Lane,
     /// Whether loads run along k; else along the columns.
     along_k: bool,
@@ -116,6 +118,7 @@ impl Kernel for EinsumVector {
                 Schedule::new(&[
                     ("bits", 32),
                     ("rows", m as u32),
+                    ("cols", COLUMNS as u32),
                     ("lanes", lanes as u32),
                     ("split", split as u32),
                     ("plane", plane as u32),
@@ -138,13 +141,14 @@ impl Launch for EinsumVector {
         let get = |name: &str| schedule.get(name) as usize;
         let (rows, lanes, bits) = (get("rows"), get("lanes"), address(schedule));
         let groups = get("units") / get("split");
-        let (t, words, ins, outs, (cubes, units)) =
-            roles.tiles([rows, groups * COLUMNS, lanes], schedule.get("units"));
+        let (t, words, ins, outs, (cubes, units)) = roles.tiles([rows, groups * COLUMNS, lanes], schedule.get("units"));
         let a_lane = Lane::of(roles.strides(roles.a).1);
         // One load of all lanes is for addresses that are multiples of it; only CUDA can take memory so.
-        let whole = get("plane") > 1 && roles.whole(roles.b);
+        let cuda = get("plane") > 1;
+        let whole = cuda && roles.whole(roles.b);
+        let a_whole = cuda && roles.strides(roles.a).1 == 1 && roles.whole(roles.a);
         let (split, plane, along_k) = (get("split"), get("plane"), lanes > 1);
-        let s = Key::new(Share { t, rows, split, plane, groups, whole, a_lane, along_k });
+        let s = Key::new(Share { t, rows, split, plane, groups, whole, a_whole, a_lane, along_k });
         Ok(Prepared::new(
             words,
             ins,
@@ -231,6 +235,7 @@ fn gather(
 }
 
 /// Adds the products of every `split`th vector along k.
+#[allow(unused_assignments)]
 #[cube]
 fn columns<N: Size>(
     operands: &Buffers,
@@ -266,7 +271,12 @@ fn columns<N: Size>(
         #[unroll]
         for r in 0..h.rows {
             let at = x_at + r * x.row_step + k * x.k_step;
-            let left = read_float::<N>(operands, at, x.k_step, a_slot, comptime![h.a_lane]);
+            let mut left = Vector::<f32, N>::empty();
+            if comptime![h.a_whole] {
+                left = read_whole::<N>(operands, at, a_slot);
+            } else {
+                left = read_float::<N>(operands, at, x.k_step, a_slot, comptime![h.a_lane]);
+            }
             let mut sums = acc[r];
             #[unroll]
             for j in 0..COLUMNS {

@@ -19,10 +19,16 @@
 mod attention;
 mod attention_dkv_plain;
 mod attention_dkv_rows;
+mod attention_dkv_tiled;
 mod attention_dq_plain;
 mod attention_dq_rows;
+mod attention_dq_tiled;
+mod attention_panels;
 mod attention_plain;
 mod attention_rows;
+mod attention_sight;
+mod attention_split;
+mod attention_tiled;
 mod attention_tiles;
 mod bind;
 mod body;
@@ -34,6 +40,8 @@ mod einsum_rows;
 mod einsum_tiled;
 mod einsum_tiles;
 mod einsum_vector;
+mod einsum_wgmma;
+mod fingerprint;
 mod fold_plain;
 mod grid;
 mod key;
@@ -41,6 +49,7 @@ mod kth_largest_plain;
 mod loops;
 mod map_plain;
 mod nest;
+mod packed;
 mod prepared;
 mod rms_norm_rows;
 mod scatter_add_plain;
@@ -49,7 +58,8 @@ mod tally;
 mod vector;
 
 pub use bind::{Args, Buffer};
-pub use prepared::{LaunchError, Prepared};
+pub use fingerprint::fingerprint;
+pub use prepared::{LaunchError, Parameter, Prepared};
 pub use source::Dialect;
 
 use omchat_codegen::{Kernel, Schedule, Work};
@@ -62,12 +72,18 @@ pub trait Launch: Kernel {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError>;
 }
 
+fingerprint::listed! {
 /// Every kernel, in order of preference; the plain ones, which never refuse, last.
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
+    &attention_split::AttentionSplit,
+    &attention_tiled::AttentionTiled,
     &attention_dq_rows::AttentionDqRows,
+    &attention_dq_tiled::AttentionDqTiled,
     &attention_dkv_rows::AttentionDkvRows,
+    &attention_dkv_tiled::AttentionDkvTiled,
     &rms_norm_rows::RmsNormRows,
+    &einsum_wgmma::EinsumWgmma,
     &einsum_mma::EinsumMma,
     &einsum_tiled::EinsumTiled,
     &einsum_vector::EinsumVector,
@@ -81,6 +97,7 @@ pub const LIST: &[&dyn Launch] = &[
     &attention_dq_plain::AttentionDqPlain,
     &attention_dkv_plain::AttentionDkvPlain,
 ];
+}
 
 /// The kernel of that name, if there is one.
 pub fn by_name(name: &str) -> Option<&'static dyn Launch> {

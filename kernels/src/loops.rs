@@ -198,20 +198,6 @@ fn rows(at: &Option<At>) -> usize {
     at.as_ref().map_or(0, |a| a.size.saturating_sub(1).saturating_mul(a.stride))
 }
 
-/// Buffers that a nest binds, the metadata included.
-pub(crate) fn bindings(nest: &Nest) -> usize {
-    let mut ins: Vec<usize> = nest.reads.iter().map(|r| r.operand).collect();
-    ins.extend(nest.reads.iter().filter_map(|r| r.at.as_ref().map(|a| a.operand)));
-    ins.extend(nest.writes.iter().filter_map(|w| w.at.as_ref().map(|a| a.operand)));
-    let mut outs: Vec<usize> = nest.writes.iter().map(|w| w.result).collect();
-    for list in [&mut ins, &mut outs] {
-        list.sort_unstable();
-        list.dedup();
-    }
-    // One more for the words, one for CubeCL's own lengths.
-    ins.len() + outs.len() + 2
-}
-
 /// An axis with its strides in every view: reads, ids, writes.
 #[derive(Clone)]
 struct Axis {

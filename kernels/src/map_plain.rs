@@ -8,12 +8,13 @@
 
 use cubecl::prelude::*;
 use omchat_codegen::{Implements, Kernel, Nest, Refusal, Schedule, Target, Work};
+use omchat_ir::Dtype;
 
 use crate::bind::Buffers;
 use crate::body::evaluate;
 use crate::grid::{address, cubes, units};
 use crate::key::Key;
-use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, bindings, widest};
+use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, widest};
 use crate::nest::{Cursor, deliver, item, look, origin, seek};
 use crate::prepared::{Prepared, runner};
 use crate::{Launch, LaunchError};
@@ -72,19 +73,22 @@ pub(crate) fn nest_of(work: &Work) -> Result<&Nest, Refusal> {
     }
 }
 
-/// Refuses what no kernel can address or bind there.
+/// Refuses what no kernel can address there.
 pub(crate) fn fits(nest: &Nest, target: &Target) -> Result<(), Refusal> {
     addressable(nest)?;
+    let lacking = |d: &Dtype| !target.holds(*d);
+    if let Some(d) = nest.reads.iter().map(|r| r.dtype).find(|d| !target.reads(*d)) {
+        return Err(Refusal(format!("{} reads no {d}", target.name)));
+    }
+    if let Some(d) = nest.writes.iter().map(|w| w.dtype).find(lacking) {
+        return Err(Refusal(format!("{} writes no {d}", target.name)));
+    }
     let bytes = widest(nest);
     if bytes > target.max_binding_bytes {
         return Err(Refusal(format!(
             "needs a binding of {bytes} bytes, {} has {}",
             target.name, target.max_binding_bytes
         )));
-    }
-    let need = bindings(nest);
-    if need > target.max_bindings {
-        return Err(Refusal(format!("needs {need} bindings, {} has {}", target.name, target.max_bindings)));
     }
     Ok(())
 }

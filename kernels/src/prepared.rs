@@ -1,5 +1,6 @@
 //! A kernel fixed to its work: what a program holds from load to the last launch.
 
+use cubecl::ir::{ElemType, UIntKind};
 use cubecl::prelude::*;
 
 use crate::bind::{Args, Buffer, BuffersLaunch, Slots, raw};
@@ -30,6 +31,17 @@ pub enum LaunchError {
     },
 }
 
+/// What a parameter of a kernel's text stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parameter {
+    /// [`Prepared::meta`].
+    Meta,
+    /// That operand of the work.
+    Operand(usize),
+    /// That result of the work.
+    Result(usize),
+}
+
 /// Arguments of one launch as the generated launch functions take them.
 pub(crate) struct Bound {
     pub(crate) meta: BufferArg,
@@ -41,6 +53,16 @@ pub(crate) struct Bound {
 pub(crate) enum Site<'a> {
     Device(&'a Client),
     Text(&'a Offline),
+}
+
+impl Site<'_> {
+    /// Whether halves are bound two to a word: there is no u16.
+    fn packs(&self) -> bool {
+        match self {
+            Site::Device(client) => !client.properties().supports_type(ElemType::UInt(UIntKind::U16)),
+            Site::Text(offline) => offline.packs(),
+        }
+    }
 }
 
 /// Launches on a device and yields nothing, or yields the kernel that would be compiled.
@@ -97,6 +119,13 @@ impl Prepared {
         1 + self.operands.len() + self.results.len()
     }
 
+    /// The buffers in the order in which the text of [`Prepared::source`] takes them.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let operands = self.operands.order().map(Parameter::Operand);
+        let results = self.results.order().map(Parameter::Result);
+        std::iter::once(Parameter::Meta).chain(operands).chain(results).collect()
+    }
+
     /// Cubes along x, y and z, and units a cube.
     pub fn grid(&self) -> ([u32; 3], u32) {
         (self.cubes, self.units)
@@ -138,10 +167,11 @@ impl Prepared {
         operands: &[Buffer],
         results: &[Buffer],
     ) -> Result<Option<Box<dyn CubeKernel>>, LaunchError> {
+        let packed = site.packs();
         let bound = Bound {
             meta: raw(meta),
-            operands: self.operands.bind("operands", operands, self.tally.clone())?,
-            results: self.results.bind("results", results, Tally::default())?,
+            operands: self.operands.bind("operands", operands, packed, self.tally.clone())?,
+            results: self.results.bind("results", results, packed, Tally::default())?,
         };
         let [x, y, z] = self.cubes;
         Ok((self.run)(site, CubeCount::Static(x, y, z), CubeDim::new_1d(self.units), bound))

@@ -35,6 +35,11 @@ impl Offline {
         (self.device.clone(), Arc::new(TargetProperties::default()))
     }
 
+    /// Whether halves are bound two to a word there.
+    pub(crate) fn packs(&self) -> bool {
+        self.dialect == Dialect::Wgsl
+    }
+
     /// A buffer of nothing, to stand where a launch has one.
     pub(crate) fn buffer(&self) -> Buffer {
         use cubecl::server::Handle;

@@ -2,12 +2,14 @@
 //!
 //! Buffers are bound as scalars, so that any offset will do. On the CPU, where addresses are 64-bit, LLVM
 //! merges the lane-by-lane loads below into one vector load (measured: as fast as an aligned one); bf16 is
-//! widened by a shift and rounded with integers, because no target is sure to have its conversions.
+//! widened by a shift and rounded with integers, because no target is sure to have its conversions. Where there is
+//! no u16, halves come two to a word and are widened from there.
 
 use cubecl::prelude::*;
 use half::f16;
 
 use crate::bind::{Buffers, Slot, Storage};
+use crate::packed::{fetch_halves, widen_f16};
 
 /// How a view steps from lane to lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,6 +130,11 @@ pub(crate) fn read_float<N: Size>(
     let mut out = Vector::<f32, N>::empty();
     if comptime![slot.storage == Storage::F32] {
         out = fetch::<f32, N>(b.f32s.index(slot.index), at, stride, lane);
+    } else if comptime![slot.storage == Storage::Bf16 && slot.index < b.bf16_words.len()] {
+        let bits = fetch_halves::<N>(b.bf16_words.index(slot.index), at, stride, lane);
+        out = Vector::<f32, N>::reinterpret(bits << Vector::new(16u32));
+    } else if comptime![slot.storage == Storage::F16 && slot.index < b.f16_words.len()] {
+        out = widen_f16::<N>(fetch_halves::<N>(b.f16_words.index(slot.index), at, stride, lane));
     } else if comptime![slot.storage == Storage::Bf16] {
         out = widen::<N>(fetch::<u16, N>(b.bf16s.index(slot.index), at, stride, lane));
     } else {

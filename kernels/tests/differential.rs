@@ -155,7 +155,7 @@ impl F32Bits for f64 {
 }
 
 /// A nest of 1 to 4 kept axes, with drawn views, gathers, updates and programs.
-fn case(seed: u64, fold: Option<Fold>, wide: bool) -> Case {
+fn case(seed: u64, fold: Option<Fold>, wide: bool, out: bool) -> Case {
     let d = &mut Draw(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1);
     let kept = sizes(d, 4, 4000);
     let folded = if fold.is_some() { sizes(d, 2, 200) } else { vec![] };
@@ -211,7 +211,7 @@ fn case(seed: u64, fold: Option<Fold>, wide: bool) -> Case {
     let mut results = Vec::new();
     let mut writes = Vec::new();
     for w in 0..1 + d.below(2) {
-        let dtype = match (w, wide) {
+        let dtype = match (w, out) {
             (0, true) => d.pick(&[Dtype::F32, Dtype::F32, Dtype::Bf16, Dtype::F16]),
             (0, false) => Dtype::F32,
             _ => Dtype::I32,
@@ -247,10 +247,11 @@ fn check(name: &str, c: &Case, want: &[Host], weight: &[Vec<f64>], got: &[Vec<f6
 
 fn sweep(fold: Option<Fold>, count: u64) {
     for p in devices() {
-        let wide = p.target.holds(Dtype::Bf16);
+        let (wide, out) = (p.target.reads(Dtype::Bf16), p.target.holds(Dtype::Bf16));
         let mut tried = 0;
+        let count = p.draws(count);
         for seed in 0..count {
-            let c = case(seed + 1000 * fold.map_or(0, |f| f as u64 + 1), fold, wide);
+            let c = case(seed + 1000 * fold.map_or(0, |f| f as u64 + 1), fold, wide, out);
             let mut want = c.results.clone();
             let weight = reference::nest(&c.nest, &c.operands, &mut want);
             let work = Work::Nest(c.nest.clone());
@@ -328,7 +329,7 @@ fn dense(axes: &[usize], of: &[usize]) -> (Vec<usize>, usize) {
 }
 
 /// An einsum whose letters are up to two axes each, in drawn orders, with a drawn epilogue.
-fn einsum(seed: u64, wide: bool) -> Case {
+fn einsum(seed: u64, wide: bool, out: bool) -> Case {
     let d = &mut Draw(seed * 77 + 5);
     let (nb, nm, nn, nk) = (d.below(2), d.below(3), 1 + d.below(2), 1 + d.below(2));
     let size = |d: &mut Draw| d.pick(&[1, 2, 3, 4, 5, 8, 16, 17, 24, 33]);
@@ -379,7 +380,7 @@ fn einsum(seed: u64, wide: bool) -> Case {
         epilogue.results[0] = folded_at;
     }
     let (strides, len) = dense(&axes, &order(d, [&batch, &m, &n]));
-    let dtype = if wide { d.pick(&[Dtype::F32, Dtype::F32, Dtype::Bf16]) } else { Dtype::F32 };
+    let dtype = if out { d.pick(&[Dtype::F32, Dtype::F32, Dtype::Bf16]) } else { Dtype::F32 };
     narrow |= dtype == Dtype::Bf16;
     let writes = vec![Write { result: 0, dtype, offset: 3, strides: strides[..kept.len()].to_vec(), at: None }];
     let results = vec![Host { dtype, data: vec![f64::NAN; len + 3] }];
@@ -394,10 +395,10 @@ fn einsum(seed: u64, wide: bool) -> Case {
 #[test]
 fn einsums() {
     for p in devices() {
-        let wide = p.target.holds(Dtype::Bf16);
+        let (wide, out) = (p.target.reads(Dtype::Bf16), p.target.holds(Dtype::Bf16));
         let mut ran: std::collections::BTreeMap<&str, usize> = Default::default();
         for seed in 0..40 {
-            let c = einsum(seed, wide);
+            let c = einsum(seed, wide, out);
             let mut want = c.results.clone();
             let weight = reference::nest(&c.nest, &c.operands, &mut want);
             let work = Work::Nest(c.nest.clone());
@@ -410,7 +411,8 @@ fn einsums() {
             }
         }
         println!("{}: {ran:?}", p.target.name);
-        let gpu = if p.target.family == omchat_codegen::Family::Cpu { &[][..] } else { &["einsum.tiled", "einsum.vector"] };
+        let gpu =
+            if p.target.family == omchat_codegen::Family::Cpu { &[][..] } else { &["einsum.tiled", "einsum.vector"] };
         for name in ["einsum.dot", "einsum.rows", "fold.plain"].iter().chain(gpu) {
             assert!(ran.get(name).copied().unwrap_or(0) > 5, "{name} ran too seldom: {ran:?}");
         }
@@ -501,26 +503,56 @@ fn long_einsums_run_in_turns() {
 }
 
 #[test]
+fn every_half_widens() {
+    // From every place of a word; what f32 holds below its least normal number a GPU may flush.
+    for p in devices() {
+        for dtype in [Dtype::Bf16, Dtype::F16] {
+            let all = (0..=u16::MAX).map(|b| match dtype {
+                Dtype::Bf16 => half::bf16::from_bits(b).to_f64(),
+                _ => half::f16::from_bits(b).to_f64(),
+            });
+            let x = Host { dtype, data: all.filter(|x| !x.is_nan() && (*x == 0.0 || x.abs() > 2e-38)).collect() };
+            for (offset, lanes) in [(0, 1), (1, 1), (1, 2), (0, 3)] {
+                let n = (x.data.len() - offset) / lanes;
+                let mut nest = add(vec![n], [vec![lanes], vec![0], vec![1]]);
+                (nest.reads[0].dtype, nest.reads[0].offset) = (dtype, offset);
+                let work = Work::Nest(nest);
+                let k = omchat_kernels::by_name("map.plain").unwrap();
+                for s in k.schedules(&work, &p.target).unwrap() {
+                    let operands = [x.clone(), Host::new(Dtype::F32, vec![0.0])];
+                    let got = p.run(k, &work, &s, &operands, &[Host { dtype: Dtype::F32, data: vec![f64::NAN; n] }]);
+                    for (i, g) in got[0].iter().enumerate() {
+                        let want = x.data[offset + i * lanes];
+                        assert_eq!(*g, want, "{dtype} from {offset} by {lanes} on {}", p.target.name);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_map_may_write_where_it_reads() {
     use omchat_kernels::{Args, Buffer};
     for p in devices() {
+        let Some(client) = &p.client else { continue };
         let n = 5000;
         let work = Work::Nest(add(vec![n], [vec![1], vec![0], vec![1]]));
         let k = omchat_kernels::by_name("map.plain").unwrap();
         let prepared = k.prepare(&work, &k.schedules(&work, &p.target).unwrap()[0]).unwrap();
-        let up = |b: Vec<u8>, elements| Buffer { handle: p.client.create_from_slice(&b), elements };
+        let up = |b: Vec<u8>, elements| Buffer { handle: client.create_from_slice(&b), elements };
         let x = up((0..n).flat_map(|i| (i as f32).to_le_bytes()).collect(), n);
         let one = up(1.0f32.to_le_bytes().to_vec(), 1);
         let meta = up(prepared.meta().iter().flat_map(|w| w.to_le_bytes()).collect(), prepared.meta().len());
         for _ in 0..3 {
             prepared
                 .launch(
-                    &p.client,
+                    client,
                     &Args { operands: &[x.clone(), one.clone()], results: std::slice::from_ref(&x), meta: &meta },
                 )
                 .unwrap();
         }
-        let bytes = p.client.read_one(x.handle.clone()).unwrap();
+        let bytes = client.read_one(x.handle.clone()).unwrap();
         for (i, c) in bytes.chunks_exact(4).enumerate().take(n) {
             assert_eq!(f32::from_le_bytes([c[0], c[1], c[2], c[3]]), i as f32 + 3.0, "{} [{i}]", p.target.name);
         }
@@ -530,16 +562,15 @@ fn a_map_may_write_where_it_reads() {
 #[test]
 fn a_launch_that_lacks_a_buffer_says_so() {
     use omchat_kernels::{Args, Buffer};
-    let p = &devices()[0];
+    let devices = devices();
+    let Some(p) = devices.first() else { return };
+    let Some(client) = &p.client else { return };
     let work = Work::Nest(add(vec![4], [vec![1], vec![1], vec![1]]));
     let k = omchat_kernels::by_name("map.plain").unwrap();
     let prepared = k.prepare(&work, &k.schedules(&work, &p.target).unwrap()[0]).unwrap();
-    let one = Buffer { handle: p.client.empty(16), elements: 4 };
+    let one = Buffer { handle: client.empty(16), elements: 4 };
     let error = prepared
-        .launch(
-            &p.client,
-            &Args { operands: std::slice::from_ref(&one), results: std::slice::from_ref(&one), meta: &one },
-        )
+        .launch(client, &Args { operands: std::slice::from_ref(&one), results: std::slice::from_ref(&one), meta: &one })
         .unwrap_err();
     assert_eq!(error.to_string(), "a launch needs 2 operands, not 1");
 }
@@ -553,8 +584,6 @@ fn refusals_name_the_limit() {
     assert_eq!(said(&wgpu, &work), "indices are 32-bit: at most 2147483648 elements, not 4294967296");
     let work = Work::Nest(add(vec![1 << 26], [vec![1], vec![1], vec![1]]));
     assert_eq!(said(&wgpu, &work), "needs a binding of 268435456 bytes, wgpu has 134217728");
-    let tight = omchat_codegen::Target { max_bindings: 4, ..wgpu };
-    assert_eq!(said(&tight, &Work::Nest(add(vec![8], [vec![1], vec![1], vec![1]]))), "needs 5 bindings, wgpu has 4");
 }
 
 #[test]
@@ -564,13 +593,12 @@ fn rms_norms() {
         for (rows, width, dtype) in
             [(1, 1, Dtype::F32), (3, 576, Dtype::F32), (257, 33, Dtype::F32), (5, 64, Dtype::Bf16), (2, 47, Dtype::F16)]
         {
-            if !p.target.holds(dtype) || (dtype != Dtype::F32 && !p.target.holds(Dtype::Bf16)) {
-                continue;
-            }
-            let (x, w) = (data(d, dtype, rows * width), data(d, dtype, width));
+            // Where halves are only read, the weights alone are narrow.
+            let of_x = if p.target.holds(dtype) { dtype } else { Dtype::F32 };
+            let (x, w) = (data(d, of_x, rows * width), data(d, dtype, width));
             let eps = 1e-5;
             let types = vec![
-                omchat_ir::Type::new(dtype, [rows, width]),
+                omchat_ir::Type::new(of_x, [rows, width]),
                 omchat_ir::Type::new(dtype, [width]),
                 omchat_ir::Type::new(Dtype::F32, []),
             ];
@@ -587,13 +615,13 @@ fn rms_norms() {
                 &work,
                 s,
                 &[x.clone(), w.clone(), Host::new(Dtype::F32, vec![eps])],
-                &[Host { dtype, data: vec![f64::NAN; rows * width] }],
+                &[Host { dtype: of_x, data: vec![f64::NAN; rows * width] }],
             );
             for (i, &g) in got[0].iter().enumerate() {
                 let row = &x.data[i / width * width..][..width];
                 let scale = 1.0 / (row.iter().map(|x| x * x).sum::<f64>() / width as f64 + eps).sqrt();
                 let want = x.data[i] * scale * w.data[i % width];
-                let slack = if dtype == Dtype::F32 { 3e-6 } else { 1.0 / 100.0 };
+                let slack = if of_x == Dtype::F32 { 3e-6 } else { 1.0 / 100.0 };
                 assert!(
                     (want - g).abs() <= slack * (0.1 + want.abs()),
                     "{}: {rows} x {width} {dtype} [{i}] is {g}, not {want}",

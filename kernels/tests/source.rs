@@ -71,6 +71,15 @@ fn attention(dtype: Dtype) -> Work {
     }
 }
 
+fn attention_back(name: &str, dtype: Dtype) -> Work {
+    let Work::Function { mut operands, .. } = attention(dtype) else { unreachable!() };
+    let f32s = |shape: &[usize]| Type::new(Dtype::F32, shape);
+    let (q, k) = (operands[0].clone(), operands[1].clone());
+    operands.extend([f32s(&q.shape[..4]), f32s(&q.shape[..4]), q.clone()]);
+    let results = if name == "attention_dq" { vec![f32s(&q.shape)] } else { vec![f32s(&k.shape), f32s(&k.shape)] };
+    Work::Function { name: name.into(), binds: Default::default(), operands, results }
+}
+
 /// The lines without the numbers of values, sorted: CubeCL declares shared arrays in the order of a hash map.
 fn unnamed(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = text
@@ -85,9 +94,21 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
     let mut seen = std::collections::BTreeSet::new();
     let mut count = 0;
     for &dtype in dtypes {
+        let back = |name| attention_back(name, dtype);
         let kth = Work::KthLargest { rows: 2, width: 9, k: 3 };
         let scatter = Work::ScatterAdd { dtype, height: 9, width: 24, tokens: 7, ids: 1, rows: 2 };
-        for work in [product(dtype), tall(dtype, 100), tall(dtype, 96), row(dtype, 4096), gelu(dtype), attention(dtype), kth, scatter] {
+        for work in [
+            product(dtype),
+            tall(dtype, 100),
+            tall(dtype, 96),
+            row(dtype, 4096),
+            gelu(dtype),
+            attention(dtype),
+            back("attention_dq"),
+            back("attention_dkv"),
+            kth,
+            scatter,
+        ] {
             for k in LIST {
                 for s in k.schedules(&work, target).unwrap_or_default() {
                     let text = k
@@ -96,6 +117,8 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
                         .source(dialect)
                         .unwrap_or_else(|e| panic!("{} {s}: {e}", k.name()));
                     assert!(text.contains(mark), "{} {s}: no {mark} in\n{text}", k.name());
+                    let bound = text.matches("@binding(").count();
+                    assert!(bound <= work.bindings(), "{} {s} binds {bound}, not {}", k.name(), work.bindings());
                     let again = k.prepare(&work, &s).unwrap().source(dialect).unwrap();
                     assert!(unnamed(&text) == unnamed(&again), "{} {s}: two texts of one kernel", k.name());
                     seen.insert(k.name());
@@ -124,6 +147,28 @@ fn cuda_text() {
 #[test]
 fn wgsl_text() {
     texts(Dialect::Wgsl, &Target::wgpu(), &[Dtype::F32], "@compute");
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn wgsl_reads_halves_by_words() {
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        let Work::Nest(mut nest) = product(dtype) else { unreachable!() };
+        let refused = |n: &Nest, name: &str| {
+            let k = omchat_kernels::by_name(name).unwrap();
+            k.schedules(&Work::Nest(n.clone()), &Target::wgpu()).err().map(|r| r.0)
+        };
+        assert_eq!(refused(&nest, "einsum.dot"), Some(format!("wgpu writes no {dtype}")));
+        nest.writes[0].dtype = Dtype::F32;
+        let work = Work::Nest(nest);
+        for k in LIST {
+            for s in k.schedules(&work, &Target::wgpu()).unwrap_or_default() {
+                let text = k.prepare(&work, &s).unwrap().source(Dialect::Wgsl).unwrap();
+                let words = text.matches("array<u32>").count();
+                assert!(words >= 3 && !text.contains("f16"), "{} {s} in {dtype}:\n{text}", k.name());
+            }
+        }
+    }
 }
 
 #[cfg(not(any(feature = "cuda", feature = "wgpu")))]

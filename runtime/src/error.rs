@@ -63,4 +63,18 @@ pub enum Error {
         /// What it said.
         message: String,
     },
+    /// A table of measured schedules cannot be read or written; line 0 is the whole file.
+    #[error("{path}{}: {what}; mend or remove it, or set OMCHAT_TUNED=off; `omchat tune` writes a new one", at(*line))]
+    Table {
+        /// The file.
+        path: String,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+fn at(line: usize) -> String {
+    if line == 0 { String::new() } else { format!(":{line}") }
 }

@@ -1,21 +1,14 @@
 //! Executables: a program made ready on a device, run as often as wanted.
 
 use crate::Error;
+use crate::compiled::{Compiled, check, missing};
 use crate::device::Device;
-use crate::faults;
 use crate::host::HostTensor;
 use crate::store::{Store, Stored};
-use cubecl::prelude::Client;
-use cubecl::server::Handle;
-use omchat_codegen::{Context, Kernel, Pass, Place, Program, Target, Unit, compile_with};
+use omchat_codegen::{Context, Kernel, Pass, Program, Target, Tuned, Unit, compile_with};
 use omchat_ir::{Func, Mode, Module, Role, Tensor, Type, interpret};
-use omchat_kernels::{Args, Buffer, LIST, Prepared, by_name};
-use std::borrow::Cow;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
-/// Launches that CubeCL's CPU client queues before it makes the host wait.
-const QUEUE: usize = 32;
+use omchat_kernels::LIST;
+use std::time::Duration;
 
 /// A program ready on a device. Threads may share it; their runs take turns.
 pub struct Executable {
@@ -36,16 +29,6 @@ pub struct Timing {
 enum Body {
     Interpreted { module: Box<Module>, entry: Func },
     Compiled(Box<Compiled>),
-}
-
-struct Compiled {
-    client: Client,
-    program: Program,
-    /// One a chosen kernel, with its metadata on the device.
-    prepared: Vec<(Prepared, Buffer)>,
-    slabs: Vec<Handle>,
-    /// Held during a run: the arena serves one at a time, and each thread has a stream of its own.
-    turn: Mutex<()>,
 }
 
 /// A parameter as the caller must feed it.
@@ -75,8 +58,21 @@ pub fn program_with(
     target: &Target,
     after: &mut dyn FnMut(&Pass, &Unit),
 ) -> Result<Program, Error> {
+    program_tuned(module, entry, target, None, after)
+}
+
+/// As [`program_with`], and takes what was measured.
+///
+/// Errors: as [`program`].
+pub fn program_tuned(
+    module: &Module,
+    entry: Func,
+    target: &Target,
+    tuned: Option<&Tuned>,
+    after: &mut dyn FnMut(&Pass, &Unit),
+) -> Result<Program, Error> {
     let kernels: Vec<&dyn Kernel> = LIST.iter().map(|k| *k as &dyn Kernel).collect();
-    Ok(compile_with(module, entry, &Context { target, kernels: &kernels }, after)?)
+    Ok(compile_with(module, entry, &Context { target, kernels: &kernels, tuned }, after)?)
 }
 
 impl Executable {
@@ -96,13 +92,26 @@ impl Executable {
         entry: Func,
         after: &mut dyn FnMut(&Pass, &Unit),
     ) -> Result<Executable, Error> {
+        Executable::load_tuned(device, module, entry, None, after)
+    }
+
+    /// As [`Executable::load_with`], and takes what was measured.
+    ///
+    /// Errors: as [`Executable::load`].
+    pub fn load_tuned(
+        device: &Device,
+        module: &Module,
+        entry: Func,
+        tuned: Option<&Tuned>,
+        after: &mut dyn FnMut(&Pass, &Unit),
+    ) -> Result<Executable, Error> {
         let body = match device {
             Device::Interp => {
                 module.verify()?;
                 Body::Interpreted { module: Box::new(module.clone()), entry }
             }
             Device::Cube { client, target } => {
-                let program = program_with(module, entry, target, after)?;
+                let program = program_tuned(module, entry, target, tuned, after)?;
                 Body::Compiled(Box::new(Compiled::load(device, client, program)?))
             }
         };
@@ -146,7 +155,17 @@ impl Executable {
     pub fn compilations(&self) -> usize {
         match &self.body {
             Body::Interpreted { .. } => 0,
-            Body::Compiled(c) => c.prepared.iter().map(|(p, _)| p.compilations()).sum(),
+            Body::Compiled(c) => c.compilations(),
+        }
+    }
+
+    /// Runs that replayed a recording of the launches in place of making them.
+    ///
+    /// Where the device can (CUDA, WGPU), the third run with one store records them, and later ones replay.
+    pub fn replays(&self) -> usize {
+        match &self.body {
+            Body::Interpreted { .. } => 0,
+            Body::Compiled(c) => c.replays(),
         }
     }
 
@@ -154,10 +173,7 @@ impl Executable {
     pub fn planned_bytes(&self) -> Option<u64> {
         match &self.body {
             Body::Interpreted { .. } => None,
-            Body::Compiled(c) => {
-                let words: usize = c.prepared.iter().map(|(ready, _)| ready.meta().len() * 4).sum();
-                Some((c.program.peak_bytes() + words) as u64)
-            }
+            Body::Compiled(c) => Some(c.planned_bytes()),
         }
     }
 
@@ -173,8 +189,7 @@ impl Executable {
         match &self.body {
             Body::Interpreted { .. } => Ok((self.run(inputs, store)?, None)),
             Body::Compiled(c) => {
-                let mut bytes = 0;
-                let out = c.go(inputs, store, None, Some(&mut bytes))?;
+                let (out, bytes) = c.measured(inputs, store)?;
                 Ok((out, Some(bytes)))
             }
         }
@@ -196,12 +211,10 @@ impl Executable {
     /// The sum exceeds a run's time by the waiting. The interpreter has no launches and yields nothing.
     /// Errors: as [`Executable::run`].
     pub fn timed(&self, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<Timing>, Error> {
-        let mut timings = vec![];
         match &self.body {
-            Body::Interpreted { .. } => drop(self.run(inputs, store)?),
-            Body::Compiled(c) => drop(c.go(inputs, store, Some(&mut timings), None)?),
+            Body::Interpreted { .. } => self.run(inputs, store).map(|_| vec![]),
+            Body::Compiled(c) => c.timed(inputs, store),
         }
-        Ok(timings)
     }
 
     fn interpreted(
@@ -237,138 +250,4 @@ impl Executable {
 fn regrouped(t: &Tensor, ty: &Type) -> Tensor {
     let same = t.ty.dtype == ty.dtype && t.ty.elements() == ty.elements();
     Tensor { ty: if same { ty.clone() } else { t.ty.clone() }, data: t.data.clone() }
-}
-
-fn missing(name: &str, want: &Type, entry: &str) -> Error {
-    Error::Missing { name: name.into(), entry: entry.into(), want: want.to_string() }
-}
-
-fn check(name: &str, want: &Type, have: &Type, entry: &str) -> Result<(), Error> {
-    if have == want {
-        return Ok(());
-    }
-    Err(Error::WrongType { name: name.into(), entry: entry.into(), want: want.to_string(), have: have.to_string() })
-}
-
-impl Compiled {
-    fn load(device: &Device, client: &Client, program: Program) -> Result<Compiled, Error> {
-        let need: u64 = program.slabs.iter().map(|s| *s as u64).sum();
-        if let Some(have) = device.free_bytes().filter(|have| need > *have) {
-            return Err(Error::OutOfMemory {
-                what: format!("the arena of @{}", program.name),
-                need,
-                have,
-                device: device.name().into(),
-            });
-        }
-        let slabs = program.slabs.iter().map(|bytes| client.empty(*bytes)).collect();
-        let mut prepared = vec![];
-        for c in &program.chosen {
-            let kernel = by_name(c.kernel).ok_or_else(|| Error::Device {
-                device: device.name().into(),
-                message: format!("no kernel {}", c.kernel),
-            })?;
-            let ready = kernel.prepare(&c.work, &c.schedule)?;
-            let meta = Buffer {
-                handle: client.create_from_slice(bytemuck::cast_slice(ready.meta())),
-                elements: ready.meta().len(),
-            };
-            prepared.push((ready, meta));
-        }
-        Ok(Compiled { client: client.clone(), program, prepared, slabs, turn: Mutex::new(()) })
-    }
-
-    fn run(&self, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<HostTensor>, Error> {
-        self.go(inputs, store, None, None)
-    }
-
-    fn go(
-        &self,
-        inputs: &[(&str, HostTensor)],
-        store: &mut Store,
-        mut timings: Option<&mut Vec<Timing>>,
-        held_bytes: Option<&mut u64>,
-    ) -> Result<Vec<HostTensor>, Error> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut held: Vec<Option<Handle>> = vec![None; self.program.buffers.len()];
-        for p in &self.program.params {
-            let entry = &self.program.name;
-            held[p.buffer] = Some(match p.role {
-                Role::Input => {
-                    let (_, t) =
-                        inputs.iter().find(|(n, _)| *n == p.name).ok_or_else(|| missing(&p.name, &p.ty, entry))?;
-                    let t = widened(t, &p.ty);
-                    check(&p.name, &p.ty, &t.ty, entry)?;
-                    self.client.create_from_slice(&t.bytes)
-                }
-                Role::Weight | Role::State => {
-                    let (ty, handle) = store.handle(&p.name).ok_or_else(|| missing(&p.name, &p.ty, entry))?;
-                    if ty.dtype != p.ty.dtype || ty.elements() != p.ty.elements() {
-                        check(&p.name, &p.ty, ty, entry)?;
-                    }
-                    handle.clone()
-                }
-            });
-        }
-        let buffer = |b: &usize| self.buffer(*b, &held);
-        for (at, l) in self.program.launches.iter().enumerate() {
-            let operands: Vec<Buffer> = l.operands.iter().map(buffer).collect();
-            let results: Vec<Buffer> = l.results.iter().map(buffer).collect();
-            let (ready, meta) = &self.prepared[l.chosen];
-            let start = Instant::now();
-            ready.launch(&self.client, &Args { operands: &operands, results: &results, meta })?;
-            if let Some(timings) = timings.as_deref_mut() {
-                let touched: Vec<Handle> = results.iter().map(|b| b.handle.clone()).collect();
-                cubecl::future::block_on(self.client.sync_buffers(touched.iter()))
-                    .map_err(|e| self.failed(format!("{e:?}")))?;
-                timings.push(Timing {
-                    label: l.label.clone(),
-                    kernel: self.program.chosen[l.chosen].kernel,
-                    took: start.elapsed(),
-                });
-            } else if (at + 1) % QUEUE == 0 {
-                self.client.flush().map_err(|e| self.failed(format!("{e:?}")))?;
-            }
-        }
-        if let Some(bytes) = held_bytes {
-            *bytes = crate::device::bytes_in_use(&self.client);
-        }
-        let wanted: Vec<_> = self.program.results.iter().filter(|r| r.role != Role::State).collect();
-        let mut out = vec![];
-        for r in wanted {
-            let bytes =
-                self.client.read_one(self.buffer(r.buffer, &held).handle).map_err(|e| self.failed(format!("{e:?}")))?;
-            out.push(HostTensor { ty: r.ty.clone(), bytes: bytes[..r.ty.bytes()].to_vec() });
-        }
-        match faults::take() {
-            Some(message) => Err(self.failed(message)),
-            None => Ok(out),
-        }
-    }
-
-    fn buffer(&self, b: usize, held: &[Option<Handle>]) -> Buffer {
-        let plan = &self.program.buffers[b];
-        let handle = match (plan.place, &held[b]) {
-            (_, Some(h)) => h.clone(),
-            (Place::Arena { slab, offset }, None) => {
-                let h = &self.slabs[slab];
-                let end = self.program.slabs[slab] - offset - plan.ty.bytes();
-                h.clone().offset_start(offset as u64).offset_end(end as u64)
-            }
-            (Place::Own, None) => self.slabs[0].clone(),
-        };
-        Buffer { handle, elements: plan.ty.elements() }
-    }
-
-    fn failed(&self, message: String) -> Error {
-        Error::Device { device: self.program.target.name.clone(), message: message.chars().take(600).collect() }
-    }
-}
-
-/// An input in the dtype that legalize left: halves as f32 where the device lacks them.
-fn widened<'t>(t: &'t HostTensor, want: &Type) -> Cow<'t, HostTensor> {
-    if t.ty.dtype != want.dtype && t.ty.dtype.is_float() && want.dtype.is_float() {
-        return Cow::Owned(HostTensor::floats(want.dtype, t.ty.shape.clone(), &t.to_f32()));
-    }
-    Cow::Borrowed(t)
 }

@@ -18,6 +18,10 @@ impl Device {
             ("compiled for", p.identity.fingerprint.clone()),
             ("dtypes", dtypes.join(" ")),
         ];
+        if !target.packed.is_empty() {
+            let names: Vec<&str> = target.packed.iter().map(|d| d.name()).collect();
+            out.push(("packed weights", format!("{}: two to a word, widened in registers", names.join(" "))));
+        }
         out.extend(limits(target));
         out.extend(units(p));
         let most = p.memory.max_memory().map_or("not told".into(), |b| format!("{b} bytes"));

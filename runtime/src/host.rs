@@ -1,6 +1,7 @@
 //! Tensors on the host as they go to and come from a device: a type and its bytes.
 
 use omchat_ir::{Dtype, Tensor, Type};
+use std::borrow::Cow;
 
 /// A dense tensor's bytes, as a device buffer holds them (a `bool` is an i32 of 0 or 1).
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +40,29 @@ impl HostTensor {
             Dtype::I32 | Dtype::Bool => data.iter().flat_map(|x| (*x as i32).to_le_bytes()).collect(),
         };
         HostTensor { ty: Type::new(dtype, shape), bytes }
+    }
+
+    /// Its elements as f32.
+    pub(crate) fn widened(&self) -> HostTensor {
+        HostTensor::floats(Dtype::F32, self.ty.shape.clone(), &self.to_f32())
+    }
+
+    /// Its bytes in whole words, as a device that packs halves binds them.
+    pub(crate) fn words(&self) -> Cow<'_, [u8]> {
+        let mut bytes = Cow::Borrowed(&self.bytes[..]);
+        if !bytes.len().is_multiple_of(4) {
+            let whole = bytes.len().next_multiple_of(4);
+            bytes.to_mut().resize(whole, 0);
+        }
+        bytes
+    }
+
+    /// The same in another float dtype: a device that lacks halves takes f32.
+    pub fn in_dtype(&self, dtype: Dtype) -> Cow<'_, HostTensor> {
+        if self.ty.dtype != dtype && self.ty.dtype.is_float() && dtype.is_float() {
+            return Cow::Owned(HostTensor::floats(dtype, self.ty.shape.clone(), &self.to_f32()));
+        }
+        Cow::Borrowed(self)
     }
 
     /// Every element as f32.

@@ -157,8 +157,12 @@ pub fn ask(chat: &mut Chat, prompt: &str, visuals: Vec<Visual>) -> Result<(), Er
 fn report(chat: &Chat, a: &Answer) {
     let rate = |n: usize, t: Duration| if t.is_zero() { 0.0 } else { n as f64 / t.as_secs_f64() };
     let e = chat.engine();
+    let replayed = match e.replays() {
+        0 => String::new(),
+        n => format!(", {n} runs replayed"),
+    };
     note(format!(
-        "{} tokens read ({} tiles), {} answered | first token after {:.2} s, then {:.1} tokens/s | {} of {} slots | {} programs, {} kernels, {} compiled ({} for this answer) | {} {}",
+        "{} tokens read ({} tiles), {} answered | first token after {:.2} s, then {:.1} tokens/s | {} of {} slots | {} programs, {} kernels, {} compiled ({} for this answer){replayed} | {} {}",
         a.prompt,
         a.tiles,
         a.ids.len(),

@@ -1,5 +1,6 @@
 //! The command's subcommands: one file each, with its arguments and its `run`.
 
+mod bench;
 mod case;
 mod chat;
 mod demo;
@@ -10,11 +11,13 @@ mod error;
 mod input;
 mod inspect;
 mod ir;
+mod kernels;
 mod parity;
 mod place;
 mod progress;
 mod step;
 mod train;
+mod tune;
 mod visuals;
 
 pub use error::Error;
@@ -57,8 +60,21 @@ enum Command {
     Step(step::Args),
     /// Reads, checks, runs and lowers the text of the tensor language.
     Ir(ir::Args),
+    /// Measures how fast a device runs kernels and whole steps, as shares of what it can do.
+    ///
+    /// Each kernel is also checked; one whose numbers are wrong is printed as WRONG, and the exit code is 1. docs/bench.md
+    /// says what is measured and what the fields of `--json` are.
+    Bench(bench::Args),
+    /// Lists the kernels with the schedules that they offer, and prints the generated text of each; no device is needed.
+    #[command(subcommand)]
+    Kernels(kernels::Command),
     /// Says which devices there are, what they can do, what is missing, and how to get it.
     Doctor(doctor::Args),
+    /// Measures which kernel and schedule is the fastest for each class of work of a model, and keeps a table of them.
+    ///
+    /// A schedule enters the table only after it matched the interpreter on odd sizes over poisoned memory. The table
+    /// is text, read by every command that runs a model on the same device; `OMCHAT_TUNED` names another, or is `off`.
+    Tune(tune::Args),
 }
 
 /// Runs what the command line asks for.
@@ -73,7 +89,10 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Loss(args) => train::loss(&args),
         Command::Step(args) => step::run(&args),
         Command::Ir(args) => ir::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Tune(args) => tune::run(&args),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Context, Unit, inline::keep_called};
 use crate::Error;
-use omchat_ir::{Action, Op, Value};
+use omchat_ir::{Action, Function, Op, Value};
 use std::collections::HashMap;
 
 /// Of two nodes that do the same to the same operands, the first stays. A `copy` is nobody's twin: what is computed
@@ -57,7 +57,12 @@ pub(super) fn dce(mut unit: Unit, _: &Context) -> Result<Unit, Error> {
 
 /// Renumbers the entry's values in order of definition; values that nothing defines any more go.
 pub(super) fn drop_unused_values(mut unit: Unit) -> Unit {
-    let f = &mut unit.module.functions[unit.entry.0 as usize];
+    renumber(&mut unit.module.functions[unit.entry.0 as usize]);
+    unit
+}
+
+/// Renumbers a function's values in order of definition; values that nothing defines any more go.
+pub(super) fn renumber(f: &mut Function) {
     let defined = f.param_values().chain(f.nodes.iter().flat_map(|n| n.results.iter().copied()));
     let order: Vec<Value> = defined.collect();
     let mut number = vec![Value(0); f.values.len()];
@@ -69,5 +74,4 @@ pub(super) fn drop_unused_values(mut unit: Unit) -> Unit {
         n.results.iter_mut().for_each(at);
     }
     f.results.iter_mut().for_each(at);
-    unit
 }

@@ -15,14 +15,13 @@ mod group;
 use super::emit::{Keep, emit};
 use super::facts::{Facts, Kind};
 use super::{Context, Unit};
-use crate::Error;
+use crate::{Error, Work};
 use group::Groups;
 
 pub(super) fn run(unit: Unit, context: &Context) -> Result<Unit, Error> {
     let f = unit.module.function(unit.entry);
     let facts = Facts::new(f);
-    // Two bindings are taken: a launch's own sizes and strides, and the lengths that CubeCL adds.
-    let mut groups = Groups::new(f, &facts, context.target.max_bindings.saturating_sub(2).max(2));
+    let mut groups = Groups::new(f, &facts, context.target.max_bindings.saturating_sub(Work::OVERHEAD).max(2));
     for (n, node) in f.nodes.iter().enumerate() {
         match facts.kinds[n] {
             Kind::Free => {}

@@ -13,7 +13,7 @@ mod outline;
 pub use canonicalize::{RULES, Rule, canonicalize};
 pub(crate) use inline::call_work;
 
-use crate::{Error, Kernel, Target};
+use crate::{Error, Kernel, Target, Tuned};
 use omchat_ir::{Func, Module};
 
 /// What a pass may read besides the module.
@@ -22,6 +22,8 @@ pub struct Context<'a> {
     pub target: &'a Target,
     /// The kernels there are, in order of preference.
     pub kernels: &'a [&'a dyn Kernel],
+    /// What was measured, if it was.
+    pub tuned: Option<&'a Tuned>,
 }
 
 /// A module and its entry.

@@ -1,38 +1,63 @@
 //! Devices and transfers: every result is poisoned before a launch, because a device's panic can read as stale bytes.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use cubecl::{Device, prelude::*};
 use half::{bf16, f16};
 use omchat_codegen::{Schedule, Target, Work};
 use omchat_ir::Dtype;
 use omchat_kernels::{Args, Buffer, Launch};
 
+use super::emulator::{Bytes, Emulator, hash};
 use super::reference::Host;
 
 /// A device present, and its target.
 pub struct Present {
-    pub client: Client,
+    /// None where CUDA is emulated.
+    pub client: Option<Client>,
     pub target: Target,
+}
+
+/// Whether this test runs what others run on devices on emulated CUDA.
+const EMULATED: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"cuda_emulated");
+
+/// Of the cases drawn for a device one in so many is emulated: each is a kernel for g++ to compile.
+const FEWER: u64 = 3;
+
+/// CUDA as g++ has it, for Ampere and for Hopper.
+fn emulated() -> Vec<Present> {
+    let there = Emulator::present().map(|_| ());
+    let built = if cfg!(feature = "cuda") { Ok(()) } else { Err("built without the feature".into()) };
+    if let Err(e) = built.and(there) {
+        println!("skipped: emulated cuda: {e}");
+        return vec![];
+    }
+    [80, 90].map(|sm| Present { client: None, target: Target::cuda(sm) }).into()
 }
 
 /// The CPU runtime and a software or real Vulkan device; says what is skipped.
 pub fn devices() -> Vec<Present> {
+    if EMULATED {
+        return emulated();
+    }
     let mut out = Vec::new();
     #[cfg(feature = "cpu")]
     match Device::cpu() {
         Ok(d) => {
             let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-            out.push(Present { client: d.client(), target: Target::cpu(cores) });
+            out.push(Present { client: Some(d.client()), target: Target::cpu(cores) });
         }
         Err(e) => println!("skipped: cpu: {e:?}"),
     }
     #[cfg(feature = "wgpu")]
     match Device::wgpu(cubecl::device::WgpuDeviceKind::default()) {
-        Ok(d) => out.push(Present { client: d.client(), target: Target { max_bindings: 31, ..Target::wgpu() } }),
+        Ok(d) => out.push(Present { client: Some(d.client()), target: Target { max_bindings: 31, ..Target::wgpu() } }),
         Err(e) => println!("skipped: wgpu: {e:?}"),
     }
     #[cfg(feature = "cuda")]
     match Device::cuda(0) {
-        Ok(d) => out.push(Present { client: d.client(), target: Target::cuda(90) }),
+        Ok(d) => out.push(Present { client: Some(d.client()), target: Target::cuda(90) }),
         Err(e) => println!("skipped: cuda: {e:?}"),
     }
     for (name, built) in
@@ -72,6 +97,41 @@ pub fn poison(dtype: Dtype) -> f64 {
 }
 
 impl Present {
+    /// How many of so many drawn cases this device tries.
+    pub fn draws(&self, of: u64) -> u64 {
+        if self.client.is_some() {
+            return of;
+        }
+        let left = of.div_ceil(FEWER);
+        println!("{}: emulates {left} cases of {of}: 1 in {FEWER}", self.target.name);
+        left
+    }
+
+    fn emulate(
+        &self,
+        kernel: &dyn Launch,
+        work: &Work,
+        schedule: &Schedule,
+        [operands, results]: [&[Host]; 2],
+    ) -> Vec<Vec<f64>> {
+        let of = |h: &Host| Bytes { data: bytes(h), element: h.dtype.bytes() as u32 };
+        let (ins, outs): (Vec<_>, Vec<_>) = (operands.iter().map(of).collect(), results.iter().map(of).collect());
+        // What Ampere ran Hopper need not run again: one schedule is one text.
+        static RAN: Mutex<BTreeMap<String, Vec<Vec<u8>>>> = Mutex::new(BTreeMap::new());
+        let key = format!("{} {schedule} {work:?} {:016x}", kernel.name(), hash((&ins, &outs)));
+        let known = RAN.lock().expect("no test panics in here").get(&key).cloned();
+        let read = known.unwrap_or_else(|| {
+            let prepared = kernel.prepare(work, schedule).expect("prepares");
+            let emulator = Emulator::present().expect("is there");
+            emulator
+                .run(&prepared, self.target.sm, &ins, &outs)
+                .unwrap_or_else(|e| panic!("{} {schedule} on emulated {}: {e}", kernel.name(), self.target.name))
+        });
+        let numbers = read.iter().zip(results).map(|(b, h)| numbers(h.dtype, b)).collect();
+        RAN.lock().expect("no test panics in here").insert(key, read);
+        numbers
+    }
+
     /// Runs a kernel; buffers lie at an offset in larger ones, as in an arena.
     pub fn run(
         &self,
@@ -81,14 +141,16 @@ impl Present {
         operands: &[Host],
         results: &[Host],
     ) -> Vec<Vec<f64>> {
+        let Some(client) = &self.client else { return self.emulate(kernel, work, schedule, [operands, results]) };
         let up = |h: &Host| {
             let mut b = vec![0xee; self.target.align];
             b.extend(bytes(h));
             b.extend([0xee; 64]);
+            b.resize(b.len().next_multiple_of(4), 0xee);
             let len = b.len() as u64;
-            let body = (h.data.len() * h.dtype.bytes()) as u64;
-            let handle = self
-                .client
+            // A device that packs halves binds whole words.
+            let body = (h.data.len() * h.dtype.bytes()).next_multiple_of(4) as u64;
+            let handle = client
                 .create_from_slice(&b)
                 .offset_start(self.target.align as u64)
                 .offset_end(len - self.target.align as u64 - body);
@@ -96,13 +158,13 @@ impl Present {
         };
         let prepared = kernel.prepare(work, schedule).expect("prepares");
         let words: Vec<u8> = prepared.meta().iter().flat_map(|w| w.to_le_bytes()).collect();
-        let meta = Buffer { handle: self.client.create_from_slice(&words), elements: prepared.meta().len() };
+        let meta = Buffer { handle: client.create_from_slice(&words), elements: prepared.meta().len() };
         let (ins, outs): (Vec<_>, Vec<_>) = (operands.iter().map(up).collect(), results.iter().map(up).collect());
-        prepared.launch(&self.client, &Args { operands: &ins, results: &outs, meta: &meta }).expect("launches");
+        prepared.launch(client, &Args { operands: &ins, results: &outs, meta: &meta }).expect("launches");
         outs.iter()
             .zip(results)
             .map(|(b, h)| {
-                let read = self.client.read_one(b.handle.clone()).expect("reads");
+                let read = client.read_one(b.handle.clone()).expect("reads");
                 numbers(h.dtype, &read)[..h.data.len()].to_vec()
             })
             .collect()

@@ -2,7 +2,9 @@
 #![allow(dead_code)]
 
 pub mod device;
+pub mod emulator;
 pub mod reference;
+pub mod rewrite;
 
 /// A small generator of numbers: the same seed draws the same case everywhere.
 pub struct Draw(pub u64);

@@ -5,6 +5,7 @@ mod measure;
 
 use super::{Error, say};
 use omchat::Device;
+use omchat::tuned::Tables;
 use serde_json::{Map, Value, json};
 use std::time::Instant;
 
@@ -14,14 +15,14 @@ pub struct Args {
     /// Prints one JSON object instead of lines.
     #[arg(long)]
     json: bool,
-    /// Also measures how fast each device copies memory and multiplies matrices; it takes some seconds.
+    /// Does not measure how fast each device copies memory and multiplies matrices, which takes some seconds in all.
     #[arg(long)]
-    measure: bool,
+    quick: bool,
 }
 
 /// Looks at the machine and says what it found.
 pub fn run(args: &Args) -> Result<(), Error> {
-    let devices: Vec<Value> = omchat_runtime::NAMES.iter().map(|name| device(name, args.measure)).collect();
+    let devices: Vec<Value> = omchat_runtime::NAMES.iter().map(|name| device(name, !args.quick)).collect();
     let chosen = match Device::best() {
         Ok((device, why)) => json!({ "device": device.name(), "why": why }),
         Err(e) => json!({ "device": null, "why": e.to_string() }),
@@ -49,8 +50,12 @@ fn device(name: &str, measured: bool) -> Value {
         }
         Ok(device) => {
             out.insert("present".into(), json!(true));
-            let facts: Map<String, Value> =
+            let mut facts: Map<String, Value> =
                 device.facts().into_iter().map(|(n, v)| (n.to_string(), json!(v))).collect();
+            if name != "interp" {
+                let told = Tables::of(&device).map_or_else(|e| e.to_string(), |t| t.told());
+                facts.insert("tuned schedules".into(), json!(told));
+            }
             out.insert("facts".into(), Value::Object(facts));
             let start = Instant::now();
             let works = measure::trial(&device);

@@ -5,7 +5,7 @@ mod changes;
 mod page;
 mod plan;
 
-use super::lower::{self, Aim};
+use super::lower::{self, Aim, Measured};
 use super::pick::{Pick, Picked};
 use crate::cli::{Error, say, write_whole};
 use omchat_codegen::{Pass, Program, Target};
@@ -19,6 +19,8 @@ pub struct Args {
     pick: Pick,
     #[command(flatten)]
     aim: Aim,
+    #[command(flatten)]
+    measured: Measured,
     /// Where the page is written.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
@@ -51,7 +53,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
         stages.push(Stage { pass: pass.name, why: pass.why, module: unit.module.clone() });
     };
     let target = args.aim.target();
-    let program = omchat_runtime::program_with(&module, entry, &target, &mut keep).map_err(|e| e.to_string());
+    let tuned = args.measured.tuned()?;
+    let program = omchat_runtime::program_tuned(&module, entry, &target, tuned.as_ref(), &mut keep);
+    let program = program.map_err(|e| e.to_string());
     let name = module.function(entry).name.clone();
     let text = page::page(&Journey { name, target, input: module, stages, program });
     let path = args.output.display();

@@ -1,11 +1,13 @@
 //! `ir opt`, `plan` and `source`: what codegen and the kernels make of a function, with no device present.
 
 use super::pick::{Pick, Picked};
-use crate::cli::{Error, say};
+use crate::cli::{Error, note, say};
 use omchat::{After, Dump, watched};
-use omchat_codegen::{Chosen, Context, Kernel, PIPELINE, Program, Target, Unit, passes};
+use omchat_codegen::{Chosen, Context, Kernel, PIPELINE, Program, Schedule, Target, Tuned, Unit, Work, passes};
 use omchat_kernels::{Dialect, LIST, by_name};
+use omchat_runtime::Table;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 
 /// A target by family and size.
 #[derive(clap::Args)]
@@ -19,6 +21,14 @@ pub struct Aim {
     /// The cores of a CPU.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     cores: u32,
+}
+
+/// What was measured.
+#[derive(clap::Args)]
+pub struct Measured {
+    /// A table of measured schedules, as `omchat tune` writes it; whatever device it is from.
+    #[arg(long, value_name = "FILE")]
+    table: Option<PathBuf>,
 }
 
 /// The families of devices.
@@ -37,6 +47,20 @@ impl Aim {
             Family::Wgpu => Target::wgpu(),
             Family::Cuda => Target::cuda(self.sm),
         }
+    }
+}
+
+impl Measured {
+    /// What the table that is named holds, of kernels that are as they were.
+    ///
+    /// Errors: a table that cannot be read.
+    pub fn tuned(&self) -> Result<Option<Tuned>, Error> {
+        let Some(path) = &self.table else { return Ok(None) };
+        let table = Table::read(path)?;
+        for (class, why) in table.stale() {
+            note(format!("stale: {class}: {why}"));
+        }
+        Ok(Some(table.tuned()))
     }
 }
 
@@ -59,13 +83,35 @@ pub struct Plan {
     pick: Pick,
     #[command(flatten)]
     aim: Aim,
+    #[command(flatten)]
+    measured: Measured,
 }
 
 /// The languages that kernels are compiled to.
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Language {
+pub(crate) enum Language {
+    /// CUDA C++.
     Cuda,
+    /// WGSL.
     Wgsl,
+}
+
+impl Language {
+    /// The facts of a usual device of it.
+    pub(crate) fn target(self, sm: u32) -> Target {
+        match self {
+            Language::Cuda => Target::cuda(sm),
+            Language::Wgsl => Target::wgpu(),
+        }
+    }
+
+    /// The compiler that makes its text.
+    pub(crate) fn dialect(self, sm: u32) -> Dialect {
+        match self {
+            Language::Cuda => Dialect::CudaCpp { sm },
+            Language::Wgsl => Dialect::Wgsl,
+        }
+    }
 }
 
 /// What `ir source` takes.
@@ -81,7 +127,8 @@ pub struct Source {
     sm: u32,
 }
 
-fn sm(text: &str) -> Result<u32, String> {
+/// A compute capability times ten, as `--sm` takes it.
+pub(crate) fn sm(text: &str) -> Result<u32, String> {
     let digits = text.trim_start_matches("sm_").trim_end_matches('a');
     let number: Result<u32, _> = digits.parse();
     number.ok().filter(|n| *n >= 80).ok_or_else(|| "name a compute capability from 80, as 90 or sm_90a".into())
@@ -101,7 +148,7 @@ pub(super) fn after(picked: Picked, target: &Target, to: Option<&str>, dump: Opt
     let kernels = kernels();
     let name = module.function(entry).name.clone();
     let lower = |after: After| {
-        let context = Context { target, kernels: &kernels };
+        let context = Context { target, kernels: &kernels, tuned: None };
         passes::run_with(Unit { module, entry }, &context, to, after).map_err(omchat_runtime::Error::from)
     };
     Ok(watched(dump, &name, lower)?)
@@ -110,33 +157,30 @@ pub(super) fn after(picked: Picked, target: &Target, to: Option<&str>, dump: Opt
 /// The program of a function.
 ///
 /// Errors: what cannot be lowered.
-fn program(picked: &Picked, target: &Target, dump: Option<&Dump>) -> Result<Program, Error> {
+fn program(picked: &Picked, target: &Target, tuned: Option<&Tuned>, dump: Option<&Dump>) -> Result<Program, Error> {
     let (module, entry) = (&picked.module, picked.entry);
     let name = &module.function(entry).name;
-    Ok(watched(dump, name, |after| omchat_runtime::program_with(module, entry, target, after))?)
+    Ok(watched(dump, name, |after| omchat_runtime::program_tuned(module, entry, target, tuned, after))?)
 }
 
 /// Prints the program of each function.
 pub fn plan(args: &Plan) -> Result<(), Error> {
-    let dump = Dump::of_env()?;
+    let (dump, tuned) = (Dump::of_env()?, args.measured.tuned()?);
     for picked in args.pick.all()? {
         let picked = picked.called(&kernels())?;
-        say(program(&picked, &args.aim.target(), dump.as_ref())?.to_string())?;
+        say(program(&picked, &args.aim.target(), tuned.as_ref(), dump.as_ref())?.to_string())?;
     }
     Ok(())
 }
 
 /// Prints the text of every distinct kernel of each program.
 pub fn source(args: &Source) -> Result<(), Error> {
-    let (target, dialect) = match args.target {
-        Language::Cuda => (Target::cuda(args.sm), Dialect::CudaCpp { sm: args.sm }),
-        Language::Wgsl => (Target::wgpu(), Dialect::Wgsl),
-    };
+    let (target, dialect) = (args.target.target(args.sm), args.target.dialect(args.sm));
     let dump = Dump::of_env()?;
     let mut seen: Vec<String> = vec![];
     for picked in args.pick.all()? {
         let picked = picked.called(&kernels())?;
-        let program = program(&picked, &target, dump.as_ref())?;
+        let program = program(&picked, &target, None, dump.as_ref())?;
         for (n, chosen) in program.chosen.iter().enumerate() {
             let text = kernel_text(&program, chosen, dialect)?;
             if !seen.contains(&text) {
@@ -149,10 +193,22 @@ pub fn source(args: &Source) -> Result<(), Error> {
 }
 
 fn kernel_text(program: &Program, chosen: &Chosen, dialect: Dialect) -> Result<String, Error> {
-    let what = format!("{} of @{}", chosen.kernel, program.name);
-    let kernel =
-        by_name(chosen.kernel).ok_or_else(|| Error::failed(format!("no kernel is called {}", chosen.kernel)))?;
-    let prepared = kernel.prepare(&chosen.work, &chosen.schedule).map_err(|e| Error::failed(format!("{what}: {e}")))?;
+    text_of(chosen.kernel, &chosen.work, &chosen.schedule, &program.name, dialect)
+}
+
+/// The text of a kernel for some work at a schedule; `of` is what the work is from.
+///
+/// Errors: what the kernel or the compiler answers.
+pub(crate) fn text_of(
+    name: &str,
+    work: &Work,
+    schedule: &Schedule,
+    of: &str,
+    dialect: Dialect,
+) -> Result<String, Error> {
+    let what = format!("{name} of @{of}");
+    let kernel = by_name(name).ok_or_else(|| Error::failed(format!("no kernel is called {name}")))?;
+    let prepared = kernel.prepare(work, schedule).map_err(|e| Error::failed(format!("{what}: {e}")))?;
     // A kernel that cannot be expanded panics inside CubeCL.
     let text = catch_unwind(AssertUnwindSafe(|| prepared.source(dialect)));
     let text = text.map_err(|_| Error::failed(format!("{what}: the kernel cannot be compiled for this target")))?;

@@ -5,7 +5,7 @@ mod diff;
 mod eval;
 mod grad;
 mod html;
-mod lower;
+pub(super) mod lower;
 mod pick;
 mod rename;
 mod text;

@@ -1,7 +1,7 @@
 //! The program: launches, the kernel of each and who refused, and memory by class.
 
 use super::{Journey, arena, escape, grouped};
-use omchat_codegen::{Memory, Place, Program};
+use omchat_codegen::{By, Memory, Place, Program};
 use std::fmt::Write as _;
 
 /// The sections on the program and its memory.
@@ -22,8 +22,9 @@ pub fn sections(j: &Journey) -> String {
 }
 
 fn launches(p: &Program) -> String {
-    let mut out = "<p>Each kernel was chosen as the first of the list that did not refuse; its refusals are told at its \
-                   first launch. <code>0+64</code> is byte 64 of slab 0.</p>\n<div class=\"wide\"><table class=\"launches\">\
+    let mut out = "<p>Each kernel is the measured one of its class, where a table was given; else the first of the list that \
+                   does not refuse, unless another is expected to take much less time. Why it is none of those before \
+                   it is told at its first launch. <code>0+64</code> is byte 64 of slab 0.</p>\n<div class=\"wide\"><table class=\"launches\">\
                    <tr><th>#<th>yields<th>kernel<th>schedule<th>reads<th>writes</tr>\n"
         .to_string();
     let mut told = vec![false; p.chosen.len()];
@@ -37,6 +38,7 @@ fn launches(p: &Program) -> String {
         } else {
             c.kernel.to_string()
         };
+        let kernel = if c.by == By::Tuned { kernel + " (tuned)" } else { kernel };
         let _ = writeln!(
             out,
             "<tr><td>{i}<td><code>{}</code><td>{kernel}<td><code>{}</code><td>{}<td>{}</tr>",

@@ -1,0 +1,171 @@
+//! What a schedule is expected to take: a roofline over bytes and FLOPs, lowered by idle lanes, units and tiles.
+//!
+//! The model knows no kernel. It reads what every schedule says in the words that all kernels share:
+//!
+//! | word | what it is |
+//! |---|---|
+//! | `units` | CPU: cores; GPUs: units of a cube |
+//! | `lanes` | elements of a vector |
+//! | `rows`, `cols` | sums that a unit holds at once, in rows and columns (in vectors, where lanes lie along columns) |
+//! | `m`, `n` | rows and columns of a cube's tile, where a cube works on one together |
+//! | `stages` | tiles on their way at once: matrix units are fed by them |
+//! | `split` | parts into which the folded axes are cut |
+//!
+//! Other words change nothing here. The figures of a family are rough: what counts is the ratio of two offers for the same
+//! work, and `select` asks for a clear one.
+
+use crate::Amount;
+use crate::class::is_product;
+use crate::kernel::{Schedule, Work};
+use crate::nest::{Fold, Nest};
+use crate::target::{Family, Target};
+
+/// Multiply-adds of a processor's matrix units in the time of one of each lane.
+const MATRIX: f64 = 8.0;
+
+/// What a device of a family does in a second, and what a launch costs.
+struct Rates {
+    /// Fused multiply-adds of one lane in a core.
+    lane: f64,
+    /// Lanes that a core runs at once.
+    lanes: f64,
+    /// Cores there are.
+    cores: f64,
+    /// Bytes from and to memory.
+    bytes: f64,
+    /// Seconds before the first unit starts.
+    launch: f64,
+    /// Sums that a unit must hold to hide the latency of an addition.
+    sums: f64,
+    /// Multiply-adds in the time of a load from the nearest memory.
+    load: f64,
+}
+
+impl Rates {
+    fn of(target: &Target) -> Rates {
+        let cores = f64::from(target.cores.max(1));
+        match target.family {
+            Family::Cpu => Rates {
+                lane: 2.8e9,
+                lanes: target.lanes as f64,
+                cores,
+                bytes: 8e9 * cores.min(16.0),
+                launch: 8e-6,
+                sums: 8.0,
+                load: 1.0,
+            },
+            // A card of no known size; WebGPU does not tell.
+            Family::Wgpu => Rates {
+                lane: 1.5e9,
+                lanes: 64.0,
+                cores: cores.max(16.0),
+                bytes: 2e11,
+                launch: 3e-5,
+                sums: 2.0,
+                load: 4.0,
+            },
+            Family::Cuda => Rates {
+                lane: 1.6e9,
+                lanes: 128.0,
+                cores,
+                bytes: if target.sm >= 90 { 3e12 } else { 1.5e12 },
+                launch: 4e-6,
+                sums: 2.0,
+                load: 4.0,
+            },
+        }
+    }
+}
+
+/// Seconds that work of that amount is expected to take with a schedule.
+pub(crate) fn seconds(work: &Work, amount: &Amount, schedule: &Schedule, target: &Target) -> f64 {
+    let rates = Rates::of(target);
+    let (bytes, flops) = (amount.bytes() as f64, amount.flops as f64);
+    let product = match work {
+        Work::Nest(n) if n.fold == Some(Fold::Sum) && is_product(&n.body) => Product::of(n),
+        _ => None,
+    };
+    let busy = match &product {
+        Some(p) => p.seconds(schedule, target, &rates),
+        None => plain(flops, schedule, target, &rates),
+    };
+    // A memory controller serves one core about half as fast as all of them.
+    let share = if target.family == Family::Cpu { (workers(schedule, &rates) / rates.cores).max(0.5) } else { 1.0 };
+    let wake = if target.family == Family::Cpu && schedule.get("units") > 1 { 4e-6 } else { 0.0 };
+    rates.launch + wake + f64::max(busy, bytes / (rates.bytes * share))
+}
+
+/// Cores that a schedule keeps on a CPU.
+fn workers(schedule: &Schedule, rates: &Rates) -> f64 {
+    f64::from(schedule.get("units")).min(rates.cores)
+}
+
+/// Work of which only the number of operations is known: even, with one sum a lane.
+fn plain(flops: f64, schedule: &Schedule, target: &Target, rates: &Rates) -> f64 {
+    let lanes = f64::from(schedule.get("lanes")).min(rates.lanes);
+    let sums = f64::from(schedule.get("rows").max(1));
+    let hidden = (sums / rates.sums).clamp(0.25, 1.0);
+    let rate = match target.family {
+        Family::Cpu => workers(schedule, rates) * lanes,
+        _ => rates.cores * rates.lanes,
+    };
+    flops / 2.0 / (rate * rates.lane * hidden)
+}
+
+/// A sum of products: `outer` times `m` rows and `n` columns, each of `k` products.
+struct Product {
+    outer: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+    /// Whether vectors lie along the columns; else along k.
+    along_n: bool,
+}
+
+impl Product {
+    /// The sizes that tiles are cut along, as the einsum kernels see them; nothing where no axis makes columns.
+    fn of(nest: &Nest) -> Option<Product> {
+        let nest = nest.clone().collapsed();
+        let steps = |r: usize, axis: usize| nest.reads[r].strides.get(axis).copied().unwrap_or(0);
+        let only = |x: usize, y: usize| (0..nest.kept.len()).rfind(|a| steps(x, *a) != 0 && steps(y, *a) == 0);
+        let (m, n, columns) = match (only(0, 1), only(1, 0)) {
+            (a, b) if a > b => (b, a?, 0),
+            (a, b) => (a, b?, 1),
+        };
+        let rows = m.map_or(1, |a| nest.kept[a]);
+        Some(Product {
+            outer: nest.points() / (rows * nest.kept[n]).max(1),
+            m: rows,
+            n: nest.kept[n],
+            k: nest.depth(),
+            along_n: steps(columns, n) == 1,
+        })
+    }
+
+    fn seconds(&self, schedule: &Schedule, target: &Target, rates: &Rates) -> f64 {
+        let get = |word: &str| schedule.get(word).max(1) as usize;
+        let has = |word: &str| schedule.0.contains_key(word);
+        let lanes = get("lanes");
+        let (rows, cols) = (get("rows"), get("cols"));
+        let cube = has("m") && has("n");
+        let (tm, tn) = if cube { (get("m"), get("n")) } else { (rows, if self.along_n { cols * lanes } else { cols }) };
+        let split = get("split");
+        let items = (self.outer * self.m.div_ceil(tm) * self.n.div_ceil(tn) * split) as f64;
+        // Vectors along k leave a rest that is taken one by one.
+        let k = if self.along_n || lanes == 1 { self.k } else { self.k.next_multiple_of(lanes) }.div_ceil(split);
+        let products = (tm * tn * k) as f64;
+        let (workers, rate) = match target.family {
+            Family::Cpu => (workers(schedule, rates), (lanes as f64).min(rates.lanes)),
+            _ if cube && has("stages") => (rates.cores, MATRIX * rates.lanes),
+            _ if cube => (rates.cores, (get("units") as f64).min(rates.lanes)),
+            // A unit an item: a core runs as many at once as it has lanes.
+            _ => (rates.cores * rates.lanes, 1.0),
+        };
+        let waves = (items / workers).ceil();
+        let (rows, cols) = (rows as f64, cols as f64);
+        // Each step loads a tile's rows and columns for its products; few sums wait for their own additions.
+        let loads = (rates.load * (rows + cols) / (rows * cols)).max(1.0);
+        let waits = (rates.sums / (rows * cols)).clamp(1.0, 4.0);
+        waves * products / (rate * rates.lane) * loads.max(waits)
+    }
+}

@@ -1,0 +1,150 @@
+//! Who sees whom, as the kernels with shared memory ask it: intervals and places, their bounds over a tile, and where
+//! the rows of a tile start.
+
+use cubecl::prelude::*;
+
+use crate::attention::{BackPlaces, Places};
+use crate::attention_panels::Tiling;
+use crate::bind::{Buffers, Slot};
+
+/// Where the intervals lie. All that knows how they are bound is `lo`, `hi` and `at` below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Mask {
+    lo: Slot,
+    hi: Slot,
+    at: Slot,
+}
+
+impl From<Places> for Mask {
+    fn from(p: Places) -> Mask {
+        Mask { lo: p.lo, hi: p.hi, at: p.at }
+    }
+}
+
+impl From<BackPlaces> for Mask {
+    fn from(p: BackPlaces) -> Mask {
+        Mask { lo: p.lo, hi: p.hi, at: p.at }
+    }
+}
+
+/// The first place that query `i` sees, counted over all batches.
+#[cube]
+pub(crate) fn lo(operands: &Buffers, i: usize, #[comptime] mask: Mask) -> i32 {
+    operands.i32s.index(mask.lo.index)[i]
+}
+
+/// The last place that query `i` sees.
+#[cube]
+pub(crate) fn hi(operands: &Buffers, i: usize, #[comptime] mask: Mask) -> i32 {
+    operands.i32s.index(mask.hi.index)[i]
+}
+
+/// The place of key `i`.
+#[cube]
+pub(crate) fn at(operands: &Buffers, i: usize, #[comptime] mask: Mask) -> i32 {
+    operands.i32s.index(mask.at.index)[i]
+}
+
+/// What queries see, at least and at most.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Sight {
+    pub(crate) lowest: i32,
+    pub(crate) highest: i32,
+    /// The interval that all of them see.
+    pub(crate) from: i32,
+    pub(crate) until: i32,
+}
+
+/// What queries `from..until` see.
+#[cube]
+pub(crate) fn sight(operands: &Buffers, from: usize, until: usize, #[comptime] mask: Mask) -> Sight {
+    let mut s = Sight {
+        lowest: i32::MAX.runtime(),
+        highest: i32::MIN.runtime(),
+        from: i32::MIN.runtime(),
+        until: i32::MAX.runtime(),
+    };
+    for t in from..until {
+        let first = lo(operands, t, mask);
+        let last = hi(operands, t, mask);
+        s.lowest = min(s.lowest, first);
+        s.highest = max(s.highest, last);
+        s.from = max(s.from, first);
+        s.until = min(s.until, last);
+    }
+    s
+}
+
+/// The least and the greatest place of keys `from..until`.
+#[cube]
+pub(crate) fn bounds(operands: &Buffers, from: usize, until: usize, #[comptime] mask: Mask) -> (i32, i32) {
+    let mut near = i32::MAX.runtime();
+    let mut far = i32::MIN.runtime();
+    for s in from..until {
+        let place = at(operands, s, mask);
+        near = min(near, place);
+        far = max(far, place);
+    }
+    (near, far)
+}
+
+/// Where `size` queries start: all query heads of a group, neighbours in time. Those past the end repeat the last.
+#[cube]
+pub(crate) fn list_queries(
+    to: &mut Shared<[u32]>,
+    head: usize,
+    first: usize,
+    times: usize,
+    groups: usize,
+    #[comptime] size: usize,
+    #[comptime] t: Tiling,
+) {
+    #[unroll]
+    for i in 0..comptime![size.div_ceil(t.units())] {
+        let r = UNIT_POS as usize + comptime![i * t.units()];
+        if r < size {
+            let row = min(first + r, times * groups - 1);
+            to[r] = (((head * groups + row % groups) * times + row / groups) * t.d) as u32;
+        }
+    }
+}
+
+/// Where `size` keys start. Those past the end repeat the last.
+#[cube]
+pub(crate) fn list_keys(
+    to: &mut Shared<[u32]>,
+    head: usize,
+    first: usize,
+    keys: usize,
+    #[comptime] size: usize,
+    #[comptime] t: Tiling,
+) {
+    #[unroll]
+    for i in 0..comptime![size.div_ceil(t.units())] {
+        let s = UNIT_POS as usize + comptime![i * t.units()];
+        if s < size {
+            to[s] = ((head * keys + min(first + s, keys - 1)) * t.d) as u32;
+        }
+    }
+}
+
+/// The places of `size` keys. Those past the end repeat the last; nobody counts them.
+#[cube]
+pub(crate) fn list_places(
+    operands: &Buffers,
+    to: &mut Shared<[i32]>,
+    batch: usize,
+    first: usize,
+    keys: usize,
+    #[comptime] size: usize,
+    #[comptime] mask: Mask,
+    #[comptime] t: Tiling,
+) {
+    #[unroll]
+    for i in 0..comptime![size.div_ceil(t.units())] {
+        let s = UNIT_POS as usize + comptime![i * t.units()];
+        if s < size {
+            to[s] = at(operands, batch + min(first + s, keys - 1), mask);
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Einsums of bf16 or f16 on Hopper's matrix units: warpgroups multiply 64 rows by up to 256 columns straight out of
+//! shared memory, asynchronously, while the next tiles come in.
+//!
+//! Implements  a nest that sums the product of two reads of bf16 or of f16, with any epilogue
+//! Schedule    a cube a tile of `m` x `n`, a warpgroup 64 rows of it; `stages` tiles of 64 elements of k under way
+//! Needs       CUDA of compute capability 9.0 (sm_90a); at least 9 rows and 8 columns; both factors in whole 16 bytes along k or along their rows
+//! Cost        2·m·n·k FLOP in f32 sums of exact products; each factor read once a row (or column) of tiles
+//! Source      PTX ISA, `wgmma.mma_async` and its matrix descriptors; the canonical layouts as CUTLASS 3 names them
+
+use cubecl::prelude::*;
+use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
+use omchat_ir::Dtype;
+
+use crate::bind::Buffers;
+use crate::einsum::{Roles, unfit};
+use crate::einsum_copies::{CHUNK, Panel, chunk, commit, shared_address, wait};
+use crate::einsum_mma::suits;
+use crate::einsum_tiles::{Factor, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
+use crate::grid::address;
+use crate::key::Key;
+use crate::map_plain::{fits, nest_of};
+use crate::nest::depth;
+use crate::prepared::{Prepared, runner};
+use crate::{Launch, LaunchError};
+
+/// Units of a warpgroup, and the rows that it multiplies.
+const GROUP: usize = 128;
+const ROWS: usize = 64;
+/// Units of a plane.
+const PLANE: usize = 32;
+/// Elements of a swizzled line, 128 bytes; tiles are that deep.
+const LINE: usize = 64;
+/// Bytes of a swizzled atom: 8 lines.
+const ATOM: usize = 1024;
+/// Elements along k of one instruction.
+const STEP: usize = 16;
+
+/// Sums tiles by warpgroups.
+pub struct EinsumWgmma;
+
+/// What a cube's warpgroups do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Groups {
+    t: Key<Tiles>,
+    a: Panel,
+    b: Panel,
+    /// Tiles in the ring.
+    stages: usize,
+    /// `bf16` or `f16`.
+    dtype: &'static str,
+}
+
+impl Groups {
+    /// Words of one stage's tile of a factor: a line of 128 bytes for each of its rows (or 64 of them for each k).
+    const fn words(rows: usize) -> usize {
+        rows * LINE / 2
+    }
+
+    /// Words from stage to stage.
+    fn stage(&self) -> usize {
+        Groups::words(self.t.m) + Groups::words(self.t.n)
+    }
+
+    /// Words from row to row of the sums on their way out.
+    fn pitch(&self) -> usize {
+        self.t.n + 4
+    }
+
+    /// Words of shared memory.
+    fn memory(&self) -> usize {
+        (self.stages * self.stage()).max(self.t.m * self.pitch())
+    }
+
+    /// The accumulators' names in PTX.
+    fn sums(&self) -> String {
+        (0..self.t.n / 2).map(|i| format!("acc{i}")).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Statements that set them to 0.
+    fn zeros(&self) -> String {
+        (0..self.t.n / 2).map(|i| format!("mov.f32 acc{i}, 0f00000000;")).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// A tile's shape: m, n, stages.
+type Shape = [usize; 3];
+const SHAPES: [Shape; 4] = [[128, 256, 4], [128, 128, 4], [64, 128, 5], [64, 64, 6]];
+
+fn bytes([m, n, stages]: Shape) -> usize {
+    4 * (stages * (Groups::words(m) + Groups::words(n))).max(m * (n + 4))
+}
+
+impl Kernel for EinsumWgmma {
+    fn name(&self) -> &'static str {
+        "einsum.wgmma"
+    }
+
+    fn implements(&self) -> Implements {
+        Implements::Nest
+    }
+
+    fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
+        let roles = Roles::of(work)?;
+        fits(nest_of(work)?, target)?;
+        roles.narrow()?;
+        suits(&roles, target, 90)?;
+        if target.sm != 90 {
+            return Err(Refusal(format!("the instruction is of sm_90a alone, not of {}", target.name)));
+        }
+        for read in [roles.a, roles.b] {
+            if !roles.whole(read) {
+                return Err(Refusal(format!(
+                    "read {read} must come in whole 16 bytes: contiguous along k or its rows, offset and other strides \
+                     multiples of {CHUNK}"
+                )));
+            }
+        }
+        let shapes: Vec<Shape> = SHAPES.into_iter().filter(|&s| bytes(s) <= target.shared_bytes).collect();
+        shares(target, bytes(SHAPES[3]), GROUP as u32)?;
+        // The largest tile of which each core has one, and that is not half empty; then the others.
+        let busy = |s: &Shape| {
+            roles.count(s[0], s[1]) >= target.cores as usize && 2 * roles.m().0 > s[0] && 2 * roles.n() > s[1]
+        };
+        let best = shapes.iter().position(busy).unwrap_or(shapes.len() - 1);
+        let (small, large) = (shapes[best..].iter(), shapes[..best].iter());
+        Ok(small
+            .chain(large)
+            .map(|&[m, n, stages]| {
+                Schedule::new(&[
+                    ("bits", 32),
+                    ("m", m as u32),
+                    ("n", n as u32),
+                    ("k", LINE as u32),
+                    ("rows", ROWS as u32),
+                    ("cols", n as u32),
+                    ("stages", stages as u32),
+                    ("units", (m / ROWS * GROUP) as u32),
+                ])
+            })
+            .collect())
+    }
+}
+
+impl Launch for EinsumWgmma {
+    fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
+        let roles = Roles::of(work).map_err(unfit(self.name()))?;
+        let dtype = roles.narrow().map_err(unfit(self.name()))?;
+        let get = |name: &str| schedule.get(name) as usize;
+        let (m, n, k, bits) = (get("m"), get("n"), get("k"), address(schedule));
+        let (t, words, ins, outs, (cubes, units)) = roles.tiles([m, n, k], schedule.get("units"));
+        let panel = |read: usize, rows| roles.panel(read, t.e.plan.reads[read].view.slot, rows, k, get("units"));
+        let (a, b) = (panel(roles.a, m), panel(roles.b, n));
+        let dtype = if dtype == Dtype::Bf16 { "bf16" } else { "f16" };
+        let g = Key::new(Groups { t, a, b, stages: get("stages"), dtype });
+        Ok(Prepared::new(
+            words,
+            ins,
+            outs,
+            cubes,
+            units,
+            runner!(|bound| einsum_wgmma, bits, bound.meta, bound.operands, bound.results, g.clone()),
+        ))
+    }
+}
+
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
+fn einsum_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] g: Key<Groups>) {
+    let mut memory = Shared::<[f32]>::new_aligned_slice(comptime![g.memory()], ATOM);
+    // Inline PTX can take no value that it also changes: the sums are registers of their own.
+    let (count, zeros) = comptime![(g.t.n / 2, g.zeros())];
+    gpu_asm!(".reg .f32 acc<{count}>;", options(nomem));
+    if exists(meta, g.t.clone()) {
+        let s = spot(meta, operands, g.t.clone());
+        let x = factor_a(meta, &s, g.t.clone());
+        let y = factor_b(meta, &s, g.t.clone());
+        gpu_asm!("{zeros}", options(nomem));
+        let base = shared_address(&memory);
+        let width = meta[comptime![g.t.e.plan.rank - 1]] as usize;
+        let turns = (width.div_ceil(g.t.k)) as u32;
+        let steps = depth(meta, g.t.e.plan.clone()) * turns;
+        let ahead = comptime![g.stages as u32 - 2];
+        #[unroll]
+        for i in 0..ahead {
+            bring(meta, operands, &mut memory, &x, &y, i.runtime(), steps, turns, width, g.clone());
+        }
+        for step in 0..steps {
+            // This step's tiles are there for all units, and in the eyes of the matrix units too; and nobody multiplies
+            // the tiles of the step before the last.
+            wait(comptime![g.stages - 3]);
+            gpu_asm!("fence.proxy.async.shared::cta;");
+            sync_cube();
+            multiply(base, step % comptime![g.stages as u32], g.clone());
+            gpu_asm!("wgmma.wait_group.sync.aligned 1;");
+            bring(meta, operands, &mut memory, &x, &y, step + ahead, steps, turns, width, g.clone());
+        }
+        wait(0usize);
+        gpu_asm!("wgmma.wait_group.sync.aligned 0;");
+        sync_cube();
+        write(meta, operands, results, &s, &mut memory, g.clone());
+    }
+}
+
+/// Starts to bring the tiles of a step, if there is such a step; closes the group in any case, so that groups are steps.
+#[cube]
+fn bring(
+    meta: &[u32],
+    operands: &Buffers,
+    memory: &mut Shared<[f32]>,
+    x: &Factor,
+    y: &Factor,
+    step: u32,
+    steps: u32,
+    turns: u32,
+    width: usize,
+    #[comptime] g: Key<Groups>,
+) {
+    if step < steps {
+        let outer = step / turns;
+        let k = (step % turns) as usize * LINE;
+        let at = (step % comptime![g.stages as u32]) as usize * comptime![g.stage()];
+        let x_at = fold_offset(meta, outer, g.t.e.a, g.t.clone());
+        let y_at = fold_offset(meta, outer, g.t.e.b, g.t.clone());
+        fill(operands, memory, at, x, x_at, k, width, comptime![g.a]);
+        fill(operands, memory, at + comptime![Groups::words(g.t.m)], y, y_at, k, width, comptime![g.b]);
+    }
+    commit();
+}
+
+/// Starts to copy a factor's tile to word `into` of shared memory, 16-byte parts of each line exchanged as the matrix
+/// units want them. Lines are rows, along k; or, for each 64 rows, a line a k.
+#[cube]
+fn fill(
+    operands: &Buffers,
+    memory: &mut Shared<[f32]>,
+    into: usize,
+    f: &Factor,
+    offset: usize,
+    k: usize,
+    width: usize,
+    #[comptime] p: Panel,
+) {
+    let parts = comptime![(if p.along_k { LINE } else { p.rows }) / CHUNK];
+    #[unroll]
+    for i in 0..comptime![p.rows * LINE / CHUNK / p.units] {
+        let v = UNIT_POS as usize + i * p.units;
+        let (outer, inner) = (v / parts, v % parts);
+        let mut line = outer;
+        let mut part = inner;
+        if comptime![!p.along_k] {
+            line = inner / comptime![LINE / CHUNK] * LINE + outer;
+            part = inner % comptime![LINE / CHUNK];
+        }
+        let at = into + line * comptime![LINE / 2] + (part ^ (line % 8)) * 4;
+        chunk::<f32>(operands, memory, at, f, offset, k, width, outer, inner * CHUNK, 4usize, p);
+    }
+}
+
+/// Starts the products of a warpgroup's 64 rows with all columns of a stage.
+#[cube]
+fn multiply(base: u64, slot: u32, #[comptime] g: Key<Groups>) {
+    let (n, dtype, sums) = comptime![(g.t.n, g.dtype, g.sums())];
+    let (turn_a, turn_b) = comptime![(u32::from(!g.a.along_k), u32::from(!g.b.along_k))];
+    let group = UNIT_POS / comptime![GROUP as u32];
+    let a_at = slot * comptime![4 * g.stage() as u32] + group * comptime![(ROWS * LINE * 2) as u32];
+    let b_at = slot * comptime![4 * g.stage() as u32] + comptime![4 * Groups::words(g.t.m) as u32];
+    let a_from = descriptor(base + a_at as u64, comptime![g.a]);
+    let b_from = descriptor(base + b_at as u64, comptime![g.b]);
+    gpu_asm!("wgmma.fence.sync.aligned;");
+    #[unroll]
+    for i in 0..comptime![LINE / STEP] {
+        let a = a_from + comptime![along(g.a.along_k, i)];
+        let b = b_from + comptime![along(g.b.along_k, i)];
+        gpu_asm!(
+            "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{dtype}.{dtype} {{{sums}}}, {a}, {b}, 1, 1, 1, {turn_a}, {turn_b};",
+            a = in(_) a, b = in(_) b,
+        );
+    }
+    gpu_asm!("wgmma.commit_group.sync.aligned;");
+}
+
+/// Sixteenths of bytes from a tile's first k to that of instruction `i`: within a line, or lines further on.
+fn along(along_k: bool, i: usize) -> u64 {
+    (if along_k { i * STEP * 2 } else { i * STEP * LINE * 2 } / 16) as u64
+}
+
+/// The descriptor of a tile with lines of 128 swizzled bytes: its address, and in sixteenths of bytes the way to the
+/// next 64 rows (where lines run along rows) and to the next 8 lines.
+#[cube]
+fn descriptor(address: u64, #[comptime] p: Panel) -> u64 {
+    let leading = comptime![if p.along_k { 1 } else { (LINE * LINE * 2 / 16) as u64 }];
+    let fixed = comptime![1u64 << 62 | ((ATOM / 16) as u64) << 32 | leading << 16];
+    ((address & 0x3_ffffu64) >> 4u64) | fixed.runtime()
+}
+
+/// Lays the sums in shared memory, where the tiles were, and runs the epilogue on 4 at a time; a plane has 16 rows of
+/// its own.
+#[cube]
+fn write(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    s: &Spot,
+    memory: &mut Shared<[f32]>,
+    #[comptime] g: Key<Groups>,
+) {
+    let plane = UNIT_POS as usize / PLANE;
+    let lane = UNIT_POS as usize % PLANE;
+    let from = plane * comptime![16 * g.pitch()];
+    let corner = from + lane / 4 * comptime![g.pitch()] + lane % 4 * 2;
+    #[unroll]
+    for i in 0..comptime![g.t.n / 2] {
+        // Of each 4 sums, 2 are neighbours and 2 lie 8 rows below.
+        let at = corner + comptime![i / 4 * 8 + i % 2 + i / 2 % 2 * 8 * g.pitch()];
+        let sum = read(i);
+        memory[at] = sum;
+    }
+    sync_plane();
+    let wide = comptime![g.t.n / 4];
+    for v in 0..comptime![16 * wide / PLANE] {
+        let (r, c) = ((v * PLANE + lane) / wide, (v * PLANE + lane) % wide * 4);
+        let m = s.m + (plane * 16 + r) as u32;
+        if m < meta[g.t.e.m] {
+            let mut sums = Vector::<f32, Const<4>>::empty();
+            #[unroll]
+            for l in 0..4usize {
+                sums.insert(l, memory[from + r * comptime![g.pitch()] + c + l]);
+            }
+            leave(meta, operands, results, &s.cursor, m, s.n + c, sums, g.t.clone());
+        }
+    }
+}
+
+/// A sum of this unit.
+#[cube]
+fn read(#[comptime] i: usize) -> f32 {
+    let sum: f32;
+    gpu_asm!("mov.f32 {sum}, acc{i};", sum = out(_) sum);
+    sum
+}

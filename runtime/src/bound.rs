@@ -1,0 +1,80 @@
+//! A program bound to a store: each launch's buffers looked up once; and the launches recorded, where a device can.
+
+use crate::Error;
+use crate::compiled::Compiled;
+use crate::window;
+use cubecl::client::Graph;
+use cubecl::server::Handle;
+use omchat_codegen::Family;
+use omchat_ir::Type;
+use omchat_kernels::Buffer;
+use std::thread::{self, ThreadId};
+
+/// Runs by launches before one is recorded: the first compiles, and what runs twice only is not worth a recording.
+const WARM: usize = 2;
+
+/// A program's launches over one store's weights and states.
+pub(crate) struct Bound {
+    /// Operands and results of each launch.
+    pub(crate) launches: Vec<(Vec<Buffer>, Vec<Buffer>)>,
+    /// The results that are no state.
+    pub(crate) results: Vec<(Type, Handle)>,
+    runs: usize,
+    recording: Recording,
+}
+
+enum Recording {
+    None,
+    /// A replay runs on the stream that it was recorded on, which is a thread's own.
+    Made(Graph, ThreadId),
+    /// The device refused once; it is not asked again.
+    Refused,
+}
+
+impl Bound {
+    pub(crate) fn new(launches: Vec<(Vec<Buffer>, Vec<Buffer>)>, results: Vec<(Type, Handle)>) -> Bound {
+        Bound { launches, results, runs: 0, recording: Recording::None }
+    }
+
+    /// Replays the launches, if they are recorded for this thread; the run that records them runs them too.
+    ///
+    /// Yields whether they ran. Errors: what the device answers to a replay.
+    pub(crate) fn replay(&mut self, c: &Compiled) -> Result<bool, Error> {
+        self.runs += 1;
+        let here = thread::current().id();
+        if let Recording::Made(graph, there) = &self.recording {
+            if *there != here {
+                return Ok(false);
+            }
+            let _open = window::open();
+            // SAFETY: this binding holds every handle of the launches, and `Compiled` the arena and the inputs; the
+            // caller holds the program's turn, and writes and reads on this thread's stream, which is the graph's.
+            unsafe { graph.replay() }.map_err(|e| c.failed(format!("{e:?}")))?;
+            return Ok(true);
+        }
+        let able = c.program.target.family != Family::Cpu && matches!(self.recording, Recording::None);
+        if !able || self.runs <= WARM {
+            return Ok(false);
+        }
+        self.record(c, here)
+    }
+
+    /// Runs the launches as the warm-up that a capture asks for, then records them.
+    fn record(&mut self, c: &Compiled, here: ThreadId) -> Result<bool, Error> {
+        let _alone = window::alone();
+        if c.client.graph_prepare().is_err() {
+            self.recording = Recording::Refused;
+            return Ok(false);
+        }
+        let ran = c.launch(self);
+        let recorded = ran.is_ok() && c.client.start_capture().is_ok() && c.launch(self).is_ok();
+        // Also ends a capture that was prepared and never opened.
+        let graph = c.client.stop_capture();
+        ran?;
+        self.recording = match graph {
+            Ok(graph) if recorded => Recording::Made(graph, here),
+            _ => Recording::Refused,
+        };
+        Ok(true)
+    }
+}

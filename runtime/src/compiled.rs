@@ -1,0 +1,243 @@
+//! A program on a device: kernels prepared, the arena and the inputs' buffers allocated, once.
+
+use crate::Error;
+use crate::bound::Bound;
+use crate::device::Device;
+use crate::executable::Timing;
+use crate::faults;
+use crate::host::HostTensor;
+use crate::store::Store;
+use crate::window;
+use cubecl::bytes::Bytes;
+use cubecl::prelude::Client;
+use cubecl::server::Handle;
+use omchat_codegen::{Place, Program};
+use omchat_ir::{Role, Type};
+use omchat_kernels::{Args, Buffer, Prepared, by_name};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// Launches that CubeCL's CPU client queues before it makes the host wait.
+const QUEUE: usize = 32;
+
+/// Names for stores to keep their bindings by.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A program ready on a device.
+pub(crate) struct Compiled {
+    id: u64,
+    pub(crate) client: Client,
+    pub(crate) program: Program,
+    /// One a chosen kernel, with its metadata on the device.
+    prepared: Vec<(Prepared, Buffer)>,
+    slabs: Vec<Handle>,
+    /// What each input is written to, by buffer.
+    inputs: Vec<Option<Handle>>,
+    /// Held during a run: the arena serves one at a time, and each thread has a stream of its own.
+    turn: Mutex<()>,
+    replays: AtomicUsize,
+}
+
+impl Compiled {
+    pub(crate) fn load(device: &Device, client: &Client, program: Program) -> Result<Compiled, Error> {
+        let need: u64 = program.slabs.iter().map(|s| *s as u64).sum();
+        if let Some(have) = device.free_bytes().filter(|have| need > *have) {
+            return Err(Error::OutOfMemory {
+                what: format!("the arena of @{}", program.name),
+                need,
+                have,
+                device: device.name().into(),
+            });
+        }
+        let slabs = program.slabs.iter().map(|bytes| client.empty(*bytes)).collect();
+        let mut inputs = vec![None; program.buffers.len()];
+        for p in program.params.iter().filter(|p| p.role == Role::Input) {
+            inputs[p.buffer] = Some(client.empty(p.ty.bytes().max(1)));
+        }
+        let prepared = prepare(client, device.name(), &program)?;
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let client = client.clone();
+        Ok(Compiled { id, client, program, prepared, slabs, inputs, turn: Mutex::new(()), replays: 0.into() })
+    }
+
+    pub(crate) fn compilations(&self) -> usize {
+        self.prepared.iter().map(|(p, _)| p.compilations()).sum()
+    }
+
+    pub(crate) fn replays(&self) -> usize {
+        self.replays.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn planned_bytes(&self) -> u64 {
+        let words: usize = self.prepared.iter().map(|(ready, _)| ready.meta().len() * 4).sum();
+        (self.program.peak_bytes() + words) as u64
+    }
+
+    /// Runs once: by a replay where one was recorded.
+    pub(crate) fn run(&self, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<HostTensor>, Error> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let bound = self.fed(inputs, store)?;
+        if bound.replay(self)? {
+            self.replays.fetch_add(1, Ordering::Relaxed);
+        } else {
+            let _open = window::open();
+            self.launch(bound)?;
+        }
+        self.read(bound)
+    }
+
+    /// Runs once by launches, and says what the device then holds.
+    pub(crate) fn measured(
+        &self,
+        inputs: &[(&str, HostTensor)],
+        store: &mut Store,
+    ) -> Result<(Vec<HostTensor>, u64), Error> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let bound = self.fed(inputs, store)?;
+        let bytes = {
+            let _open = window::open();
+            self.launch(bound)?;
+            crate::device::bytes_in_use(&self.client)
+        };
+        Ok((self.read(bound)?, bytes))
+    }
+
+    /// Runs once and waits after each launch.
+    pub(crate) fn timed(&self, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<Timing>, Error> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let bound = self.fed(inputs, store)?;
+        let _open = window::open();
+        let mut timings = vec![];
+        for (l, (operands, results)) in self.program.launches.iter().zip(&bound.launches) {
+            let (ready, meta) = &self.prepared[l.chosen];
+            let start = Instant::now();
+            ready.launch(&self.client, &Args { operands, results, meta })?;
+            let touched: Vec<Handle> = results.iter().map(|b| b.handle.clone()).collect();
+            cubecl::future::block_on(self.client.sync_buffers(touched.iter()))
+                .map_err(|e| self.failed(format!("{e:?}")))?;
+            let kernel = self.program.chosen[l.chosen].kernel;
+            timings.push(Timing { label: l.label.clone(), kernel, took: start.elapsed() });
+        }
+        self.faultless(timings)
+    }
+
+    /// Makes every launch, in order; on a device that records, they are recorded in place of run.
+    pub(crate) fn launch(&self, bound: &Bound) -> Result<(), Error> {
+        for (at, (l, (operands, results))) in self.program.launches.iter().zip(&bound.launches).enumerate() {
+            let (ready, meta) = &self.prepared[l.chosen];
+            ready.launch(&self.client, &Args { operands, results, meta })?;
+            if (at + 1) % QUEUE == 0 && !self.client.is_capturing() {
+                self.client.flush().map_err(|e| self.failed(format!("{e:?}")))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the inputs, and yields the store's binding to this program.
+    fn fed<'s>(&self, inputs: &[(&str, HostTensor)], store: &'s mut Store) -> Result<&'s mut Bound, Error> {
+        let entry = &self.program.name;
+        let mut fed = vec![];
+        for p in self.program.params.iter().filter(|p| p.role == Role::Input) {
+            let (_, t) = inputs.iter().find(|(n, _)| *n == p.name).ok_or_else(|| missing(&p.name, &p.ty, entry))?;
+            let t = t.in_dtype(p.ty.dtype);
+            check(&p.name, &p.ty, &t.ty, entry)?;
+            fed.push((self.inputs[p.buffer].as_ref(), t));
+        }
+        let bound = store.bound(self.id, |store| self.bind(store))?;
+        let _open = window::open();
+        for (to, t) in fed {
+            if let Some(to) = to.filter(|_| !t.bytes.is_empty()) {
+                self.client.write(to, Bytes::from_bytes_vec(t.bytes.to_vec()));
+            }
+        }
+        Ok(bound)
+    }
+
+    /// Every launch's buffers, with a store's weights and states.
+    fn bind(&self, store: &mut Store) -> Result<Bound, Error> {
+        let mut held = self.inputs.clone();
+        for p in self.program.params.iter().filter(|p| p.role != Role::Input) {
+            let entry = &self.program.name;
+            if p.role == Role::State {
+                store.widen_state(&self.client, &self.program.target, &p.name)?;
+            }
+            let (ty, handle) = store.handle(&p.name).ok_or_else(|| missing(&p.name, &p.ty, entry))?;
+            if ty.dtype != p.ty.dtype || ty.elements() != p.ty.elements() {
+                check(&p.name, &p.ty, ty, entry)?;
+            }
+            held[p.buffer] = Some(handle.clone());
+        }
+        let buffer = |b: &usize| self.buffer(*b, &held);
+        let launches = self.program.launches.iter();
+        let launches =
+            launches.map(|l| (l.operands.iter().map(buffer).collect(), l.results.iter().map(buffer).collect()));
+        let wanted = self.program.results.iter().filter(|r| r.role != Role::State);
+        let results = wanted.map(|r| (r.ty.clone(), buffer(&r.buffer).handle)).collect();
+        Ok(Bound::new(launches.collect(), results))
+    }
+
+    fn read(&self, bound: &Bound) -> Result<Vec<HostTensor>, Error> {
+        let _open = window::open();
+        let mut out = vec![];
+        for (ty, handle) in &bound.results {
+            let bytes = self.client.read_one(handle.clone()).map_err(|e| self.failed(format!("{e:?}")))?;
+            out.push(HostTensor { ty: ty.clone(), bytes: bytes[..ty.bytes()].to_vec() });
+        }
+        self.faultless(out)
+    }
+
+    fn faultless<T>(&self, out: T) -> Result<T, Error> {
+        match faults::take() {
+            Some(message) => Err(self.failed(message)),
+            None => Ok(out),
+        }
+    }
+
+    fn buffer(&self, b: usize, held: &[Option<Handle>]) -> Buffer {
+        let plan = &self.program.buffers[b];
+        let handle = match (plan.place, &held[b]) {
+            (_, Some(h)) => h.clone(),
+            (Place::Arena { slab, offset }, None) => {
+                let h = &self.slabs[slab];
+                let end = self.program.slabs[slab] - offset - plan.ty.bytes();
+                h.clone().offset_start(offset as u64).offset_end(end as u64)
+            }
+            (Place::Own, None) => self.slabs[0].clone(),
+        };
+        Buffer { handle, elements: plan.ty.elements() }
+    }
+
+    pub(crate) fn failed(&self, message: String) -> Error {
+        Error::Device { device: self.program.target.name.clone(), message: message.chars().take(600).collect() }
+    }
+}
+
+/// The chosen kernels of a program, each with its metadata on the device.
+///
+/// Errors: a kernel that is not in the list, or that refuses what was chosen for it.
+pub(crate) fn prepare(client: &Client, device: &str, program: &Program) -> Result<Vec<(Prepared, Buffer)>, Error> {
+    let mut prepared = vec![];
+    for c in &program.chosen {
+        let kernel = by_name(c.kernel)
+            .ok_or_else(|| Error::Device { device: device.into(), message: format!("no kernel {}", c.kernel) })?;
+        let ready = kernel.prepare(&c.work, &c.schedule)?;
+        let meta = Buffer {
+            handle: client.create_from_slice(bytemuck::cast_slice(ready.meta())),
+            elements: ready.meta().len(),
+        };
+        prepared.push((ready, meta));
+    }
+    Ok(prepared)
+}
+
+pub(crate) fn missing(name: &str, want: &Type, entry: &str) -> Error {
+    Error::Missing { name: name.into(), entry: entry.into(), want: want.to_string() }
+}
+
+pub(crate) fn check(name: &str, want: &Type, have: &Type, entry: &str) -> Result<(), Error> {
+    if have == want {
+        return Ok(());
+    }
+    Err(Error::WrongType { name: name.into(), entry: entry.into(), want: want.to_string(), have: have.to_string() })
+}

@@ -1,0 +1,227 @@
+//! The judge of a launch: what it wrote against what its work means, at the size, kernel and schedule that are timed.
+//!
+//! A nest is computed again in doubles at some points, its first and last among them. A function is run from its own text,
+//! lowered without the kernels of functions. `kth_largest` is a sort, `scatter_add` a loop.
+
+use crate::{Device, Error};
+use omchat_codegen::{Body, Context, Fold, Implements, Kernel, Kind, Nest, Program, Read, Step, Work, compile};
+use omchat_ir::{Action, Builder, Class, Diagnostics, Dtype, Module, Role, Scope, Value};
+use omchat_kernels::LIST;
+use omchat_runtime::{Examined, HostTensor, Trial};
+use std::collections::BTreeMap;
+
+/// Points of a nest that are computed again.
+const POINTS: usize = 48;
+/// Bytes beyond which a function is not run from its text, if it has a plain kernel.
+const ROOM: usize = 1 << 30;
+
+/// What is wrong with a launch, if anything.
+///
+/// Errors: the judge's own program cannot be run.
+pub(super) fn judge(device: &Device, program: &Program, e: &Examined) -> Result<Option<String>, Error> {
+    match &program.chosen[e.chosen].work {
+        Work::Nest(n) => Ok(nest(n, e)),
+        Work::KthLargest { rows, width, k } => Ok(kth_largest(*rows, *width, *k, e)),
+        Work::ScatterAdd { height, width, ids, rows, .. } => Ok(scatter_add(*height, *width, *ids, *rows, e)),
+        work => function(device, work, e),
+    }
+}
+
+fn number(t: &HostTensor, at: usize) -> f64 {
+    let size = t.ty.dtype.bytes();
+    let b = t.bytes.get(at * size..(at + 1) * size).unwrap_or(&[0xff; 4]);
+    match t.ty.dtype {
+        Dtype::F32 => f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        Dtype::I32 | Dtype::Bool => f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        Dtype::Bf16 | Dtype::F16 => {
+            let one = HostTensor { ty: omchat_ir::Type::new(t.ty.dtype, [1]), bytes: b[..2].to_vec() };
+            one.to_f32().first().map_or(f64::NAN, |x| f64::from(*x))
+        }
+    }
+}
+
+fn place(offset: usize, strides: &[usize], at: &[usize]) -> usize {
+    offset + strides.iter().zip(at).map(|(s, i)| s * i).sum::<usize>()
+}
+
+/// A nest at some of its points.
+fn nest(n: &Nest, e: &Examined) -> Option<String> {
+    let points = n.points();
+    let narrow = n.writes.iter().any(|w| matches!(w.dtype, Dtype::Bf16 | Dtype::F16))
+        || n.body.steps.iter().chain(&n.epilogue.steps).any(|s| matches!(s, Step::Round { .. }));
+    let slack = if narrow { 1.0 / 120.0 } else { f64::max(4e-6, 1.2e-7 * (n.depth() as f64).sqrt()) };
+    for i in 0..POINTS.min(points) {
+        // Points lie evenly from the first to the last, so the odd ends of tiles are among them.
+        let mut flat =
+            if points <= POINTS { i } else { (i as u128 * (points as u128 - 1) / (POINTS as u128 - 1)) as usize };
+        let mut at = vec![0; n.kept.len()];
+        for (a, size) in at.iter_mut().zip(&n.kept).rev() {
+            (*a, flat) = (flat % size, flat / size);
+        }
+        let (values, size) = point(n, &at, e);
+        for (w, want) in n.writes.iter().zip(values) {
+            let mut p = place(w.offset, &w.strides, &at);
+            if let Some(start) = &w.at {
+                let from = number(&e.operands[start.operand], 0).clamp(0.0, start.last as f64);
+                p += from as usize * start.stride;
+            }
+            let got = number(&e.results[w.result], p);
+            let want = w.dtype.round(want);
+            let near = (want - got).abs() <= slack * size.max(want.abs()) + 2e-6;
+            if !near {
+                return Some(format!("result {} at {at:?} is {got}, not {want}", w.result));
+            }
+        }
+    }
+    None
+}
+
+/// The results at a kept point, and how large the numbers were that were summed for them.
+fn point(n: &Nest, kept: &[usize], e: &Examined) -> (Vec<f64>, f64) {
+    let Some(fold) = n.fold else { return (run(n, &n.body, kept, 0.0, e), 0.0) };
+    let mut at = [kept, &vec![0; n.folded.len()]].concat();
+    let (mut sum, mut top, mut first, mut size) = (0.0, -1e30f64, 0, 0.0f64);
+    let mut highest = f64::NEG_INFINITY;
+    for flat in 0..n.depth() {
+        let mut rest = flat;
+        for (a, size) in at[kept.len()..].iter_mut().zip(&n.folded).rev() {
+            (*a, rest) = (rest % size, rest / size);
+        }
+        let x = run(n, &n.body, &at, 0.0, e)[0];
+        sum += x;
+        top = top.max(x);
+        if x > highest {
+            (highest, first) = (x, flat);
+        }
+        size = if fold == Fold::Sum { size + x.abs() } else { size.max(x.abs()) };
+    }
+    let folded = match fold {
+        Fold::Sum => sum,
+        Fold::Max => top,
+        Fold::ArgMax => first as f64,
+    };
+    (run(n, &n.epilogue, kept, folded, e), size)
+}
+
+/// A body's results at an index.
+fn run(n: &Nest, body: &Body, at: &[usize], folded: f64, e: &Examined) -> Vec<f64> {
+    let mut v: Vec<f64> = vec![];
+    for step in &body.steps {
+        let x = match step {
+            Step::Read { read, .. } => element(&n.reads[*read], at, e),
+            Step::Folded { .. } => folded,
+            Step::Index { axis } => at[*axis] as f64,
+            Step::Float { bits } => f64::from(f32::from_bits(*bits)),
+            Step::Int { value } => f64::from(*value),
+            Step::Apply { f, args, of } => {
+                let x: Vec<f64> = args.iter().map(|a| v[*a]).collect();
+                if *of == Kind::Int && f.class() == Class::Number { f.value_i32(&x) } else { f.value(&x) }
+            }
+            Step::Convert { arg, to: Kind::Int } => f64::from(v[*arg] as i32),
+            Step::Convert { arg, .. } => v[*arg],
+            Step::Round { arg, to } => to.round(v[*arg]),
+            Step::Truth { arg } => f64::from(u8::from(v[*arg] != 0.0)),
+        };
+        v.push(x);
+    }
+    body.results.iter().map(|r| v[*r]).collect()
+}
+
+fn element(r: &Read, at: &[usize], e: &Examined) -> f64 {
+    let mut p = place(r.offset, &r.strides, at);
+    if let Some(a) = &r.at {
+        let id = number(&e.operands[a.operand], place(a.offset, &a.strides, at));
+        if id < 0.0 || id >= a.size as f64 {
+            return 0.0;
+        }
+        p += id as usize * a.stride;
+    }
+    number(&e.operands[r.operand], p)
+}
+
+fn kth_largest(rows: usize, width: usize, k: usize, e: &Examined) -> Option<String> {
+    let (x, got) = (e.operands.first()?.to_f32(), e.results.first()?.to_f32());
+    (0..rows).find_map(|r| {
+        let mut row = x.get(r * width..(r + 1) * width)?.to_vec();
+        row.sort_by(|a, b| b.total_cmp(a));
+        let (want, got) = (row.get(k.saturating_sub(1))?, got.get(r)?);
+        (want != got).then(|| format!("row {r} has {got}, not {want}"))
+    })
+}
+
+fn scatter_add(height: usize, width: usize, ids: usize, rows: usize, e: &Examined) -> Option<String> {
+    let (ids, rows) = (e.operands.get(ids)?.to_i32(), e.operands.get(rows)?.to_f32());
+    let mut want: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+    let before = |row: usize| (0..width).map(|c| number(&e.before[0], row * width + c)).collect::<Vec<f64>>();
+    for (t, id) in ids.iter().enumerate().filter(|(_, id)| **id >= 0 && (**id as usize) < height) {
+        let sum = want.entry(*id as usize).or_insert_with(|| before(*id as usize));
+        sum.iter_mut().zip(&rows[t * width..]).for_each(|(s, x)| *s += f64::from(*x));
+    }
+    // One row that nothing was added to.
+    if let Some(free) = (0..height).find(|h| !want.contains_key(h)) {
+        want.insert(free, before(free));
+    }
+    let narrow = e.results[0].ty.dtype != Dtype::F32;
+    let slack = if narrow { 1.0 / 120.0 } else { 4e-6 };
+    want.iter().find_map(|(row, sums)| {
+        sums.iter().enumerate().find_map(|(c, want)| {
+            let got = number(&e.results[0], row * width + c);
+            let near = (want - got).abs() <= slack * (1.0 + want.abs());
+            (!near).then(|| format!("row {row} at {c} is {got}, not {want}"))
+        })
+    })
+}
+
+/// A function against its own text.
+fn function(device: &Device, work: &Work, e: &Examined) -> Result<Option<String>, Error> {
+    let Work::Function { name, operands, results, .. } = work else { return Ok(None) };
+    let (program, given) = (reference(device, work)?, &e.operands);
+    let typed: Vec<HostTensor> =
+        given.iter().zip(operands).map(|(t, ty)| HostTensor { ty: ty.clone(), bytes: t.bytes.clone() }).collect();
+    let want = Trial::new(device, program, &typed, false)?.outcome()?;
+    let narrow = operands.iter().chain(results).any(|t| matches!(t.dtype, Dtype::Bf16 | Dtype::F16));
+    let (relative, absolute) = if narrow { (2e-2, 1e-2) } else { (1e-3, 1e-4) };
+    for (r, (want, got)) in want.iter().zip(&e.results).enumerate() {
+        let (want, got) = (want.to_f32(), got.to_f32());
+        // The mark of a query that sees nothing does not count among the sizes.
+        let top = want.iter().filter(|x| x.abs() < 1e29).fold(0.0f32, |m, x| m.max(x.abs()));
+        let near = |w: f32, g: f32| (w - g).abs() <= relative * w.abs() + absolute * top;
+        if let Some(i) = (0..want.len()).find(|i| !near(want[*i], got.get(*i).copied().unwrap_or(f32::NAN))) {
+            let got = got.get(i).copied().unwrap_or(f32::NAN);
+            return Ok(Some(format!("@{name}: result {r} at {i} is {got}, not {}", want[i])));
+        }
+    }
+    Ok(None)
+}
+
+/// The function's program without kernels of functions; by its plain kernel where that would take too much memory.
+fn reference(device: &Device, work: &Work) -> Result<Program, Error> {
+    let Work::Function { name, binds, operands, .. } = work else {
+        return Err(Error::Input("only functions have a text of their own".into()));
+    };
+    let scope = Scope::new(&[omchat_ir::library::file()?]);
+    let mut module = Module::default();
+    let types: Vec<_> = operands.iter().cloned().map(Some).collect();
+    let callee = scope.instantiate(&mut module, name, binds, &types, 0)?;
+    let f = module.function(callee).clone();
+    let mut b = Builder::new(&mut module, "reference", BTreeMap::new());
+    let params: Vec<Value> =
+        f.param_values().map(|v| b.param(Role::Input, &f.value(v).name, f.ty(v).clone())).collect();
+    let names: Vec<String> = f.results.iter().map(|v| f.value(*v).name.clone()).collect();
+    let results = b.node(&names, Action::Call { callee, remat: false }, &params).map_err(Diagnostics::from)?;
+    let entry = b.finish(results);
+    let target = device.target();
+    let with = |plain: bool| {
+        let all = LIST.iter().map(|k| *k as &dyn Kernel);
+        let kernels: Vec<&dyn Kernel> = all
+            .filter(|k| !matches!(k.implements(), Implements::Functions(_)) || (plain && k.name().ends_with(".plain")))
+            .collect();
+        compile(&module, entry, &Context { target: &target, kernels: &kernels, tuned: None })
+    };
+    let plain = LIST.iter().any(|k| k.implements().function(name) && k.name().ends_with(".plain"));
+    match with(false) {
+        Ok(p) if p.peak_bytes() <= ROOM || !plain => Ok(p),
+        Err(e) if !plain => Err(omchat_runtime::Error::from(e).into()),
+        _ => Ok(with(true).map_err(omchat_runtime::Error::from)?),
+    }
+}

@@ -1,0 +1,70 @@
+//! Bytes that losses hold beside operands and results: whole logits against parts, by the programs' plans. Nothing runs.
+
+use super::{Row, cases::Case, kernels::ways};
+use crate::{Device, Error};
+use omchat_codegen::Memory;
+use omchat_ir::Dtype;
+
+/// Tokens and words of the row that the bars name.
+const TOKENS: usize = 8192;
+const WORDS: usize = 152_064;
+/// Channels of the decoder that has so many words.
+const CHANNELS: usize = 3584;
+/// Tokens a part: what a training plan takes, and its leanest.
+const PARTS: [usize; 2] = [256, 64];
+
+/// Rows of the losses of 8,192 tokens of 152,064 words, forward and backward, whole and in parts.
+///
+/// Errors: what cannot be lowered.
+pub fn memory(device: &Device) -> Result<Vec<Row>, Error> {
+    let e = if device.target().holds(Dtype::Bf16) { Dtype::Bf16 } else { Dtype::F32 };
+    let (t, v, c) = (TOKENS, WORDS, CHANNELS);
+    let logits = (t * v * Dtype::F32.bytes()) as u64;
+    let (x, w, row) = (format!("{e}[{t}, {c}]"), format!("{e}[{v}, {c}]"), format!("f32[{t}]"));
+    let mut out = vec![];
+    for n in [1].into_iter().chain(PARTS.map(|p| t / p)) {
+        for back in [false, true] {
+            let (family, text) = if back {
+                (
+                    "loss_backward",
+                    format!(
+                        "func @bench(%x: {x}, weight %w: {w}, %labels: i32[{t}], %loss: {row}, %lse: {row}, %d: {row}, %ds: {row}) -> ({x}, {w}) {{ %dx, %dw = call @linear_cross_entropy_tiled.vjp[N={n}](%x, %w, %labels, %loss, %lse, %d, %ds) return %dx, %dw }}"
+                    ),
+                )
+            } else {
+                (
+                    "loss_forward",
+                    format!(
+                        "func @bench(%x: {x}, weight %w: {w}, %labels: i32[{t}]) -> ({row}, {row}) {{ %loss, %lse = call @linear_cross_entropy_tiled[N={n}](%x, %w, %labels) return %loss, %lse }}"
+                    ),
+                )
+            };
+            let case = Case::new(family, &[e], "memory", &[("t", t), ("v", v), ("c", c), ("n", n)], text);
+            let (module, entry) = case.module()?;
+            let program = omchat_runtime::program(&module, entry, &device.target())?;
+            let bytes = program.bytes(Memory::Workspace) as u64;
+            let (kernel, _) = ways(&program);
+            let share = logits as f64 / bytes.max(1) as f64;
+            // The weight's gradient is a result, in f32 until all parts are summed; whole logits need it as well.
+            let gathered = (v * c * Dtype::F32.bytes()) as u64;
+            let beside = match bytes.checked_sub(gathered).filter(|_| back && n > 1) {
+                Some(rest) => format!(
+                    "; 1/{:.1} beside the {gathered} that gather the weight's gradient",
+                    logits as f64 / rest.max(1) as f64
+                ),
+                None => String::new(),
+            };
+            out.push(Row {
+                suite: "train".into(),
+                name: case.name.clone(),
+                shape: case.shape.clone(),
+                device: device.name().into(),
+                kernel,
+                bytes: Some(bytes),
+                note: Some(format!("1/{share:.1} of {logits} bytes of logits{beside}")),
+                ..Row::default()
+            });
+        }
+    }
+    Ok(out)
+}

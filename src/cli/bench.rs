@@ -1,0 +1,140 @@
+//! `omchat bench`: how fast a device runs kernels and whole steps, as shares of what it can do.
+
+use super::{Error, device, note, place, say};
+use omchat::Device;
+use omchat::bench::{self, Options, Row, Said, Scale, Step, Whole};
+use omchat_ir::Dtype;
+use omchat_model::{Checkpoint, OmChatConfig};
+use std::path::Path;
+use std::time::Duration;
+
+/// What is benched.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Suite {
+    /// Each family of kernels at a model's shapes.
+    Kernels,
+    /// A prompt read into an empty cache.
+    Prefill,
+    /// One token over a filled cache.
+    Decode,
+    /// Tiles through tower and projector.
+    Vision,
+    /// A training step, and the bytes that losses hold.
+    Train,
+    /// Attention in hops and their merges against the same in one piece, on one device.
+    Ring,
+}
+
+/// What `omchat bench` takes.
+#[derive(clap::Args)]
+pub struct Args {
+    /// What to bench; kernels if not given.
+    #[arg(value_enum, default_value = "kernels")]
+    suite: Suite,
+    /// The device to bench; the best that there is if not given.
+    #[arg(long)]
+    device: Option<String>,
+    /// The model whose shapes are taken, by its folder or preset; weights are random where its files are not here.
+    /// Without one: omchat-13b on a card, mini on the CPU, and a small one where nothing is fast.
+    #[arg(long, value_name = "DIR|PRESET")]
+    model: Option<String>,
+    /// Only rows whose name contains this.
+    #[arg(long, value_name = "NAME-PART")]
+    only: Option<String>,
+    /// Every kernel and schedule that takes the work, not only the chosen one.
+    #[arg(long)]
+    all: bool,
+    /// Leaves operands where the caches hold them, instead of rotating copies.
+    #[arg(long)]
+    warm: bool,
+    /// Tokens of a prompt, slots of a filled cache, tokens of a training step, or queries and keys of attention.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    tokens: Option<u32>,
+    /// The element type of a model's weights and activations; the device's usual one if not given.
+    #[arg(long)]
+    dtype: Option<String>,
+    /// Milliseconds to sample each row for, and four times that for whole steps.
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=600_000))]
+    time: u32,
+    /// Writes each row as a JSON object on a line of its own.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Benches and prints.
+pub fn run(args: &Args) -> Result<(), Error> {
+    let device = device::open(args.device.as_deref())?;
+    let (usual, mut scale) = bench::usual(&device);
+    let (folder, config) = match &args.model {
+        Some(model) => place::find(model)?,
+        None => (None, usual),
+    };
+    if let Some(n) = args.tokens {
+        (scale.context, scale.tokens) = (n as usize, scale.tokens.min(n as usize));
+    }
+    scale.dtypes.retain(|(a, w)| device.target().holds(*a) && device.target().holds(*w));
+    let mut options = Options { only: args.only.clone(), all: args.all, warm: args.warm, ..Options::default() };
+    options.budget.time = Duration::from_millis(args.time.into());
+    let mut tell = |said: Said| -> Result<(), omchat::Error> {
+        match said {
+            Said::Row(row) => shown(&row, args.json).map_err(|e| omchat::Error::Input(e.to_string())),
+            Said::Skipped { name, reason } => {
+                note(format!("skipped: {name}: {reason}"));
+                Ok(())
+            }
+        }
+    };
+    let right = match args.suite {
+        Suite::Kernels => bench::kernels(&device, &bench::cases(&config, &scale), &options, &mut tell)?,
+        Suite::Ring => bench::ring(&device, &config, &scale, &options, &mut tell)?,
+        _ => {
+            steps(args, &device, folder.as_deref(), &config, &scale, &options)?;
+            true
+        }
+    };
+    if right { Ok(()) } else { Err(Error::failed("a kernel is WRONG: its numbers are not what its work means")) }
+}
+
+/// Whole steps of a model.
+fn steps(
+    args: &Args,
+    device: &Device,
+    folder: Option<&Path>,
+    config: &OmChatConfig,
+    scale: &Scale,
+    options: &Options,
+) -> Result<(), Error> {
+    let dtype = device::options(args.dtype.as_deref())?.dtype.unwrap_or_else(|| device.default_dtype());
+    let checkpoint = folder.map(|dir| Checkpoint::load(dir, config)).transpose()?;
+    let name = match (&args.model, folder) {
+        (Some(model), _) => Path::new(model).file_name().map_or(model.clone(), |n| n.to_string_lossy().into_owned()),
+        (None, _) => bench::usual_name(device).to_string(),
+    };
+    let whole = Whole { name, config, checkpoint: checkpoint.as_ref(), dtype, device };
+    let step = match args.suite {
+        Suite::Prefill => bench::prefill(&whole, scale.context)?,
+        Suite::Decode => bench::decode(&whole, scale.context)?,
+        Suite::Vision => bench::vision(&whole)?,
+        _ => bench::train(&whole, args.tokens.map_or(scale.tokens, |n| n as usize))?,
+    };
+    if !options.wants(&step.row.name) {
+        let part = options.only.as_deref().unwrap_or_default();
+        return Err(Error::input(format!("no row's name contains `{part}`; the row is {}", step.row.name)));
+    }
+    shown(&measured(step, dtype, device, options)?, args.json)?;
+    if args.suite == Suite::Train {
+        for row in bench::memory(device)? {
+            shown(&row, args.json)?;
+        }
+    }
+    Ok(())
+}
+
+fn measured(step: Step, dtype: Dtype, device: &Device, options: &Options) -> Result<Row, Error> {
+    Ok(step.row(dtype, device, options)?)
+}
+
+fn shown(row: &Row, json: bool) -> Result<(), Error> {
+    let line = if json { serde_json::to_string(row).map_err(Error::failed)? } else { row.line() };
+    say(format!("{line}\n"))
+}
