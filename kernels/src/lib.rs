@@ -39,6 +39,7 @@ mod einsum_mma;
 mod einsum_rows;
 mod einsum_tiled;
 mod einsum_tiles;
+mod einsum_vector;
 mod fingerprint;
 mod fold_plain;
 mod grid;
@@ -83,6 +84,7 @@ pub const LIST: &[&dyn Launch] = &[
     &rms_norm_rows::RmsNormRows,
     &einsum_mma::EinsumMma,
     &einsum_tiled::EinsumTiled,
+    &einsum_vector::EinsumVector,
     &einsum_dot::EinsumDot,
     &einsum_rows::EinsumRows,
     &map_plain::MapPlain,

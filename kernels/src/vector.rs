@@ -143,6 +143,23 @@ pub(crate) fn read_float<N: Size>(
     out
 }
 
+/// Neighbours of a float buffer from `at` on, a multiple of `N`, by one load, widened to f32. Only where memory can be
+/// taken as vectors (CUDA).
+#[allow(unused_assignments)]
+#[cube]
+pub(crate) fn read_whole<N: Size>(b: &Buffers, at: usize, #[comptime] slot: Slot) -> Vector<f32, N> {
+    let mut out = Vector::<f32, N>::empty();
+    let from = at / N::value();
+    if comptime![slot.storage == Storage::F32] {
+        out = b.f32s.index(slot.index).as_vectorized().with_vector_size::<N>()[from];
+    } else if comptime![slot.storage == Storage::Bf16] {
+        out = widen::<N>(b.bf16s.index(slot.index).as_vectorized().with_vector_size::<N>()[from]);
+    } else {
+        out = Vector::cast_from(b.f16s.index(slot.index).as_vectorized().with_vector_size::<N>()[from]);
+    }
+    out
+}
+
 /// Lanes of an integer buffer.
 #[cube]
 pub(crate) fn read_int<N: Size>(

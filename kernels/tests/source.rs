@@ -44,6 +44,13 @@ fn tall(dtype: Dtype, k: usize) -> Work {
     Work::Nest(nest)
 }
 
+/// A decode's product.
+fn row(dtype: Dtype, k: usize) -> Work {
+    let Work::Nest(mut nest) = tall(dtype, k) else { unreachable!() };
+    nest.kept = vec![2, 72];
+    Work::Nest(nest)
+}
+
 fn gelu(dtype: Dtype) -> Work {
     let Work::Nest(mut nest) = product(dtype) else { unreachable!() };
     nest.fold = None;
@@ -94,6 +101,7 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
             product(dtype),
             tall(dtype, 100),
             tall(dtype, 96),
+            row(dtype, 4096),
             gelu(dtype),
             attention(dtype),
             back("attention_dq"),
