@@ -30,12 +30,16 @@ mod einsum;
 mod einsum_dot;
 mod einsum_rows;
 mod fold_plain;
+mod fold_shared;
 mod grid;
 mod key;
 mod kth_largest_plain;
+mod kth_largest_radix;
+mod layer_norm_rows;
 mod loops;
 mod map_plain;
 mod nest;
+mod norm_shared;
 mod packed;
 mod prepared;
 mod rms_norm_rows;
@@ -63,11 +67,15 @@ pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
     &attention_dq_rows::AttentionDqRows,
     &attention_dkv_rows::AttentionDkvRows,
+    &norm_shared::NormShared,
     &rms_norm_rows::RmsNormRows,
+    &layer_norm_rows::LayerNormRows,
     &einsum_dot::EinsumDot,
     &einsum_rows::EinsumRows,
     &map_plain::MapPlain,
+    &fold_shared::FoldShared,
     &fold_plain::FoldPlain,
+    &kth_largest_radix::KthLargestRadix,
     &kth_largest_plain::KthLargestPlain,
     &scatter_add_plain::ScatterAddPlain,
     &attention_plain::AttentionPlain,
