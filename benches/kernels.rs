@@ -20,27 +20,40 @@ fn run(criterion: &mut Criterion) -> Result<(), omchat::Error> {
         Ok(name) => Device::open(&name)?,
         Err(_) => Device::best()?.0,
     };
-    let (config, mut scale) = bench::usual(&device);
+    // `-- --test` runs each once: small sizes say as much, and at once.
+    let (config, mut scale) = match std::env::args().any(|a| a == "--test") {
+        true => (bench::small(), bench::Scale::tiny()),
+        false => bench::usual(&device),
+    };
     scale.dtypes.retain(|(a, w)| device.target().holds(*a) && device.target().holds(*w));
     let mut group = criterion.benchmark_group("kernels");
     group.sample_size(20);
     for case in bench::cases(&config, &scale) {
         let lowered = bench::lower(&case, &device)?;
-        let (mut trial, amount) = bench::trial(&case, &lowered, &device, true)?;
+        let amount = lowered.program.as_ref().map(|p| bench::amount(p, &case)).transpose()?.unwrap_or_default();
         group.throughput(match amount.flops {
             0 => Throughput::Bytes(amount.bytes()),
             flops => Throughput::ElementsAndBytes { elements: flops, bytes: amount.bytes() },
         });
-        let mut failed = None;
+        // Operands are drawn and uploaded only for what the filter lets through.
+        let (mut ready, mut failed) = (None, None);
         group.bench_function(&case.name, |b| {
+            if ready.is_none() && failed.is_none() {
+                match bench::trial(&case, &lowered, &device, true) {
+                    Ok((trial, _)) => ready = Some(trial),
+                    Err(e) => failed = Some(e),
+                }
+            }
             b.iter_custom(|times| {
                 let start = Instant::now();
-                failed = trial.run(times as usize).err().or(failed.take());
+                if let Some(Err(e)) = ready.as_mut().map(|t| t.run(times as usize)) {
+                    failed = Some(e.into());
+                }
                 start.elapsed()
             })
         });
         if let Some(e) = failed {
-            return Err(e.into());
+            return Err(e);
         }
     }
     group.finish();

@@ -22,8 +22,15 @@ fn run(criterion: &mut Criterion) -> Result<(), omchat::Error> {
         Ok(name) => Device::open(&name)?,
         Err(_) => Device::best()?.0,
     };
-    let (config, scale) = bench::usual(&device);
-    let name = bench::usual_name(&device).to_string();
+    // `-- --test` runs each once: a small model says as much, and at once.
+    let (config, scale, name) = match std::env::args().any(|a| a == "--test") {
+        true => (bench::small(), bench::Scale { tokens: 32, context: 64, ..bench::Scale::tiny() }, "small"),
+        false => {
+            let (config, scale) = bench::usual(&device);
+            (config, scale, bench::usual_name(&device))
+        }
+    };
+    let name = name.to_string();
     let whole =
         bench::Whole { name, config: &config, checkpoint: None, dtype: device.default_dtype(), device: &device };
     let mut group = criterion.benchmark_group("steps");

@@ -15,7 +15,7 @@ mod steps;
 
 pub use cases::{Case, Scale, cases};
 pub use draw::drawn;
-pub use kernels::{Lowered, kernels, lower, trial};
+pub use kernels::{Lowered, amount, kernels, lower, trial};
 pub use memory::memory;
 pub use ring::ring;
 pub use row::Row;
@@ -28,7 +28,7 @@ use omchat_model::presets::{mini, omchat_13b};
 use omchat_runtime::Budget;
 
 /// How to bench.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Only rows whose name contains it.
     pub only: Option<String>,
@@ -38,12 +38,6 @@ pub struct Options {
     pub warm: bool,
     /// How long to sample.
     pub budget: Budget,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options { only: None, all: false, warm: false, budget: Budget::default() }
-    }
 }
 
 impl Options {

@@ -25,6 +25,8 @@ pub struct Target {
     /// Halves that it lacks, but whose weights may lie two to a word: kernels widen what they read of them, and write
     /// none.
     pub packed: Vec<Dtype>,
+    /// Whether a CPU plays the device: its shared memory is memory like any other.
+    pub software: bool,
     /// Widest vector of f32 that pays.
     pub lanes: usize,
     /// Units in a cube that pays (threads in a block); 1 on the CPU runtime.
@@ -57,6 +59,7 @@ impl Target {
             name: "cpu".into(),
             dtypes: Dtype::ALL.to_vec(),
             packed: vec![],
+            software: false,
             lanes: 16,
             units: 1,
             max_units: cores.max(1),
@@ -79,6 +82,7 @@ impl Target {
             name: "wgpu".into(),
             dtypes: vec![Dtype::F32, Dtype::I32, Dtype::Bool],
             packed: vec![Dtype::Bf16, Dtype::F16],
+            software: false,
             lanes: 4,
             units: 64,
             max_units: 256,
@@ -105,6 +109,7 @@ impl Target {
             name: format!("cuda sm_{sm}"),
             dtypes: Dtype::ALL.to_vec(),
             packed: vec![],
+            software: false,
             lanes: 4,
             units: 256,
             max_units: 1024,

@@ -51,6 +51,13 @@ impl Kernel for AttentionTiled {
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let (n, ..) = instance(work)?;
         shares(target, n.d)?;
+        // Measured on one, against `attention.plain`: 1.4 times as fast for 64, 0.6 for 128.
+        if target.software && n.d > 64 {
+            return Err(Refusal(format!(
+                "{} has no shared memory of its own: heads may be 64 wide, not {}",
+                target.name, n.d
+            )));
+        }
         if n.g * n.t < LEAST {
             return Err(Refusal(format!("a block takes at least {LEAST} queries a group, not {}", n.g * n.t)));
         }

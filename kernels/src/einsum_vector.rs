@@ -228,7 +228,8 @@ fn gather(
                 sums.insert(j, plane_sum(acc[r].extract(j)));
             }
         }
-        if place % h.plane == 0 {
+        let lane = place % h.plane;
+        if lane == 0 {
             parts[(group * h.parts() + place / h.plane) * h.rows + r] = sums;
         }
     }

@@ -71,11 +71,11 @@ impl Launch for FoldPlain {
 
 /// What a fold holds, in both kinds; the unused ones vanish.
 #[derive(CubeType)]
-struct Held<N: Size> {
-    float: Vector<f32, N>,
-    int: Vector<i32, N>,
+pub(crate) struct Held<N: Size> {
+    pub(crate) float: Vector<f32, N>,
+    pub(crate) int: Vector<i32, N>,
     /// Where the largest was found.
-    place: Vector<i32, N>,
+    pub(crate) place: Vector<i32, N>,
 }
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
@@ -202,13 +202,13 @@ fn along<N: Size>(
 }
 
 #[cube]
-fn comptime_lanes<N: Size>() -> u32 {
+pub(crate) fn comptime_lanes<N: Size>() -> u32 {
     let n = N::value();
     comptime![n as u32].runtime()
 }
 
 #[cube]
-fn nothing<N: Size>(#[comptime] plan: Key<Plan>) -> Held<N> {
+pub(crate) fn nothing<N: Size>(#[comptime] plan: Key<Plan>) -> Held<N> {
     let mut float = Vector::<f32, N>::new(0.0f32);
     let mut int = Vector::<i32, N>::new(0i32);
     if comptime![plan.fold == Some(Fold::Max)] {
@@ -223,7 +223,7 @@ fn nothing<N: Size>(#[comptime] plan: Key<Plan>) -> Held<N> {
 
 /// Folds one more value in.
 #[cube]
-fn take<N: Size>(
+pub(crate) fn take<N: Size>(
     held: &mut Held<N>,
     float: Vector<f32, N>,
     int: Vector<i32, N>,
@@ -260,7 +260,7 @@ fn take<N: Size>(
 
 /// Folds the lanes into one.
 #[cube]
-fn meet<N: Size>(held: &Held<N>, into: &mut Held<Const<1>>, #[comptime] plan: Key<Plan>) {
+pub(crate) fn meet<N: Size>(held: &Held<N>, into: &mut Held<Const<1>>, #[comptime] plan: Key<Plan>) {
     let is_float = comptime![body_kind(&plan) == Kind::Float];
     if comptime![is_float && plan.fold != Some(Fold::ArgMax)] {
         let all = across::<N>(held.float, comptime![plan.fold == Some(Fold::Max)]);
@@ -281,7 +281,7 @@ fn meet<N: Size>(held: &Held<N>, into: &mut Held<Const<1>>, #[comptime] plan: Ke
 
 /// Runs the epilogue on what was folded, and writes.
 #[cube]
-fn finish<N: Size>(
+pub(crate) fn finish<N: Size>(
     meta: &[u32],
     operands: &Buffers,
     results: &mut Buffers,
@@ -303,6 +303,6 @@ fn finish<N: Size>(
     deliver::<N>(meta, results, c, i, &v, inner, comptime![plan.epilogue.clone()], plan.clone());
 }
 
-fn body_kind(plan: &Plan) -> Kind {
+pub(crate) fn body_kind(plan: &Plan) -> Kind {
     plan.body.results.first().map_or(Kind::Float, |&r| plan.body.kind(r))
 }

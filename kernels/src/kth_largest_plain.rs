@@ -29,13 +29,7 @@ impl Kernel for KthLargestPlain {
     }
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
-        let (rows, width, k) = sizes(work)?;
-        if k == 0 || k > width {
-            return Err(Refusal(format!("k must be from 1 to the width {width}, is {k}")));
-        }
-        if rows.saturating_mul(width) >= 1 << 31 {
-            return Err(Refusal(format!("indices are 32-bit: at most {} elements, not {rows} x {width}", 1u32 << 31)));
-        }
+        let (rows, width, _) = sizes(work)?;
         Ok(vec![units(target, rows * width * 32)])
     }
 }
@@ -60,19 +54,33 @@ impl Launch for KthLargestPlain {
     }
 }
 
-fn sizes(work: &Work) -> Result<(usize, usize, usize), Refusal> {
-    match work {
-        Work::KthLargest { rows, width, k } => Ok((*rows, *width, *k)),
-        _ => Err(Refusal("this kernel runs kth_largest".into())),
+/// Rows, their width, and k.
+pub(crate) fn sizes(work: &Work) -> Result<(usize, usize, usize), Refusal> {
+    let Work::KthLargest { rows, width, k } = *work else {
+        return Err(Refusal("this kernel runs kth_largest".into()));
+    };
+    if k == 0 || k > width {
+        return Err(Refusal(format!("k must be from 1 to the width {width}, is {k}")));
     }
+    if rows.saturating_mul(width) >= 1 << 31 {
+        return Err(Refusal(format!("indices are 32-bit: at most {} elements, not {rows} x {width}", 1u32 << 31)));
+    }
+    Ok((rows, width, k))
 }
 
 /// The bits of floats turned so that they order as unsigned integers do.
 #[cube]
-fn image<N: Size>(x: Vector<f32, N>) -> Vector<u32, N> {
+pub(crate) fn image<N: Size>(x: Vector<f32, N>) -> Vector<u32, N> {
     let bits = Vector::<u32, N>::reinterpret(x);
     let top = Vector::<u32, N>::new(0x8000_0000u32);
     select_many(bits.less_than(&top), bits ^ top, bits ^ Vector::new(0xffff_ffffu32))
+}
+
+/// The float of an image.
+#[cube]
+pub(crate) fn number(image: u32) -> f32 {
+    let bits = select(image >= 0x8000_0000u32, image ^ 0x8000_0000u32, image ^ 0xffff_ffffu32);
+    f32::reinterpret(bits)
 }
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
@@ -104,7 +112,6 @@ fn kth_largest<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers)
             }
             answer = select(count >= k, candidate, answer);
         }
-        let bits = select(answer >= 0x8000_0000u32, answer ^ 0x8000_0000u32, answer ^ 0xffff_ffffu32);
-        results.f32s.index_mut(0usize)[row] = f32::reinterpret(bits);
+        results.f32s.index_mut(0usize)[row] = number(answer);
     }
 }

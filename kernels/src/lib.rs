@@ -43,12 +43,16 @@ mod einsum_vector;
 mod einsum_wgmma;
 mod fingerprint;
 mod fold_plain;
+mod fold_shared;
 mod grid;
 mod key;
 mod kth_largest_plain;
+mod kth_largest_radix;
+mod layer_norm_rows;
 mod loops;
 mod map_plain;
 mod nest;
+mod norm_shared;
 mod packed;
 mod prepared;
 mod rms_norm_rows;
@@ -82,7 +86,9 @@ pub const LIST: &[&dyn Launch] = &[
     &attention_dq_tiled::AttentionDqTiled,
     &attention_dkv_rows::AttentionDkvRows,
     &attention_dkv_tiled::AttentionDkvTiled,
+    &norm_shared::NormShared,
     &rms_norm_rows::RmsNormRows,
+    &layer_norm_rows::LayerNormRows,
     &einsum_wgmma::EinsumWgmma,
     &einsum_mma::EinsumMma,
     &einsum_tiled::EinsumTiled,
@@ -90,7 +96,9 @@ pub const LIST: &[&dyn Launch] = &[
     &einsum_dot::EinsumDot,
     &einsum_rows::EinsumRows,
     &map_plain::MapPlain,
+    &fold_shared::FoldShared,
     &fold_plain::FoldPlain,
+    &kth_largest_radix::KthLargestRadix,
     &kth_largest_plain::KthLargestPlain,
     &scatter_add_plain::ScatterAddPlain,
     &attention_plain::AttentionPlain,

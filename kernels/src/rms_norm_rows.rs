@@ -108,11 +108,11 @@ fn rms_norm<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[
         let eps = operands.f32s.index(p.eps.index)[0];
         let scale = 1.0f32 / (sum / f32::cast_from(meta[1]) + eps).sqrt();
         for j in 0..vectors {
-            scaled::<N>(operands, results, from, j * N::value(), scale, p);
+            scaled::<N>(operands, results, from, j * N::value(), scale, p.x, p.w, p.y);
         }
         if comptime![p.tail] {
             for i in vectors * N::value()..width {
-                scaled::<Const<1>>(operands, results, from, i, scale, p);
+                scaled::<Const<1>>(operands, results, from, i, scale, p.x, p.w, p.y);
             }
         }
     }
@@ -120,13 +120,23 @@ fn rms_norm<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[
 
 /// Scales from element `i` of a row on. The unit row rounds to the row's dtype before the weights, as in the text.
 #[cube]
-fn scaled<N: Size>(operands: &Buffers, results: &mut Buffers, from: usize, i: usize, scale: f32, #[comptime] p: Plan) {
-    let mut unit = read_float::<N>(operands, from + i, 1usize, p.x, Lane::One) * Vector::new(scale);
-    if comptime![p.x.storage == Storage::Bf16] {
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn scaled<N: Size>(
+    operands: &Buffers,
+    results: &mut Buffers,
+    from: usize,
+    i: usize,
+    scale: f32,
+    #[comptime] x: Slot,
+    #[comptime] w: Slot,
+    #[comptime] y: Slot,
+) {
+    let mut unit = read_float::<N>(operands, from + i, 1usize, x, Lane::One) * Vector::new(scale);
+    if comptime![x.storage == Storage::Bf16] {
         unit = round_bf16::<N>(unit);
-    } else if comptime![p.x.storage == Storage::F16] {
+    } else if comptime![x.storage == Storage::F16] {
         unit = round_f16::<N>(unit);
     }
-    let w = read_float::<N>(operands, i, 1usize, p.w, Lane::One);
-    write_float::<N>(results, from + i, 1usize, unit * w, p.y, Lane::One);
+    let w = read_float::<N>(operands, i, 1usize, w, Lane::One);
+    write_float::<N>(results, from + i, 1usize, unit * w, y, Lane::One);
 }

@@ -84,6 +84,18 @@ fn a_missing_barrier_is_seen() {
 }
 
 #[test]
+fn atomics_meet_each_other_and_nothing_else() {
+    let count = format!(
+        "{}if (t == 0) {{ m->data[0] = 0.0f; }}\n__syncthreads();\natomicAdd(&m->data[0], 1.0f);\n",
+        SHARED.replace("m->data[t] = x[t];\n", "")
+    );
+    let Some(result) = run(64, &format!("{count}__syncthreads();\ny[t] = m->data[0];")) else { return };
+    assert_eq!(result.unwrap()[5], 64.0);
+    says(64, &format!("{count}y[t] = m->data[0];"), "no barrier between");
+    says(64, &format!("{count}if (t == 9) {{ m->data[0] = 0.0f; }}\ny[t] = 0.0f;"), "no barrier between");
+}
+
+#[test]
 fn a_stray_access_is_seen() {
     says(64, "y[t] = x[t + 1];", "reads 4 bytes at byte 256 of operand");
     says(64, "y[t + 1] = x[t];", "writes 4 bytes at byte 256 of result");

@@ -60,6 +60,26 @@ fn gelu(dtype: Dtype) -> Work {
     Work::Nest(nest)
 }
 
+/// Sums of long rows.
+fn sums(dtype: Dtype) -> Work {
+    let Work::Nest(mut nest) = product(dtype) else { unreachable!() };
+    (nest.kept, nest.folded) = (vec![6], vec![3000]);
+    nest.reads.truncate(1);
+    nest.reads[0].strides = vec![3000, 1];
+    nest.body = Body { steps: vec![Step::Read { read: 0, kind: Kind::Float }], results: vec![0] };
+    nest.writes[0].strides = vec![1];
+    Work::Nest(nest)
+}
+
+fn norm(name: &str, dtype: Dtype) -> Work {
+    let row = || Type::new(dtype, [600]);
+    let mut operands = vec![Type::new(dtype, [9, 600]), row()];
+    operands.extend((name == "layer_norm").then(row));
+    operands.push(Type::new(Dtype::F32, []));
+    let results = vec![operands[0].clone()];
+    Work::Function { name: name.into(), binds: Default::default(), operands, results }
+}
+
 fn attention(dtype: Dtype) -> Work {
     let f = |shape: &[usize]| Type::new(dtype, shape);
     let i = |shape: &[usize]| Type::new(Dtype::I32, shape);
@@ -95,7 +115,7 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
     let mut count = 0;
     for &dtype in dtypes {
         let back = |name| attention_back(name, dtype);
-        let kth = Work::KthLargest { rows: 2, width: 9, k: 3 };
+        let kth = |width| Work::KthLargest { rows: 2, width, k: 3 };
         let scatter = Work::ScatterAdd { dtype, height: 9, width: 24, tokens: 7, ids: 1, rows: 2 };
         for work in [
             product(dtype),
@@ -106,8 +126,12 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
             attention(dtype),
             back("attention_dq"),
             back("attention_dkv"),
-            kth,
             scatter,
+            sums(dtype),
+            norm("rms_norm", dtype),
+            norm("layer_norm", dtype),
+            kth(9),
+            kth(5000),
         ] {
             for k in LIST {
                 for s in k.schedules(&work, target).unwrap_or_default() {
@@ -131,6 +155,9 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
                 }
             }
         }
+    }
+    for name in ["fold.shared", "norm.shared", "layer_norm.rows", "kth_largest.radix"] {
+        assert!(seen.contains(name), "{name} gave no text: {seen:?}");
     }
     for name in ["map.plain", "fold.plain", "einsum.dot", "kth_largest.plain", "scatter_add.plain", "attention.plain"] {
         assert!(seen.contains(name), "{name} gave no text: {seen:?}");

@@ -151,7 +151,7 @@ fn open_wgpu(hardware_only: bool) -> Result<Device, String> {
     if hardware_only && software {
         return Err("only a software driver, slower than the CPU runtime".into());
     }
-    let mut target = Target::wgpu();
+    let mut target = Target { software, ..Target::wgpu() };
     target.max_units = p.hardware.max_units_per_cube;
     target.max_cubes = p.hardware.max_cube_count.0.min(p.hardware.max_cube_count.1);
     target.max_bindings = (p.hardware.max_bindings as usize).min(31);

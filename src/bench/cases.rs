@@ -326,6 +326,8 @@ fn plain(out: &mut Vec<Case>, config: &OmChatConfig, scale: &Scale) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
     use super::*;
     use crate::bench::small;
 

@@ -1,6 +1,6 @@
 //! The judge of a launch: what it wrote against what its work means, at the size, kernel and schedule that are timed.
 //!
-//! A nest is computed again in doubles at some points, its first and last among them. A function is run from its own text,
+//! A nest is computed again in doubles at some points, its corners among them. A function is run from its own text,
 //! lowered without the kernels of functions. `kth_largest` is a sort, `scatter_add` a loop.
 
 use crate::{Device, Error};
@@ -44,20 +44,12 @@ fn place(offset: usize, strides: &[usize], at: &[usize]) -> usize {
     offset + strides.iter().zip(at).map(|(s, i)| s * i).sum::<usize>()
 }
 
-/// A nest at some of its points.
+/// A nest at some of its points; and every element that it should have written.
 fn nest(n: &Nest, e: &Examined) -> Option<String> {
-    let points = n.points();
     let narrow = n.writes.iter().any(|w| matches!(w.dtype, Dtype::Bf16 | Dtype::F16))
         || n.body.steps.iter().chain(&n.epilogue.steps).any(|s| matches!(s, Step::Round { .. }));
     let slack = if narrow { 1.0 / 120.0 } else { f64::max(4e-6, 1.2e-7 * (n.depth() as f64).sqrt()) };
-    for i in 0..POINTS.min(points) {
-        // Points lie evenly from the first to the last, so the odd ends of tiles are among them.
-        let mut flat =
-            if points <= POINTS { i } else { (i as u128 * (points as u128 - 1) / (POINTS as u128 - 1)) as usize };
-        let mut at = vec![0; n.kept.len()];
-        for (a, size) in at.iter_mut().zip(&n.kept).rev() {
-            (*a, flat) = (flat % size, flat / size);
-        }
+    for at in points(&n.kept) {
         let (values, size) = point(n, &at, e);
         for (w, want) in n.writes.iter().zip(values) {
             let mut p = place(w.offset, &w.strides, &at);
@@ -73,7 +65,34 @@ fn nest(n: &Nest, e: &Examined) -> Option<String> {
             }
         }
     }
-    None
+    // Nothing is NaN by design: what is was not written.
+    n.writes.iter().filter(|w| w.dtype.is_float() && n.points() == e.results[w.result].ty.elements()).find_map(|w| {
+        let at = e.results[w.result].to_f32().iter().position(|x| x.is_nan())?;
+        Some(format!("result {} was not written at element {at}", w.result))
+    })
+}
+
+/// The corners of those axes, where tiles have their odd ends, and as many points between.
+fn points(kept: &[usize]) -> Vec<Vec<usize>> {
+    let all: usize = kept.iter().product();
+    let spread =
+        |i: usize| if all <= POINTS { i } else { (i as u128 * (all as u128 - 1) / (POINTS as u128 - 1)) as usize };
+    let mut out: Vec<Vec<usize>> = (0..POINTS.min(all))
+        .map(|i| {
+            let mut flat = spread(i);
+            let mut at = vec![0; kept.len()];
+            for (a, size) in at.iter_mut().zip(kept).rev() {
+                (*a, flat) = (flat % size, flat / size);
+            }
+            at
+        })
+        .collect();
+    if all > POINTS {
+        let corner =
+            |bits: usize| kept.iter().enumerate().map(move |(a, n)| if bits >> a & 1 == 1 { n - 1 } else { 0 });
+        out.extend((0..1 << kept.len().min(5)).map(|bits| corner(bits).collect()));
+    }
+    out
 }
 
 /// The results at a kept point, and how large the numbers were that were summed for them.
@@ -223,5 +242,77 @@ fn reference(device: &Device, work: &Work) -> Result<Program, Error> {
         Ok(p) if p.peak_bytes() <= ROOM || !plain => Ok(p),
         Err(e) if !plain => Err(omchat_runtime::Error::from(e).into()),
         _ => Ok(with(true).map_err(omchat_runtime::Error::from)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use super::*;
+    use crate::bench::{Scale, cases, lower, small, trial};
+
+    /// What each case of a family launches on the CPU, read back.
+    fn launched(family: &str, see: impl Fn(&Device, &Program, Examined)) {
+        let device = Device::open("cpu").unwrap();
+        let mut seen = 0;
+        for case in cases(&small(), &Scale::tiny()).iter().filter(|c| c.name.starts_with(family)) {
+            let lowered = lower(case, &device).unwrap();
+            let (mut t, _) = trial(case, &lowered, &device, false).unwrap();
+            let program = t.program().cloned().unwrap();
+            for e in t.examine().unwrap() {
+                see(&device, &program, e);
+                seen += 1;
+            }
+        }
+        assert!(seen > 0, "no case of {family}");
+    }
+
+    fn changed(mut e: Examined, at: usize, to: f32) -> Examined {
+        let i = at * 4;
+        e.results[0].bytes[i..i + 4].copy_from_slice(&to.to_le_bytes());
+        e
+    }
+
+    /// One element off by a thousandth of what is there, or not written at all.
+    fn is_caught(family: &str) {
+        launched(family, |device, program, e| {
+            assert_eq!(judge(device, program, &e).unwrap(), None, "{family}");
+            let x = e.results[0].to_f32();
+            let last = x.len() - 1;
+            let off = x[last] + 0.01 * x.iter().fold(1.0f32, |m, x| m.max(x.abs()));
+            for wrong in [changed(e.clone(), last, off), changed(e.clone(), last / 2, f32::NAN)] {
+                assert!(judge(device, program, &wrong).unwrap().is_some(), "{family}: nothing was found");
+            }
+        });
+    }
+
+    #[test]
+    fn a_wrong_nest_is_caught() {
+        is_caught("einsum/");
+        is_caught("add/");
+        is_caught("reduce/");
+    }
+
+    #[test]
+    fn a_wrong_function_is_caught() {
+        is_caught("attention/");
+        is_caught("attention_dkv/");
+        is_caught("rms_norm/");
+    }
+
+    #[test]
+    fn wrong_rows_are_caught() {
+        launched("kth_largest/", |device, program, e| {
+            assert_eq!(judge(device, program, &e).unwrap(), None);
+            assert!(judge(device, program, &changed(e, 0, 0.25)).unwrap().is_some());
+        });
+        launched("scatter_add/", |device, program, e| {
+            assert_eq!(judge(device, program, &e).unwrap(), None);
+            let row = e.operands[0].to_i32()[0] as usize;
+            let (x, width) = (e.results[0].to_f32(), e.results[0].ty.shape[1]);
+            let at = row * width;
+            assert!(judge(device, program, &changed(e, at, x[at] + 0.01)).unwrap().is_some());
+        });
     }
 }

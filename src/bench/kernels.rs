@@ -46,7 +46,9 @@ pub fn trial(case: &Case, lowered: &Lowered, device: &Device, cold: bool) -> Res
 }
 
 /// What all launches of a program move and compute together.
-fn amount(program: &Program, case: &Case) -> Result<Amount, Error> {
+///
+/// Errors: a function that is not the library's.
+pub fn amount(program: &Program, case: &Case) -> Result<Amount, Error> {
     let mut sum = Amount::default();
     for l in &program.launches {
         let work = &program.chosen[l.chosen].work;

@@ -121,7 +121,9 @@ fn hops(config: &OmChatConfig, context: usize, r: usize, e: Dtype) -> Case {
     }
     text += "return %o, %l }";
     // The rank's own keys come first, of which it sees half; then those of the ranks before it.
-    let case = sized("hops", config, [context, r], e, text);
+    // A hop's share of the pairs is the mean of all, so that together they are what the whole one sees.
+    let pairs: usize = (context - t..context).map(|i| i + 1).sum();
+    let case = sized("hops", config, [context, r], e, text).sees(pairs / r, t);
     let places = AT.iter().take(r).enumerate().map(|(hop, name)| {
         let first = (context - (hop + 1) * t) as i32;
         (*name, Draw::Ints((first..first + t as i32).collect()))

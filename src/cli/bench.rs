@@ -75,22 +75,30 @@ pub fn run(args: &Args) -> Result<(), Error> {
     scale.dtypes.retain(|(a, w)| device.target().holds(*a) && device.target().holds(*w));
     let mut options = Options { only: args.only.clone(), all: args.all, warm: args.warm, ..Options::default() };
     options.budget.time = Duration::from_millis(args.time.into());
+    // What went wrong in writing is kept beside: whoever benches knows nothing of readers that went away.
+    let mut unsaid: Option<Error> = None;
     let mut tell = |said: Said| -> Result<(), omchat::Error> {
-        match said {
-            Said::Row(row) => shown(&row, args.json).map_err(|e| omchat::Error::Input(e.to_string())),
+        let written = match said {
+            Said::Row(row) => shown(&row, args.json),
             Said::Skipped { name, reason } => {
                 note(format!("skipped: {name}: {reason}"));
                 Ok(())
             }
-        }
+        };
+        written.map_err(|e| {
+            let message = e.to_string();
+            unsaid = Some(e);
+            omchat::Error::Input(message)
+        })
     };
     let right = match args.suite {
-        Suite::Kernels => bench::kernels(&device, &bench::cases(&config, &scale), &options, &mut tell)?,
-        Suite::Ring => bench::ring(&device, &config, &scale, &options, &mut tell)?,
-        _ => {
-            steps(args, &device, folder.as_deref(), &config, &scale, &options)?;
-            true
-        }
+        Suite::Kernels => bench::kernels(&device, &bench::cases(&config, &scale), &options, &mut tell),
+        Suite::Ring => bench::ring(&device, &config, &scale, &options, &mut tell),
+        _ => return steps(args, &device, folder.as_deref(), &config, &scale, &options),
+    };
+    let right = match (right, unsaid) {
+        (Err(_), Some(e)) => return Err(e),
+        (right, _) => right?,
     };
     if right { Ok(()) } else { Err(Error::failed("a kernel is WRONG: its numbers are not what its work means")) }
 }

@@ -25,6 +25,9 @@ struct uint3 {
     unsigned x, y, z;
 };
 
+// What the machine does for the kernel: its own loads and stores are not the kernel's.
+#define EMULATED_PLAIN __attribute__((no_sanitize("thread"), no_sanitize("alignment")))
+
 namespace emulated {
 
 // Where threads meet. `line` tells call sites apart: threads that meet at different lines have diverged.
@@ -46,6 +49,8 @@ unsigned shared_address(const void* p);
 // A load or a store that no instruction of the text makes: of fragments and of inline PTX.
 void reads(const void* p, size_t bytes, int line);
 void writes(const void* p, size_t bytes, int line);
+// An atomic instruction: it may meet others of its kind.
+void changes(const void* p, size_t bytes, int line);
 [[noreturn]] __attribute__((format(printf, 2, 3))) void fail(int line, const char* format, ...);
 
 // An operand of inline PTX: its address and its bytes.
@@ -57,6 +62,14 @@ void ptx(int line, const char* text, const Operand* operands, unsigned outs, uns
 
 // A part of the block's memory, as the text declares one.
 template <typename T> T* claim(size_t offset) { return reinterpret_cast<T*>(shared(offset, sizeof(T))); }
+
+// Fibres change places where threads meet only: nothing comes between the load and the store.
+template <typename T, typename F> EMULATED_PLAIN T atomically(int line, T* p, F next) {
+    changes(p, sizeof(T), line);
+    const T old = *p;
+    *p = next(old);
+    return old;
+}
 
 template <typename T> T shuffled(int line, unsigned mask, T value, int how, unsigned by) {
     shuffle(line, mask, &value, sizeof(T), how, by);
@@ -79,6 +92,16 @@ template <typename T> T shuffled(int line, unsigned mask, T value, int how, unsi
 #define __ballot_sync(m, v) emulated::vote(__LINE__, m, v)
 #define __any_sync(m, v) (emulated::vote(__LINE__, m, v) != 0)
 #define __all_sync(m, v) (emulated::vote(__LINE__, m, !(v)) == 0)
+#define EMULATED_ATOMIC(p, then) (emulated::atomically(__LINE__, p, [&](auto old) EMULATED_PLAIN { return decltype(old)(then); }))
+#define atomicExch(p, v) EMULATED_ATOMIC(p, v)
+#define atomicAdd(p, v) EMULATED_ATOMIC(p, old + (v))
+#define atomicSub(p, v) EMULATED_ATOMIC(p, old - (v))
+#define atomicAnd(p, v) EMULATED_ATOMIC(p, old & (v))
+#define atomicOr(p, v) EMULATED_ATOMIC(p, old | (v))
+#define atomicXor(p, v) EMULATED_ATOMIC(p, old ^ (v))
+#define atomicMin(p, v) EMULATED_ATOMIC(p, old < (v) ? old : (v))
+#define atomicMax(p, v) EMULATED_ATOMIC(p, old < (v) ? (v) : old)
+#define atomicCAS(p, was, v) EMULATED_ATOMIC(p, old == (was) ? (v) : old)
 #define __threadfence() ((void)0)
 #define __threadfence_block() ((void)0)
 #define __cvta_generic_to_shared(p) emulated::shared_address(p)
@@ -114,7 +137,6 @@ inline unsigned __float_as_uint(float x) { return emulated::bits_of(x); }
 namespace emulated {
 
 // The call itself is the machine's, not the kernel's.
-#define EMULATED_PLAIN __attribute__((no_sanitize("thread"), no_sanitize("alignment")))
 template <typename P> struct Argument {
     EMULATED_PLAIN static P of(void* p) { return *static_cast<P*>(p); }
 };

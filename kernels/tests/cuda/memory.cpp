@@ -27,8 +27,10 @@ struct Visit {
     uint32_t warp = NOBODY;
 };
 struct Cell {
-    Visit wrote, read;
+    // Stores, loads, and atomic instructions, which clash with the others but not among themselves.
+    Visit wrote, read, changed;
 };
+enum class How { Read, Write, Atomic };
 struct Tracked {
     Region region;
     std::vector<Cell> cells;
@@ -71,14 +73,14 @@ Tracked* find(const char* p, size_t bytes) {
     return nullptr;
 }
 
-void touch(const char* p, size_t bytes, bool write, int line) {
+void touch(const char* p, size_t bytes, How how, int line) {
     const Thread* t = machine.now;
     if (!t || !bytes || (p >= t->low && p < t->high)) return;
     Tracked* r = find(p, bytes);
-    const char* verb = write ? "writes" : "reads";
+    const char* verb = how == How::Read ? "reads" : "writes";
     if (!r) {
         // Constants and tables of the compiler lie in the program itself.
-        if (!write && p >= emulated_image_start && p < emulated_image_end) return;
+        if (how == How::Read && p >= emulated_image_start && p < emulated_image_end) return;
         for (const Tracked& near : regions)
             if (p >= near.region.start - 65536 && p < near.region.end + 65536)
                 fail(line, "%s %zu bytes at byte %td of %s, which has %td", verb, bytes, p - near.region.start,
@@ -95,14 +97,18 @@ void touch(const char* p, size_t bytes, bool write, int line) {
             // A block's own memory begins anew.
             if (cell.wrote.block != block_number()) cell.wrote = Visit();
             if (cell.read.block != block_number()) cell.read = Visit();
+            if (cell.changed.block != block_number()) cell.changed = Visit();
         }
         if (clashes(cell.wrote, *t))
             fail(line, "%s element %zu of %s, which thread %u wrote with no barrier between", verb, c, region.name,
                  cell.wrote.thread);
-        if (write && clashes(cell.read, *t))
+        if (how != How::Atomic && clashes(cell.changed, *t))
+            fail(line, "%s element %zu of %s, which another thread changes atomically with no barrier between", verb, c,
+                 region.name);
+        if (how != How::Read && clashes(cell.read, *t))
             fail(line, "writes element %zu of %s, which another thread reads with no barrier between", c,
                  region.name);
-        enter(write ? cell.wrote : cell.read, *t);
+        enter(how == How::Write ? cell.wrote : how == How::Read ? cell.read : cell.changed, *t);
     }
 }
 
@@ -159,8 +165,9 @@ unsigned shared_address(const void* p) {
     return unsigned(at) + SHARED_WINDOW;
 }
 
-void reads(const void* p, size_t bytes, int line) { touch(static_cast<const char*>(p), bytes, false, line); }
-void writes(const void* p, size_t bytes, int line) { touch(static_cast<const char*>(p), bytes, true, line); }
+void reads(const void* p, size_t bytes, int line) { touch(static_cast<const char*>(p), bytes, How::Read, line); }
+void writes(const void* p, size_t bytes, int line) { touch(static_cast<const char*>(p), bytes, How::Write, line); }
+void changes(const void* p, size_t bytes, int line) { touch(static_cast<const char*>(p), bytes, How::Atomic, line); }
 
 } // namespace emulated
 

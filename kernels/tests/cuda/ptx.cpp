@@ -149,6 +149,36 @@ void compare(Site& s) {
     s.put(a[0], yes);
 }
 void to_shared(Site& s) { s.put(s.args()[0], shared_address(reinterpret_cast<const void*>(s.get(s.args()[1])))); }
+// atom: 32 bits at a generic address, or at one of the block's memory.
+void atomic(Site& s) {
+    const auto& a = s.args();
+    const Instruction& i = *s.instruction;
+    if (!i.has("u32") && !i.has("s32") && !i.has("b32")) fail(s.line, "no such instruction: %s", i.opcode.c_str());
+    const bool block = i.has("shared") || i.has("shared::cta");
+    const uint64_t at = s.get(a[1]);
+    auto* p = reinterpret_cast<uint32_t*>(block ? s.shared_at(at, 4) : reinterpret_cast<char*>(at));
+    if (reinterpret_cast<uintptr_t>(p) % 4) fail(s.line, "%s at %p, which is not a multiple of 4", i.opcode.c_str(), static_cast<void*>(p));
+    changes(p, 4, s.line);
+    const uint32_t old = *p, by = uint32_t(s.get(a[2]));
+    const bool less = i.has("s32") ? int32_t(old) < int32_t(by) : old < by;
+    if (i.has("add"))
+        *p = old + by;
+    else if (i.has("exch"))
+        *p = by;
+    else if (i.has("min"))
+        *p = less ? old : by;
+    else if (i.has("max"))
+        *p = less ? by : old;
+    else if (i.has("and"))
+        *p = old & by;
+    else if (i.has("or"))
+        *p = old | by;
+    else if (i.has("xor"))
+        *p = old ^ by;
+    else
+        fail(s.line, "no such instruction: %s", i.opcode.c_str());
+    s.put(a[0], old);
+}
 void meet_warp(Site& s) { sync_warp(s.line, ~0u); }
 void nothing(Site&) {}
 
@@ -167,6 +197,7 @@ const struct {
     {"selp.", select},
     {"setp.", compare},
     {"cvta.to.shared", to_shared},
+    {"atom.", atomic},
     {"bar.warp.sync", meet_warp},
     {"cp.async.commit_group", commit_copies},
     {"cp.async.wait_group", wait_copies},

@@ -84,10 +84,13 @@ impl Source {
 
     /// The function that is meant after the pass, with what it calls.
     fn module(&self, selection: &Selection, aim: &Aim) -> Result<Module, Error> {
-        let picked: Picked = selection.one(self.file.as_deref())?.called(&lower::kernels())?;
-        match self.pass.as_deref() {
-            None | Some(INPUT) => Ok(picked.module),
-            to => Ok(lower::after(picked, &aim.target(), to, None)?.module),
+        let picked: Picked = selection.one(self.file.as_deref())?;
+        // A text as it is may be a dump, which has its call already.
+        let Some(pass) = self.pass.as_deref() else { return Ok(picked.module) };
+        let picked = picked.called(&lower::kernels())?;
+        match pass {
+            INPUT => Ok(picked.module),
+            to => Ok(lower::after(picked, &aim.target(), Some(to), None)?.module),
         }
     }
 }

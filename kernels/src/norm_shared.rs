@@ -1,0 +1,141 @@
+//! Norms of rows on GPUs: a cube a row, its units side by side; sums meet in shared memory.
+//!
+//! Implements  `@rms_norm`, `@layer_norm`
+//! Schedule    `units` a row
+//! Needs       units that share memory; rows at least as wide as the plane or as 32 elements
+//! Cost        reads R·C + C, writes R·C elements: bandwidth-bound; a row comes again from the nearest cache
+//! Source      Zhang & Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:1607.06450
+
+use cubecl::prelude::*;
+use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
+
+use crate::bind::{Buffers, Slots};
+use crate::grid::{address, cubes};
+use crate::layer_norm_rows::{Norm, moved};
+use crate::prepared::{Prepared, runner};
+use crate::rms_norm_rows::scaled;
+use crate::vector::{Lane, read_float};
+use crate::{Launch, LaunchError};
+
+/// The narrowest row that a cube pays for.
+const NARROW: usize = 32;
+
+/// Norms rows by cubes.
+pub struct NormShared;
+
+impl Kernel for NormShared {
+    fn name(&self) -> &'static str {
+        "norm.shared"
+    }
+
+    fn implements(&self) -> Implements {
+        Implements::Functions(&["rms_norm", "layer_norm"])
+    }
+
+    fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
+        let (_, x, y) = Norm::of(work, &mut Slots::default(), &mut Slots::default())?;
+        if target.family == Family::Cpu {
+            return Err(Refusal("needs units that share memory; a cube of the CPU is a core".into()));
+        }
+        if !target.holds(y.dtype) {
+            return Err(Refusal(format!("{} writes no {}", target.name, y.dtype)));
+        }
+        if x.shape[1] < NARROW {
+            return Err(Refusal(format!("a cube pays for rows of {NARROW} or more, they are {} wide", x.shape[1])));
+        }
+        // Units that each get two elements or more, up to what pays.
+        let most = (x.shape[1] / 2).next_power_of_two().clamp(NARROW, target.units as usize) as u32;
+        Ok(vec![Schedule::new(&[("bits", 32), ("units", most)])])
+    }
+}
+
+impl Launch for NormShared {
+    fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
+        let (mut ins, mut outs) = (Slots::default(), Slots::default());
+        let (norm, x, _) =
+            Norm::of(work, &mut ins, &mut outs).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (rows, width) = (x.shape[0] as u32, x.shape[1] as u32);
+        let (units, bits) = (schedule.get("units"), address(schedule));
+        let (grid, _) = cubes(rows, &Schedule::new(&[("units", 1), ("bits", 32)]));
+        Ok(Prepared::new(
+            vec![rows, width],
+            ins,
+            outs,
+            grid,
+            units,
+            runner!(|b| norm_shared, bits, b.meta, b.operands, b.results, norm, units as usize),
+        ))
+    }
+}
+
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
+fn norm_shared(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] n: Norm, #[comptime] units: usize) {
+    let width = meta[1] as usize;
+    // A cube past the end takes the last row again and writes nothing: all units of a cube meet.
+    let row = min(CUBE_POS as u32, meta[0] - 1) as usize;
+    let live = (CUBE_POS as u32) < meta[0];
+    let from = row * width;
+    let size = f32::cast_from(meta[1]);
+    let mut shared = Shared::<[f32]>::new_slice(units);
+    let mut mean = 0.0f32.runtime();
+    if comptime![n.b.is_some()] {
+        let sum = row_sum(operands, &mut shared, from, width, 0.0f32, n, false, units);
+        mean = sum / size;
+    }
+    let squares = row_sum(operands, &mut shared, from, width, mean, n, true, units);
+    let eps = operands.f32s.index(n.eps.index)[0];
+    let scale = 1.0f32 / (squares / size + eps).sqrt();
+    if live {
+        let mut i = UNIT_POS as usize;
+        while i < width {
+            if comptime![n.b.is_some()] {
+                moved::<Const<1>>(operands, results, from, i, mean, scale, n);
+            } else {
+                scaled::<Const<1>>(operands, results, from, i, scale, n.x, n.w, n.y);
+            }
+            i += units;
+        }
+    }
+}
+
+/// The sum over a row of its elements less `mean`, or of their squares, in every unit.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn row_sum(
+    operands: &Buffers,
+    shared: &mut Shared<[f32]>,
+    from: usize,
+    width: usize,
+    mean: f32,
+    #[comptime] n: Norm,
+    #[comptime] squared: bool,
+    #[comptime] units: usize,
+) -> f32 {
+    let at = UNIT_POS as usize;
+    let mut sum = 0.0f32.runtime();
+    let mut i = at;
+    while i < width {
+        let x = read_float::<Const<1>>(operands, from + i, 1usize, n.x, Lane::One).extract(0usize) - mean;
+        if squared {
+            sum += x * x;
+        } else {
+            sum += x;
+        }
+        i += units;
+    }
+    shared[at] = sum;
+    sync_cube();
+    #[unroll]
+    for step in 0..comptime![units.ilog2() as usize] {
+        let span = comptime![units >> (step + 1)];
+        if at < span {
+            let other = shared[at + span];
+            shared[at] += other;
+        }
+        sync_cube();
+    }
+    let all = shared[0];
+    // What is read here is written again by the next sum.
+    sync_cube();
+    all
+}
