@@ -10,6 +10,7 @@ of a name is the kernel's own.
 """
 import argparse, ctypes, os, re, subprocess, sys, sysconfig, tempfile
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # Kernels by the end of their names, and the instruction that makes them what they are.
@@ -99,40 +100,54 @@ def faults(name, cubin, stack):
                 yield f"{name} keeps {stack} bytes on the stack"
 
 
+def compiled(nvrtc, name, source, arch):
+    """(cubin, log, [(kernel, registers, shared, stack, faults)])"""
+    cubin, log = nvrtc.cubin(name, source, arch)
+    rows = [] if cubin is None else usage(cubin)
+    return cubin, log, [(*row, list(faults(name, cubin, row[3]))) for row in rows]
+
+
 def main():
     args = argparse.ArgumentParser()
     args.add_argument("--arch", default="sm_80,sm_90a")
     args.add_argument("--dump", help="a folder to keep the cubins in")
     args.add_argument("files", nargs="+")
     args = args.parse_args()
-    nvrtc, done, failed = Nvrtc(), 0, 0
+    nvrtc, failed = Nvrtc(), 0
     table = defaultdict(list)
+    # Programs share kernels: each text is compiled once an arch, by as many threads as there are cores.
+    jobs, shared = {}, 0
     for path in args.files:
         for name, source in units(path):
             for arch in args.arch.split(","):
-                cubin, log = nvrtc.cubin(name, source, arch)
-                if cubin is None:
+                shared += (source.strip(), arch) in jobs
+                jobs.setdefault((source.strip(), arch), name)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(lambda job: compiled(nvrtc, jobs[job], *job), jobs)
+        for (job, (cubin, log, rows)) in zip(jobs, results):
+            name, arch = jobs[job], job[1]
+            if cubin is None:
+                failed += 1
+                print(f"FAILED  {name}  {arch}\n{log}")
+                continue
+            if args.dump:
+                os.makedirs(args.dump, exist_ok=True)
+                Path(args.dump, f"{name.replace('/', '_')}.{arch}.cubin").write_bytes(cubin)
+            for kernel, registers, memory, stack, wrong in rows:
+                print(f"{name}  {kernel}  {arch}  {registers} registers  {memory} B shared  {stack} B stack and local")
+                if "]." in name:
+                    table[name.rsplit("].", 1)[1], arch].append((registers, memory, stack))
+                for fault in wrong:
                     failed += 1
-                    print(f"FAILED  {name}  {arch}\n{log}")
-                    continue
-                done += 1
-                if args.dump:
-                    os.makedirs(args.dump, exist_ok=True)
-                    Path(args.dump, f"{name.replace('/', '_')}.{arch}.cubin").write_bytes(cubin)
-                for kernel, registers, shared, stack in usage(cubin):
-                    print(f"{name}  {kernel}  {arch}  {registers} registers  {shared} B shared  {stack} B stack and local")
-                    if "]." in name:
-                        table[name.rsplit("].", 1)[1], arch].append((registers, shared, stack))
-                    for fault in faults(name, cubin, stack):
-                        failed += 1
-                        print(f"FAILED  {fault}  {arch}")
+                    print(f"FAILED  {fault}  {arch}")
+    done = len(jobs)
     if table:
         print(f"{'kernel':<24} {'arch':<7} {'texts':>5} {'registers':>10} {'shared B':>15} {'with stack':>10}")
         for (kernel, arch), rows in sorted(table.items()):
             spans = [f"{min(r[i] for r in rows)}-{max(r[i] for r in rows)}" for i in (0, 1)]
             stacked = sum(r[2] > 0 for r in rows)
             print(f"{kernel:<24} {arch:<7} {len(rows):>5} {spans[0]:>10} {spans[1]:>15} {stacked:>10}")
-    print(f"nvrtc: {done} compiled, {failed} failed")
+    print(f"nvrtc: {done} texts compiled, {failed} failed; {shared} more were the same texts again")
     return 1 if failed or not done else 0
 
 

@@ -64,10 +64,10 @@ pub enum Said {
 /// The model and the sizes that a device is benched at unless told otherwise: the 13B model on a card, `mini` on the CPU,
 /// a few rows of [`small`] where nothing is fast.
 pub fn usual(device: &Device) -> (OmChatConfig, Scale) {
-    let software = device.name().contains("software");
-    match (device, device.target().family) {
+    let target = device.target();
+    match (device, target.family) {
         (Device::Interp, _) => (small(), Scale::tiny()),
-        (_, Family::Wgpu) if software => (small(), Scale::tiny()),
+        (_, Family::Wgpu) if target.software => (small(), Scale::tiny()),
         (_, Family::Cpu) => (mini(), Scale::cpu()),
         _ => (omchat_13b(), Scale::card()),
     }

@@ -96,6 +96,13 @@ fn of<'w>(work: &'w Work, names: &[&str], ins: usize, outs: usize) -> Result<(Si
     Ok((sizes, operands, results))
 }
 
+/// Blocks of `rows` out of `over` of each key head: how many there are, and the words that a kernel of blocks reads.
+pub(crate) fn blocks(n: &Sizes, over: usize, rows: usize) -> (u32, Vec<u32>) {
+    let blocks = over.div_ceil(rows);
+    let items = (n.b * n.h * blocks) as u32;
+    (items, vec![items, blocks as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32])
+}
+
 /// The places of an instance, and what to bind.
 pub(crate) fn places(operands: &[Type], results: &[Type]) -> (Places, Slots, Slots) {
     let (mut ins, mut outs) = (Slots::default(), Slots::default());

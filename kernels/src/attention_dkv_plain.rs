@@ -13,7 +13,7 @@ use crate::attention::{BackPlaces, back_places, backward};
 use crate::attention_dq_plain::{narrow, one};
 use crate::bind::Buffers;
 use crate::grid::{address, cubes, units};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::{Launch, LaunchError};
 
 /// Differentiates attention, a key a unit.
@@ -37,8 +37,7 @@ impl Kernel for AttentionDkvPlain {
 
 impl Launch for AttentionDkvPlain {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let (n, operands, results) =
-            backward(work, "attention_dkv", 2).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (n, operands, results) = backward(work, "attention_dkv", 2).map_err(unfit(self.name()))?;
         let (places, ins, outs) = back_places(operands, results);
         let keys = n.b * n.h * n.s;
         let words = vec![keys as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];

@@ -12,11 +12,11 @@
 use cubecl::prelude::*;
 use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 
-use crate::attention::{BackPlaces, back_places, backward};
+use crate::attention::{BackPlaces, back_places, backward, blocks};
 use crate::attention_tiles::{STEP, Shape, add_weighed, pack_row, pack_rows, pack_side, product, tiled, write_row};
 use crate::bind::Buffers;
 use crate::grid::{address, cubes};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::{Launch, LaunchError};
 
 /// Differentiates attention by blocks of keys.
@@ -48,15 +48,12 @@ impl Kernel for AttentionDkvRows {
 
 impl Launch for AttentionDkvRows {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let (n, operands, results) =
-            backward(work, "attention_dkv", 2).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (n, operands, results) = backward(work, "attention_dkv", 2).map_err(unfit(self.name()))?;
         let (places, ins, outs) = back_places(operands, results);
         let (lanes, rows) = (schedule.get("lanes") as usize, schedule.get("rows") as usize);
         let plan = Plan { places, shape: Shape::new(n.d, schedule.get("tile") as usize, lanes), rows };
-        let blocks = n.s.div_ceil(rows);
-        let items = n.b * n.h * blocks;
-        let words = vec![items as u32, blocks as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];
-        let (cubes, units) = cubes(items as u32, schedule);
+        let (items, words) = blocks(&n, n.s, rows);
+        let (cubes, units) = cubes(items, schedule);
         let bits = address(schedule);
         Ok(Prepared::new(
             words,

@@ -12,7 +12,7 @@ use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 use crate::attention::{BackPlaces, Sizes, back_places, backward};
 use crate::bind::{Buffers, Slot};
 use crate::grid::{address, cubes, units};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, read_float};
 use crate::{Launch, LaunchError};
 
@@ -42,8 +42,7 @@ pub(crate) fn narrow(n: Sizes) -> Result<(), Refusal> {
 
 impl Launch for AttentionDqPlain {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let (n, operands, results) =
-            backward(work, "attention_dq", 1).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (n, operands, results) = backward(work, "attention_dq", 1).map_err(unfit(self.name()))?;
         let (places, ins, outs) = back_places(operands, results);
         let queries = n.b * n.h * n.g * n.t;
         let words = vec![queries as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];

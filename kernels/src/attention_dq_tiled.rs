@@ -12,14 +12,14 @@
 use cubecl::prelude::*;
 use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 
-use crate::attention::{BackPlaces, back_places, backward};
+use crate::attention::{BackPlaces, back_places, backward, blocks};
 use crate::attention_panels::{
     LANES, Panel, Sums, Tiling, add_weighed, lay_weights, row_of, schedules, scores, shares, tiling, write_block, zero,
 };
 use crate::attention_sight::{Mask, bounds, hi, list_keys, list_places, list_queries, lo, sight};
 use crate::bind::Buffers;
 use crate::grid::{address, one_each};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::{Launch, LaunchError};
 
 /// Differentiates attention by blocks of queries in shared memory.
@@ -52,14 +52,11 @@ impl Kernel for AttentionDqTiled {
 
 impl Launch for AttentionDqTiled {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let (n, operands, results) =
-            backward(work, "attention_dq", 1).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (n, operands, results) = backward(work, "attention_dq", 1).map_err(unfit(self.name()))?;
         let (places, ins, outs) = back_places(operands, results);
         let t = tiling(n.d, schedule);
-        let blocks = (n.g * n.t).div_ceil(t.m());
-        let items = n.b * n.h * blocks;
-        let words = vec![items as u32, blocks as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];
-        let (cubes, units) = one_each(items as u32, schedule.get("units"));
+        let (items, words) = blocks(&n, n.g * n.t, t.m());
+        let (cubes, units) = one_each(items, schedule.get("units"));
         let bits = address(schedule);
         let plan = Plan { places, mask: places.into(), t };
         Ok(Prepared::new(

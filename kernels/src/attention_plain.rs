@@ -12,7 +12,7 @@ use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 use crate::attention::{FORWARD, Places, instance, places};
 use crate::bind::Buffers;
 use crate::grid::{address, cubes, units};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, read_float, write_float};
 use crate::{Launch, LaunchError};
 
@@ -39,8 +39,7 @@ impl Kernel for AttentionPlain {
 
 impl Launch for AttentionPlain {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let (n, operands, results) =
-            instance(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (n, operands, results) = instance(work).map_err(unfit(self.name()))?;
         let (places, ins, outs) = places(operands, results);
         let queries = n.b * n.h * n.g * n.t;
         let words = vec![queries as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];

@@ -14,13 +14,13 @@
 use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
-use crate::attention::{FORWARD, Places, instance, places};
+use crate::attention::{FORWARD, Places, blocks, instance, places};
 use crate::attention_tiles::{
     STEP, Shape, TILE, add_weighed, block, pack_row, pack_rows, pack_side, product, write_row,
 };
 use crate::bind::Buffers;
 use crate::grid::{address, cubes};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::across;
 use crate::{Launch, LaunchError};
 
@@ -67,16 +67,13 @@ impl Kernel for AttentionRows {
 
 impl Launch for AttentionRows {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let (n, operands, results) =
-            instance(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (n, operands, results) = instance(work).map_err(unfit(self.name()))?;
         let (places, ins, outs) = places(operands, results);
         let (lanes, rows, tile) =
             (schedule.get("lanes") as usize, schedule.get("rows") as usize, schedule.get("tile") as usize);
         let plan = Plan { places, shape: Shape::new(n.d, tile, lanes), rows };
-        let blocks = (n.g * n.t).div_ceil(rows);
-        let items = n.b * n.h * blocks;
-        let words = vec![items as u32, blocks as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];
-        let (cubes, units) = cubes(items as u32, schedule);
+        let (items, words) = blocks(&n, n.g * n.t, rows);
+        let (cubes, units) = cubes(items, schedule);
         let bits = address(schedule);
         Ok(Prepared::new(
             words,

@@ -19,7 +19,7 @@ use crate::attention_panels::{MASKED, shares};
 use crate::attention_sight::{Mask, at, bounds, hi, lo, sight};
 use crate::bind::{Buffers, Slot};
 use crate::grid::{address, one_each};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, read_float, write_float};
 use crate::{Launch, LaunchError};
 
@@ -106,8 +106,7 @@ fn cubes(n: &Sizes, rows: usize) -> usize {
 
 impl Launch for AttentionSplit {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let (n, operands, results) =
-            instance(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (n, operands, results) = instance(work).map_err(unfit(self.name()))?;
         let (places, ins, outs) = places(operands, results);
         let get = |name: &str| schedule.get(name) as usize;
         let plan =

@@ -14,7 +14,7 @@
 use cubecl::prelude::*;
 use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 
-use crate::attention::{FORWARD, Places, instance, places};
+use crate::attention::{FORWARD, Places, blocks, instance, places};
 use crate::attention_panels::{
     Four, LANES, MASKED, Panel, Sums, Tiling, add_weighed, lay_weights, row_of, schedules, scores, shares, tiling,
     write_block, zero,
@@ -22,7 +22,7 @@ use crate::attention_panels::{
 use crate::attention_sight::{Mask, bounds, list_keys, list_places, list_queries, sight};
 use crate::bind::Buffers;
 use crate::grid::{address, one_each};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::{Launch, LaunchError};
 
 /// Least queries of a group that a block is worth.
@@ -69,14 +69,11 @@ impl Kernel for AttentionTiled {
 
 impl Launch for AttentionTiled {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let (n, operands, results) =
-            instance(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (n, operands, results) = instance(work).map_err(unfit(self.name()))?;
         let (places, ins, outs) = places(operands, results);
         let t = tiling(n.d, schedule);
-        let blocks = (n.g * n.t).div_ceil(t.m());
-        let items = n.b * n.h * blocks;
-        let words = vec![items as u32, blocks as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];
-        let (cubes, units) = one_each(items as u32, schedule.get("units"));
+        let (items, words) = blocks(&n, n.g * n.t, t.m());
+        let (cubes, units) = one_each(items, schedule.get("units"));
         let bits = address(schedule);
         let plan = Plan { places, mask: places.into(), t };
         Ok(Prepared::new(

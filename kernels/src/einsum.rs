@@ -9,7 +9,6 @@ use cubecl::prelude::*;
 use omchat_codegen::{Body, Fold, Kind, Nest, Refusal, Schedule, Step, Work};
 use omchat_ir::Scalar as Function;
 
-use crate::LaunchError;
 use crate::bind::{Buffers, Slots};
 use crate::body::evaluate;
 use crate::grid::{Grid, cubes};
@@ -163,11 +162,6 @@ impl Roles {
         };
         (Key::new(e), words, ins, outs, cubes(items, schedule))
     }
-}
-
-/// A kernel's error for work that it refused.
-pub(crate) fn unfit(kernel: &'static str) -> impl Fn(Refusal) -> LaunchError {
-    move |r| LaunchError::Unfit { kernel, reason: r.0 }
 }
 
 fn factors(nest: &Nest) -> Option<(usize, usize)> {

@@ -10,12 +10,12 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::bind::Buffers;
-use crate::einsum::{Einsum, Roles, finish, inside, stride, tile, unfit};
+use crate::einsum::{Einsum, Roles, finish, inside, stride, tile};
 use crate::grid::{address, cores};
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::{Cursor, depth, item, seek};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, across, read_float};
 use crate::{Launch, LaunchError};
 

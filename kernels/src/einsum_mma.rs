@@ -13,14 +13,14 @@ use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work
 use omchat_ir::Dtype;
 
 use crate::bind::Buffers;
-use crate::einsum::{Roles, unfit};
+use crate::einsum::Roles;
 use crate::einsum_copies::{Panel, commit, fill, wait};
 use crate::einsum_tiles::{Factor, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
 use crate::grid::address;
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::depth;
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::{Launch, LaunchError};
 
 /// Rows, columns and k of a fragment.

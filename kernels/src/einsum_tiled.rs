@@ -10,13 +10,13 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::bind::{Buffers, Slot};
-use crate::einsum::{Roles, unfit};
+use crate::einsum::Roles;
 use crate::einsum_tiles::{Factor, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
 use crate::grid::address;
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::depth;
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, read_float};
 use crate::{Launch, LaunchError};
 

@@ -12,7 +12,7 @@ use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 use omchat_ir::Dtype;
 
 use crate::bind::Buffers;
-use crate::einsum::{Roles, unfit};
+use crate::einsum::Roles;
 use crate::einsum_copies::{CHUNK, Panel, chunk, commit, shared_address, wait};
 use crate::einsum_mma::suits;
 use crate::einsum_tiles::{Factor, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
@@ -20,7 +20,7 @@ use crate::grid::address;
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::depth;
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::{Launch, LaunchError};
 
 /// Units of a warpgroup, and the rows that it multiplies.

@@ -16,7 +16,7 @@ use crate::key::Key;
 use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan};
 use crate::map_plain::{fits, nest_of};
 use crate::nest::{Cursor, deliver, depth, item, lanes, look, origin, seek};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::across;
 use crate::{Launch, LaunchError};
 
@@ -47,7 +47,7 @@ impl Kernel for FoldPlain {
 
 impl Launch for FoldPlain {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let nest = nest_of(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let nest = nest_of(work).map_err(unfit(self.name()))?;
         let loops = Loops::of(nest);
         let (kept, folded) = (loops.inner(), loops.nest.kept.len() + loops.nest.folded.len() - 1);
         let most = schedule.get("lanes") as usize;

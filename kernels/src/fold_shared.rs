@@ -17,7 +17,7 @@ use crate::key::Key;
 use crate::loops::{ITEMS, Loops, PARTS, Plan};
 use crate::map_plain::{fits, nest_of};
 use crate::nest::{Cursor, depth, lanes, look, origin, seek};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::{Launch, LaunchError};
 
 /// Folds by cubes.
@@ -64,7 +64,7 @@ fn axis(loops: &Loops) -> usize {
 
 impl Launch for FoldShared {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let nest = nest_of(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let nest = nest_of(work).map_err(unfit(self.name()))?;
         let loops = Loops::of(nest);
         let width = schedule.get("lanes") as usize;
         let (plan, words, ins, outs) = loops.plan(axis(&loops), width, Some(1));

@@ -14,7 +14,7 @@ use omchat_ir::Dtype;
 use crate::bind::{Buffers, Slots};
 use crate::grid::{address, cubes, units};
 use crate::kth_largest_plain::{image, number, sizes};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::load;
 use crate::{Launch, LaunchError};
 
@@ -53,7 +53,7 @@ impl Kernel for KthLargestRadix {
 
 impl Launch for KthLargestRadix {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let (rows, width, k) = sizes(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (rows, width, k) = sizes(work).map_err(unfit(self.name()))?;
         let (mut ins, mut outs) = (Slots::default(), Slots::default());
         ins.slot(0, Dtype::F32);
         outs.slot(0, Dtype::F32);

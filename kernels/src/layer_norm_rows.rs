@@ -13,7 +13,7 @@ use omchat_ir::{Dtype, Type};
 
 use crate::bind::{Buffers, Slot, Slots};
 use crate::grid::{address, cubes, units};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, across, read_float, write_float};
 use crate::{Launch, LaunchError};
 
@@ -88,8 +88,7 @@ impl Kernel for LayerNormRows {
 impl Launch for LayerNormRows {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
         let (mut ins, mut outs) = (Slots::default(), Slots::default());
-        let (norm, x, _) =
-            Norm::of(work, &mut ins, &mut outs).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (norm, x, _) = Norm::of(work, &mut ins, &mut outs).map_err(unfit(self.name()))?;
         let (rows, width) = (x.shape[0] as u32, x.shape[1] as u32);
         let (lanes, bits) = (schedule.get("lanes") as usize, address(schedule));
         let tail = !(width as usize).is_multiple_of(lanes);

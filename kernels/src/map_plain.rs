@@ -16,7 +16,7 @@ use crate::grid::{address, cubes, units};
 use crate::key::Key;
 use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, widest};
 use crate::nest::{Cursor, deliver, item, look, origin, seek};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::{Launch, LaunchError};
 
 /// Elements that a core takes at a time: enough to hide what an item costs to start.
@@ -46,7 +46,7 @@ impl Kernel for MapPlain {
 
 impl Launch for MapPlain {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let nest = nest_of(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let nest = nest_of(work).map_err(unfit(self.name()))?;
         let loops = Loops::of(nest);
         let lanes = schedule.get("lanes") as usize;
         let chunk = if lanes == 1 { 1 } else { loops.size(loops.inner()).min(BLOCK) };

@@ -12,7 +12,7 @@ use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work
 use crate::bind::{Buffers, Slots};
 use crate::grid::{address, cubes};
 use crate::layer_norm_rows::{Norm, moved};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::rms_norm_rows::scaled;
 use crate::vector::{Lane, read_float};
 use crate::{Launch, LaunchError};
@@ -52,8 +52,7 @@ impl Kernel for NormShared {
 impl Launch for NormShared {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
         let (mut ins, mut outs) = (Slots::default(), Slots::default());
-        let (norm, x, _) =
-            Norm::of(work, &mut ins, &mut outs).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (norm, x, _) = Norm::of(work, &mut ins, &mut outs).map_err(unfit(self.name()))?;
         let (rows, width) = (x.shape[0] as u32, x.shape[1] as u32);
         let (units, bits) = (schedule.get("units"), address(schedule));
         let (grid, _) = cubes(rows, &Schedule::new(&[("units", 1), ("bits", 32)]));

@@ -6,6 +6,7 @@ use cubecl::prelude::*;
 use crate::bind::{Args, Buffer, BuffersLaunch, Slots, raw};
 use crate::source::{Dialect, Offline};
 use crate::tally::Tally;
+use omchat_codegen::Refusal;
 
 /// Why a kernel could not be prepared or launched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +41,11 @@ pub enum Parameter {
     Operand(usize),
     /// That result of the work.
     Result(usize),
+}
+
+/// A kernel's error for work that it refused.
+pub(crate) fn unfit(kernel: &'static str) -> impl Fn(Refusal) -> LaunchError {
+    move |r| LaunchError::Unfit { kernel, reason: r.0 }
 }
 
 /// Arguments of one launch as the generated launch functions take them.

@@ -12,7 +12,7 @@ use omchat_ir::{Dtype, Type};
 
 use crate::bind::{Buffers, Slot, Slots, Storage};
 use crate::grid::{address, cubes, units};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, across, read_float, round_bf16, round_f16, write_float};
 use crate::{Launch, LaunchError};
 
@@ -50,7 +50,7 @@ impl Kernel for RmsNormRows {
 
 impl Launch for RmsNormRows {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let (x, w, y) = instance(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let (x, w, y) = instance(work).map_err(unfit(self.name()))?;
         let (rows, width) = (x.shape[0], x.shape[1]);
         let (mut ins, mut outs) = (Slots::default(), Slots::default());
         let (lanes, bits) = (schedule.get("lanes") as usize, address(schedule));

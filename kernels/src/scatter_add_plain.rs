@@ -12,7 +12,7 @@ use omchat_ir::Dtype;
 
 use crate::bind::{Buffers, Slot, Slots};
 use crate::grid::{address, cubes, units};
-use crate::prepared::{Prepared, runner};
+use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, read_float, write_float};
 use crate::{Launch, LaunchError};
 
@@ -73,7 +73,7 @@ impl Kernel for ScatterAddPlain {
 
 impl Launch for ScatterAddPlain {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let n = sizes(work).map_err(|r| LaunchError::Unfit { kernel: self.name(), reason: r.0 })?;
+        let n = sizes(work).map_err(unfit(self.name()))?;
         let (mut ins, mut outs) = (Slots::default(), Slots::default());
         let (lanes, bits) = (schedule.get("lanes") as usize, address(schedule));
         let plan = Plan {

@@ -2,12 +2,12 @@
 
 use crate::Error;
 use crate::compiled::Compiled;
+use crate::launches::Launches;
 use crate::window;
 use cubecl::client::Graph;
 use cubecl::server::Handle;
 use omchat_codegen::Family;
 use omchat_ir::Type;
-use omchat_kernels::Buffer;
 use std::thread::{self, ThreadId};
 
 /// Runs by launches before one is recorded: the first compiles, and what runs twice only is not worth a recording.
@@ -15,8 +15,7 @@ const WARM: usize = 2;
 
 /// A program's launches over one store's weights and states.
 pub(crate) struct Bound {
-    /// Operands and results of each launch.
-    pub(crate) launches: Vec<(Vec<Buffer>, Vec<Buffer>)>,
+    pub(crate) launches: Launches,
     /// The results that are no state.
     pub(crate) results: Vec<(Type, Handle)>,
     runs: usize,
@@ -32,7 +31,7 @@ enum Recording {
 }
 
 impl Bound {
-    pub(crate) fn new(launches: Vec<(Vec<Buffer>, Vec<Buffer>)>, results: Vec<(Type, Handle)>) -> Bound {
+    pub(crate) fn new(launches: Launches, results: Vec<(Type, Handle)>) -> Bound {
         Bound { launches, results, runs: 0, recording: Recording::None }
     }
 

@@ -61,10 +61,9 @@ impl Device {
 
 fn measure(device: &Device) -> Result<Ceilings, Error> {
     let target = device.target();
-    let software = device.name().contains("software");
     let (mebibytes, sizes): (usize, &[usize]) = match target.family {
         Family::Cuda => (1024, &[2048, 4096, 8192]),
-        Family::Wgpu if software => (8, &[256]),
+        Family::Wgpu if target.software => (8, &[256]),
         Family::Wgpu => (64, &[1024, 2048]),
         Family::Cpu => (64, &[512, 1024]),
     };

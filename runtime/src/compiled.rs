@@ -6,20 +6,18 @@ use crate::device::Device;
 use crate::executable::Timing;
 use crate::faults;
 use crate::host::HostTensor;
+use crate::launches::{self, buffer, enqueue, launches, prepare};
 use crate::store::Store;
 use crate::window;
 use cubecl::bytes::Bytes;
 use cubecl::prelude::Client;
 use cubecl::server::Handle;
-use omchat_codegen::{Place, Program};
+use omchat_codegen::{Port, Program};
 use omchat_ir::{Role, Type};
-use omchat_kernels::{Args, Buffer, Prepared, by_name};
+use omchat_kernels::{Args, Buffer, Prepared};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
-
-/// Launches that CubeCL's CPU client queues before it makes the host wait.
-const QUEUE: usize = 32;
 
 /// Names for stores to keep their bindings by.
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -122,16 +120,9 @@ impl Compiled {
         self.faultless(timings)
     }
 
-    /// Makes every launch, in order; on a device that records, they are recorded in place of run.
+    /// Makes every launch, in order.
     pub(crate) fn launch(&self, bound: &Bound) -> Result<(), Error> {
-        for (at, (l, (operands, results))) in self.program.launches.iter().zip(&bound.launches).enumerate() {
-            let (ready, meta) = &self.prepared[l.chosen];
-            ready.launch(&self.client, &Args { operands, results, meta })?;
-            if (at + 1) % QUEUE == 0 && !self.client.is_capturing() {
-                self.client.flush().map_err(|e| self.failed(format!("{e:?}")))?;
-            }
-        }
-        Ok(())
+        enqueue(&self.client, &self.program, &self.prepared, &bound.launches, &mut 0)
     }
 
     /// Writes the inputs, and yields the store's binding to this program.
@@ -168,13 +159,10 @@ impl Compiled {
             }
             held[p.buffer] = Some(handle.clone());
         }
-        let buffer = |b: &usize| self.buffer(*b, &held);
-        let launches = self.program.launches.iter();
-        let launches =
-            launches.map(|l| (l.operands.iter().map(buffer).collect(), l.results.iter().map(buffer).collect()));
         let wanted = self.program.results.iter().filter(|r| r.role != Role::State);
-        let results = wanted.map(|r| (r.ty.clone(), buffer(&r.buffer).handle)).collect();
-        Ok(Bound::new(launches.collect(), results))
+        let one = |r: &Port| Ok((r.ty.clone(), buffer(&self.program, r.buffer, &held, &self.slabs)?.handle));
+        let results = wanted.map(one).collect::<Result<_, Error>>()?;
+        Ok(Bound::new(launches(&self.program, &held, &self.slabs)?, results))
     }
 
     fn read(&self, bound: &Bound) -> Result<Vec<HostTensor>, Error> {
@@ -194,41 +182,9 @@ impl Compiled {
         }
     }
 
-    fn buffer(&self, b: usize, held: &[Option<Handle>]) -> Buffer {
-        let plan = &self.program.buffers[b];
-        let handle = match (plan.place, &held[b]) {
-            (_, Some(h)) => h.clone(),
-            (Place::Arena { slab, offset }, None) => {
-                let h = &self.slabs[slab];
-                let end = self.program.slabs[slab] - offset - plan.ty.bytes();
-                h.clone().offset_start(offset as u64).offset_end(end as u64)
-            }
-            (Place::Own, None) => self.slabs[0].clone(),
-        };
-        Buffer { handle, elements: plan.ty.elements() }
-    }
-
     pub(crate) fn failed(&self, message: String) -> Error {
-        Error::Device { device: self.program.target.name.clone(), message: message.chars().take(600).collect() }
+        launches::failed(&self.program, message)
     }
-}
-
-/// The chosen kernels of a program, each with its metadata on the device.
-///
-/// Errors: a kernel that is not in the list, or that refuses what was chosen for it.
-pub(crate) fn prepare(client: &Client, device: &str, program: &Program) -> Result<Vec<(Prepared, Buffer)>, Error> {
-    let mut prepared = vec![];
-    for c in &program.chosen {
-        let kernel = by_name(c.kernel)
-            .ok_or_else(|| Error::Device { device: device.into(), message: format!("no kernel {}", c.kernel) })?;
-        let ready = kernel.prepare(&c.work, &c.schedule)?;
-        let meta = Buffer {
-            handle: client.create_from_slice(bytemuck::cast_slice(ready.meta())),
-            elements: ready.meta().len(),
-        };
-        prepared.push((ready, meta));
-    }
-    Ok(prepared)
 }
 
 pub(crate) fn missing(name: &str, want: &Type, entry: &str) -> Error {

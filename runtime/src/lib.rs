@@ -10,6 +10,7 @@ mod executable;
 mod facts;
 mod faults;
 mod host;
+mod launches;
 mod room;
 mod store;
 mod table;

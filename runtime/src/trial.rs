@@ -3,9 +3,9 @@
 //! [`Executable`](crate::Executable) uploads inputs and reads results at each run; a trial holds its operands on the
 //! device, in as many copies as it takes for each run to find them outside the caches, and only waits.
 
-use crate::compiled::prepare;
 use crate::device::Device;
 use crate::faults;
+use crate::launches::{Launches, buffer, enqueue, launches, prepare};
 use crate::{Error, HostTensor};
 use cubecl::prelude::Client;
 use cubecl::server::Handle;
@@ -14,8 +14,6 @@ use omchat_ir::{Func, Mode, Module, Role, Tensor, interpret};
 use omchat_kernels::{Args, Buffer, Prepared};
 use std::time::{Duration, Instant};
 
-/// Launches that are queued before the client is told to go on; more make the host wait.
-const QUEUE: usize = 32;
 /// Most copies of the operands.
 const COPIES: usize = 64;
 
@@ -89,9 +87,6 @@ enum Body {
     Interpreted { module: Box<Module>, entry: Func, operands: Vec<Tensor> },
     Compiled(Box<Compiled>),
 }
-
-/// Operands and results of each launch.
-type Launches = Vec<(Vec<Buffer>, Vec<Buffer>)>;
 
 struct Compiled {
     client: Client,
@@ -234,15 +229,7 @@ impl Compiled {
     fn run(&mut self, times: usize) -> Result<(), Error> {
         let mut queued = 0;
         for _ in 0..times {
-            let copy = &self.copies[self.next];
-            for (l, (operands, results)) in self.program.launches.iter().zip(copy) {
-                let (ready, meta) = &self.prepared[l.chosen];
-                ready.launch(&self.client, &Args { operands, results, meta })?;
-                queued += 1;
-                if queued % QUEUE == 0 {
-                    self.client.flush().map_err(|e| self.failed(format!("{e:?}")))?;
-                }
-            }
+            enqueue(&self.client, &self.program, &self.prepared, &self.copies[self.next], &mut queued)?;
             self.next = (self.next + 1) % self.copies.len();
         }
         self.wait()
@@ -302,24 +289,15 @@ fn buffers(client: &Client, program: &Program, operands: &[HostTensor]) -> Resul
             let (name, entry) = (p.name.clone(), program.name.clone());
             return Err(Error::WrongType { name, entry, want: p.ty.to_string(), have });
         };
-        held[p.buffer] = Some(client.create_from_slice(&t.bytes));
+        held[p.buffer] = Some(client.create_from_slice(&t.words()));
     }
-    let buffer = |b: &usize| {
-        let plan = &program.buffers[*b];
-        let handle = match (plan.place, &held[*b]) {
-            (_, Some(h)) => h.clone(),
-            (Place::Arena { slab, offset }, None) => {
-                let end = program.slabs[slab] - offset - plan.ty.bytes();
-                slabs[slab].clone().offset_start(offset as u64).offset_end(end as u64)
-            }
-            // Memory that the caller would hold and no parameter names.
-            (Place::Own, None) => client.empty(plan.ty.bytes().max(1)),
-        };
-        Buffer { handle, elements: plan.ty.elements() }
-    };
-    let of = |list: &[usize]| list.iter().map(buffer).collect::<Vec<_>>();
-    let ports: Vec<usize> = program.results.iter().filter(|r| r.role != Role::State).map(|r| r.buffer).collect();
-    Ok((program.launches.iter().map(|l| (of(&l.operands), of(&l.results))).collect(), of(&ports)))
+    // Memory that the caller would hold and no parameter names.
+    for (b, plan) in program.buffers.iter().enumerate().filter(|(_, plan)| plan.place == Place::Own) {
+        held[b].get_or_insert_with(|| client.empty(plan.ty.bytes().max(1)));
+    }
+    let ports = program.results.iter().filter(|r| r.role != Role::State);
+    let results = ports.map(|r| buffer(program, r.buffer, &held, &slabs)).collect::<Result<_, _>>()?;
+    Ok((launches(program, &held, &slabs)?, results))
 }
 
 /// Copies that together take twice the caches, but no more than a quarter of what is free.

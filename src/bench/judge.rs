@@ -4,8 +4,8 @@
 //! lowered without the kernels of functions. `kth_largest` is a sort, `scatter_add` a loop.
 
 use crate::{Device, Error};
-use omchat_codegen::{Body, Context, Fold, Implements, Kernel, Kind, Nest, Program, Read, Step, Work, compile};
-use omchat_ir::{Action, Builder, Class, Diagnostics, Dtype, Module, Role, Scope, Value};
+use omchat_codegen::{Context, Implements, Kernel, Nest, Program, Work, compile};
+use omchat_ir::{Action, Builder, Diagnostics, Dtype, Module, Role, Scope, Value};
 use omchat_kernels::LIST;
 use omchat_runtime::{Examined, HostTensor, Trial};
 use std::collections::BTreeMap;
@@ -40,26 +40,15 @@ fn number(t: &HostTensor, at: usize) -> f64 {
     }
 }
 
-fn place(offset: usize, strides: &[usize], at: &[usize]) -> usize {
-    offset + strides.iter().zip(at).map(|(s, i)| s * i).sum::<usize>()
-}
-
 /// A nest at some of its points; and every element that it should have written.
 fn nest(n: &Nest, e: &Examined) -> Option<String> {
-    let narrow = n.writes.iter().any(|w| matches!(w.dtype, Dtype::Bf16 | Dtype::F16))
-        || n.body.steps.iter().chain(&n.epilogue.steps).any(|s| matches!(s, Step::Round { .. }));
-    let slack = if narrow { 1.0 / 120.0 } else { f64::max(4e-6, 1.2e-7 * (n.depth() as f64).sqrt()) };
+    let slack = if n.narrow() { 1.0 / 120.0 } else { f64::max(4e-6, 1.2e-7 * (n.depth() as f64).sqrt()) };
+    let element = |operand: usize, at: usize| number(&e.operands[operand], at);
     for at in points(&n.kept) {
-        let (values, size) = point(n, &at, e);
-        for (w, want) in n.writes.iter().zip(values) {
-            let mut p = place(w.offset, &w.strides, &at);
-            if let Some(start) = &w.at {
-                let from = number(&e.operands[start.operand], 0).clamp(0.0, start.last as f64);
-                p += from as usize * start.stride;
-            }
-            let got = number(&e.results[w.result], p);
-            let want = w.dtype.round(want);
-            let near = (want - got).abs() <= slack * size.max(want.abs()) + 2e-6;
+        let point = n.at(&at, &element);
+        for (w, (place, want)) in n.writes.iter().zip(point.writes) {
+            let (got, want) = (number(&e.results[w.result], place), w.dtype.round(want.exact));
+            let near = (want - got).abs() <= slack * point.size.max(want.abs()) + 2e-6;
             if !near {
                 return Some(format!("result {} at {at:?} is {got}, not {want}", w.result));
             }
@@ -93,69 +82,6 @@ fn points(kept: &[usize]) -> Vec<Vec<usize>> {
         out.extend((0..1 << kept.len().min(5)).map(|bits| corner(bits).collect()));
     }
     out
-}
-
-/// The results at a kept point, and how large the numbers were that were summed for them.
-fn point(n: &Nest, kept: &[usize], e: &Examined) -> (Vec<f64>, f64) {
-    let Some(fold) = n.fold else { return (run(n, &n.body, kept, 0.0, e), 0.0) };
-    let mut at = [kept, &vec![0; n.folded.len()]].concat();
-    let (mut sum, mut top, mut first, mut size) = (0.0, -1e30f64, 0, 0.0f64);
-    let mut highest = f64::NEG_INFINITY;
-    for flat in 0..n.depth() {
-        let mut rest = flat;
-        for (a, size) in at[kept.len()..].iter_mut().zip(&n.folded).rev() {
-            (*a, rest) = (rest % size, rest / size);
-        }
-        let x = run(n, &n.body, &at, 0.0, e)[0];
-        sum += x;
-        top = top.max(x);
-        if x > highest {
-            (highest, first) = (x, flat);
-        }
-        size = if fold == Fold::Sum { size + x.abs() } else { size.max(x.abs()) };
-    }
-    let folded = match fold {
-        Fold::Sum => sum,
-        Fold::Max => top,
-        Fold::ArgMax => first as f64,
-    };
-    (run(n, &n.epilogue, kept, folded, e), size)
-}
-
-/// A body's results at an index.
-fn run(n: &Nest, body: &Body, at: &[usize], folded: f64, e: &Examined) -> Vec<f64> {
-    let mut v: Vec<f64> = vec![];
-    for step in &body.steps {
-        let x = match step {
-            Step::Read { read, .. } => element(&n.reads[*read], at, e),
-            Step::Folded { .. } => folded,
-            Step::Index { axis } => at[*axis] as f64,
-            Step::Float { bits } => f64::from(f32::from_bits(*bits)),
-            Step::Int { value } => f64::from(*value),
-            Step::Apply { f, args, of } => {
-                let x: Vec<f64> = args.iter().map(|a| v[*a]).collect();
-                if *of == Kind::Int && f.class() == Class::Number { f.value_i32(&x) } else { f.value(&x) }
-            }
-            Step::Convert { arg, to: Kind::Int } => f64::from(v[*arg] as i32),
-            Step::Convert { arg, .. } => v[*arg],
-            Step::Round { arg, to } => to.round(v[*arg]),
-            Step::Truth { arg } => f64::from(u8::from(v[*arg] != 0.0)),
-        };
-        v.push(x);
-    }
-    body.results.iter().map(|r| v[*r]).collect()
-}
-
-fn element(r: &Read, at: &[usize], e: &Examined) -> f64 {
-    let mut p = place(r.offset, &r.strides, at);
-    if let Some(a) = &r.at {
-        let id = number(&e.operands[a.operand], place(a.offset, &a.strides, at));
-        if id < 0.0 || id >= a.size as f64 {
-            return 0.0;
-        }
-        p += id as usize * a.stride;
-    }
-    number(&e.operands[r.operand], p)
 }
 
 fn kth_largest(rows: usize, width: usize, k: usize, e: &Examined) -> Option<String> {

@@ -4,6 +4,7 @@ use super::drawn::{Draw, Instance};
 use super::judge::Case;
 use crate::faults;
 use crate::host::HostTensor;
+use crate::launches::QUEUE;
 use cubecl::prelude::Client;
 use omchat_codegen::{Schedule, Target};
 use omchat_ir::Tensor;
@@ -17,8 +18,6 @@ const GUARD: u8 = 0xee;
 const BEHIND: usize = 64;
 /// The least time that a sample takes: far above what the clock and the waiting cost.
 const SAMPLE: Duration = Duration::from_millis(2);
-/// Launches that a client may queue.
-const QUEUE: usize = 32;
 /// Bytes of operands that launches of one sample walk through, so that small caches do not hold them all.
 const WALK: usize = 64 << 20;
 
@@ -124,10 +123,7 @@ impl Clock<'_> {
     }
 
     fn buffer(&self, t: &HostTensor) -> Buffer {
-        // Halves may be read two to a word.
-        let mut bytes = t.bytes.clone();
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        Buffer { handle: self.client.create_from_slice(&bytes), elements: t.ty.elements() }
+        Buffer { handle: self.client.create_from_slice(&t.words()), elements: t.ty.elements() }
     }
 
     /// Compiles a kernel by a first launch, and finds how many launches make a sample by a second.

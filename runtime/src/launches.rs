@@ -1,0 +1,84 @@
+//! A program's launches: kernels prepared, where each buffer lies, and how launches are queued.
+
+use crate::Error;
+use cubecl::prelude::Client;
+use cubecl::server::Handle;
+use omchat_codegen::{Place, Program};
+use omchat_kernels::{Args, Buffer, Prepared, by_name};
+
+/// Launches that CubeCL's CPU client queues before it makes the host wait.
+pub(crate) const QUEUE: usize = 32;
+
+/// Operands and results of each launch.
+pub(crate) type Launches = Vec<(Vec<Buffer>, Vec<Buffer>)>;
+
+/// The chosen kernels of a program, each with its metadata on the device.
+///
+/// Errors: a kernel that is not in the list, or that refuses what was chosen for it.
+pub(crate) fn prepare(client: &Client, device: &str, program: &Program) -> Result<Vec<(Prepared, Buffer)>, Error> {
+    let mut prepared = vec![];
+    for c in &program.chosen {
+        let kernel = by_name(c.kernel)
+            .ok_or_else(|| Error::Device { device: device.into(), message: format!("no kernel {}", c.kernel) })?;
+        let ready = kernel.prepare(&c.work, &c.schedule)?;
+        let meta = Buffer {
+            handle: client.create_from_slice(bytemuck::cast_slice(ready.meta())),
+            elements: ready.meta().len(),
+        };
+        prepared.push((ready, meta));
+    }
+    Ok(prepared)
+}
+
+/// A buffer of a program: in `slabs`, or in `held`, which has every buffer that the caller holds.
+pub(crate) fn buffer(program: &Program, b: usize, held: &[Option<Handle>], slabs: &[Handle]) -> Result<Buffer, Error> {
+    let plan = &program.buffers[b];
+    let handle = match (plan.place, &held[b]) {
+        (_, Some(h)) => h.clone(),
+        (Place::Arena { slab, offset }, None) => {
+            let end = program.slabs[slab] - offset - plan.ty.bytes();
+            slabs[slab].clone().offset_start(offset as u64).offset_end(end as u64)
+        }
+        (Place::Own, None) => {
+            let (device, message) =
+                (program.target.name.clone(), format!("buffer {b} of @{} is held by nobody", program.name));
+            return Err(Error::Device { device, message });
+        }
+    };
+    Ok(Buffer { handle, elements: plan.ty.elements() })
+}
+
+/// The buffers of every launch.
+///
+/// Errors: a buffer of the caller's that it does not hold.
+pub(crate) fn launches(program: &Program, held: &[Option<Handle>], slabs: &[Handle]) -> Result<Launches, Error> {
+    let of = |list: &[usize]| list.iter().map(|b| buffer(program, *b, held, slabs)).collect::<Result<Vec<_>, _>>();
+    program.launches.iter().map(|l| Ok((of(&l.operands)?, of(&l.results)?))).collect()
+}
+
+/// Makes every launch, in order. While the client records, they are recorded in place of run. `queued` counts launches
+/// from run to run: the queue is emptied before it is full.
+///
+/// Errors: fewer buffers than the work names; what the device answers.
+pub(crate) fn enqueue(
+    client: &Client,
+    program: &Program,
+    prepared: &[(Prepared, Buffer)],
+    buffers: &Launches,
+    queued: &mut usize,
+) -> Result<(), Error> {
+    for (l, (operands, results)) in program.launches.iter().zip(buffers) {
+        let (ready, meta) = &prepared[l.chosen];
+        ready.launch(client, &Args { operands, results, meta })?;
+        *queued += 1;
+        if queued.is_multiple_of(QUEUE) && !client.is_capturing() {
+            client.flush().map_err(|e| failed(program, format!("{e:?}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// A device's answer as an error of that program's run.
+pub(crate) fn failed(program: &Program, message: String) -> Error {
+    Error::Device { device: program.target.name.clone(), message: message.chars().take(600).collect() }
+}
