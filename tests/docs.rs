@@ -122,7 +122,7 @@ fn files(folder: &str) -> Vec<String> {
 
 #[test]
 fn the_map_names_the_files_that_there_are() {
-    let all: Vec<String> = ["ir", "codegen", "kernels", "model", "runtime", "src", "tests", "scripts", "docs", "tools"]
+    let all: Vec<String> = ["ir", "codegen", "kernels", "model", "recipe", "runtime", "src", "tests", "scripts", "docs", "tools"]
         .iter()
         .flat_map(|f| files(f))
         .collect();
