@@ -29,6 +29,7 @@ mod error;
 mod model;
 mod sampling;
 mod session;
+mod snapshot;
 mod train_plan;
 mod trainer;
 pub mod tuned;
@@ -45,5 +46,6 @@ pub use omchat_model::graph::{ForwardSpec, Part, Recompute, Selection, TrainSpec
 pub use omchat_runtime::Device;
 pub use sampling::{Sampler, Sampling};
 pub use session::{CHUNKS, Rows, Session, Stats};
+pub use snapshot::Snapshot;
 pub use train_plan::{TrainPlan, plan_training};
 pub use trainer::{AdamW, Gradients, MemoryUse, Step, Trainer, gradients};

@@ -5,6 +5,10 @@
 
 pub mod error;
 pub mod pack;
+pub mod schedule;
+pub mod stage;
 
 pub use error::{Error, Result};
 pub use pack::Pack;
+pub use schedule::Schedule;
+pub use stage::Stage;
