@@ -5,6 +5,7 @@
 
 pub mod dataset;
 pub mod error;
+pub mod mixture;
 pub mod pack;
 pub mod recipe;
 pub mod reference;

@@ -2,6 +2,7 @@
 
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
+use crate::mixture::Mixture;
 use crate::stage::Stage;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +29,9 @@ pub struct Recipe {
     /// The data sets, by name.
     #[serde(default)]
     pub data: BTreeMap<String, Dataset>,
+    /// The search for how long to tune on a mixture; `omchat mix` runs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixture: Option<Mixture>,
     /// The stages, in order.
     #[serde(rename = "stage")]
     pub stages: Vec<Stage>,
@@ -87,9 +91,8 @@ impl Recipe {
                 *p = folder.join(&*p);
             }
         };
-        for d in self.data.values_mut() {
-            d.place(folder);
-        }
+        let held = self.mixture.iter_mut().flat_map(|m| m.held_out.values_mut());
+        self.data.values_mut().chain(held).for_each(|d| d.place(folder));
         for s in &mut self.stages {
             if let Some(select) = &mut s.select {
                 at(&mut select.reference);
