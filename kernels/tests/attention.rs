@@ -122,6 +122,103 @@ fn attention_of_every_mask() {
     }
 }
 
+/// What was seen before: a key for each query, of which the score is l and the value o; none for some.
+fn carried(d: &mut Draw, queries: usize, width: usize) -> [Vec<f64>; 2] {
+    let l: Vec<f64> = (0..queries).map(|_| if d.chance(30) { EMPTY } else { d.real(-3.0, 6.0) }).collect();
+    let o = (0..queries * width).map(|i| if l[i / width] == EMPTY { 0.0 } else { d.real(-2.0, 2.0) }).collect();
+    [o, l].map(|x: Vec<f64>| x.into_iter().map(|x| f64::from(x as f32)).collect())
+}
+
+const EMPTY: f64 = -1e30f32 as f64;
+
+/// (o, l) and what a block yields, as one softmax.
+fn folded([o, l]: [&[f64]; 2], (out, lse): (&[f64], &[f64])) -> [Vec<f64>; 2] {
+    let width = o.len() / l.len();
+    let weights: Vec<[f64; 2]> = l
+        .iter()
+        .zip(lse)
+        .map(|(a, b)| {
+            let top = a.max(*b);
+            [a, b].map(|x| if *x < -1e29 { 0.0 } else { (x - top).exp() })
+        })
+        .collect();
+    let total = |r: usize| weights[r][0] + weights[r][1];
+    let both = (0..o.len()).map(|i| {
+        let r = i / width;
+        if total(r) > 0.0 { (weights[r][0] * o[i] + weights[r][1] * out[i]) / total(r) } else { 0.0 }
+    });
+    let logs = (0..l.len()).map(|r| if total(r) > 0.0 { l[r].max(lse[r]) + total(r).ln() } else { EMPTY });
+    [both.collect(), logs.collect()]
+}
+
+/// The least of the kinds of queries there must have been: seen before, seen now.
+fn kinds(l: &[f64], lse: &[f64], counts: &mut [usize; 4]) {
+    for (l, lse) in l.iter().zip(lse) {
+        counts[usize::from(*l > -1e29) * 2 + usize::from(*lse > -1e29)] += 1;
+    }
+}
+
+fn near(what: &str, got: &[f64], want: &[f64], slack: f64) {
+    for (j, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((w - g).abs() <= slack * (2.0 + w.abs()), "{what}[{j}] is {g}, not {w}");
+    }
+}
+
+#[test]
+fn attention_goes_on_from_what_was_seen() {
+    for p in devices() {
+        // The same cases for each device: what is emulated for one is known for the next.
+        let d = &mut Draw(79);
+        let wide = p.target.reads(Dtype::Bf16);
+        let (mut runs, mut counts) = (0, [0; 4]);
+        for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate() {
+            let n = reference::Sizes { b, h, g, t, s, d: width };
+            let dtype = if wide && i % 3 == 2 { d.pick(&[Dtype::Bf16, Dtype::F16]) } else { Dtype::F32 };
+            let mut floats = |n: usize| Host::new(dtype, (0..n).map(|_| d.real(-2.0, 2.0)).collect::<Vec<_>>());
+            let queries = b * h * g * t;
+            let (q, k, v) = (floats(queries * width), floats(b * h * s * width), floats(b * h * s * width));
+            let (lo, hi, at) = intervals(d, n);
+            let [o, l] = carried(d, queries, width);
+            let (out, lse) = reference::attention(n, &q.data, &k.data, &v.data, &lo, &hi, &at);
+            kinds(&l, &lse, &mut counts);
+            let want = folded([&o, &l], (&out, &lse));
+            let unit = [vec![0.0; o.len()], vec![EMPTY; l.len()]];
+            let block: Vec<Host> = [vec![q, k, v], [lo, hi, at].map(|x| Host::new(Dtype::I32, x)).to_vec()].concat();
+            let rows = vec![b, h, g, t];
+            let list = [&shapes(n)[..], &[shapes(n)[0].clone(), rows.clone()]].concat();
+            let results = vec![Type::new(Dtype::F32, shapes(n)[0].clone()), Type::new(Dtype::F32, rows)];
+            let blank = [o.len(), l.len()].map(|n| Host { dtype: Dtype::F32, data: vec![f64::NAN; n] });
+            let work = |name: &str, operands: &[Host]| Work::Function {
+                name: name.into(),
+                binds: Default::default(),
+                operands: operands.iter().zip(&list).map(|(o, s)| Type::new(o.dtype, s.clone())).collect(),
+                results: results.clone(),
+            };
+            let with = |[o, l]: [Vec<f64>; 2]| [&block[..], &[o, l].map(|x| Host::new(Dtype::F32, x))].concat();
+            let (later, first) = (with([o, l]), with(unit));
+            let (onto, partial) = (work("attention_onto", &later), work("attention_partial", &block));
+            for k in LIST {
+                let offers = k.schedules(&onto, &p.target).unwrap_or_default();
+                assert_eq!(offers, k.schedules(&partial, &p.target).unwrap_or_default(), "{}: {n:?}", k.name());
+                for sch in offers {
+                    let what = format!("{} {sch} on {}: {n:?}", k.name(), p.target.name);
+                    let got = p.run(*k, &onto, &sch, &later, &blank);
+                    near(&format!("{what} out"), &got[0], &want[0], 3e-6);
+                    near(&format!("{what} lse"), &got[1], &want[1], 4e-6);
+                    // The unit carries nothing.
+                    let [begun, alone] =
+                        [(&onto, &first), (&partial, &block)].map(|(w, x)| p.run(*k, w, &sch, x, &blank));
+                    near(&format!("{what} out of the unit"), &begun[0], &alone[0], 1e-7);
+                    near(&format!("{what} lse of the unit"), &begun[1], &alone[1], 1e-7);
+                    runs += 1;
+                }
+            }
+        }
+        println!("{}: {runs} runs onto a carry right; queries by (before, now): {counts:?}", p.target.name);
+        assert!(runs >= 20 && counts.iter().all(|c| *c > 0), "{runs} runs, {counts:?}");
+    }
+}
+
 #[test]
 fn backward_of_every_mask() {
     for p in devices() {
