@@ -219,6 +219,81 @@ fn attention_goes_on_from_what_was_seen() {
     }
 }
 
+/// Root mean square errors of hops over the keys, as they come and rounded to bf16.
+fn ring_error(run: &dyn Fn(&str, Vec<Host>) -> [Vec<f64>; 2], block: &[Host], want: &[f64], ranks: usize) -> [f64; 2] {
+    let keys = block[5].data.len() / ranks;
+    let of = |h: &Host, r: usize| {
+        let size = h.data.len() / ranks;
+        Host::new(h.dtype, h.data[r * size..(r + 1) * size].to_vec())
+    };
+    let hop = |r: usize| {
+        vec![block[0].clone(), of(&block[1], r), of(&block[2], r), block[3].clone(), block[4].clone(), of(&block[5], r)]
+    };
+    assert!(keys > 0);
+    let mut carry = run("attention_partial", hop(0));
+    for r in 1..ranks {
+        let before = carry.map(|x| Host::new(Dtype::F32, x));
+        carry = run("attention_onto", [hop(r), before.to_vec()].concat());
+    }
+    let rms = |round: &dyn Fn(f64) -> f64| {
+        let sum: f64 = carry[0].iter().zip(want).map(|(g, w)| (round(*g) - w).powi(2)).sum();
+        (sum / want.len() as f64).sqrt()
+    };
+    [rms(&|x| x), rms(&|x| Dtype::Bf16.round(x))]
+}
+
+/// Each kernel's hops over 2 and over 16 ranks, of keys in any order.
+#[test]
+fn attention_in_hops_does_not_lose_by_ranks() {
+    let n = reference::Sizes { b: 1, h: 1, g: 2, t: 8, s: 256, d: 32 };
+    for p in devices() {
+        let d = &mut Draw(80);
+        let mut floats =
+            |n: usize| Host::new(Dtype::F32, (0..n).map(|_| Dtype::Bf16.round(d.real(-2.0, 2.0))).collect());
+        let (q, k, v) = (floats(n.g * n.t * n.d), floats(n.s * n.d), floats(n.s * n.d));
+        let mut at: Vec<f64> = (0..n.s).map(|s| s as f64).collect();
+        (1..n.s).rev().for_each(|i| at.swap(i, d.below(i + 1)));
+        let (lo, hi) = (vec![0.0; n.t], (0..n.t).map(|t| (t * 36) as f64).collect::<Vec<f64>>());
+        let want = reference::attention(n, &q.data, &k.data, &v.data, &lo, &hi, &at).0;
+        let block = [vec![q, k, v], [lo, hi, at].map(|x| Host::new(Dtype::I32, x)).to_vec()].concat();
+        let rows = vec![1, 1, n.g, n.t];
+        let results = [[&rows[..], &[n.d]].concat(), rows.clone()].map(|s| Type::new(Dtype::F32, s));
+        let blank = results.clone().map(|t| Host { dtype: Dtype::F32, data: vec![f64::NAN; t.elements()] });
+        let mut kernels = 0;
+        for kernel in LIST {
+            let work = |name: &str, operands: &[Host]| {
+                let keys = operands[5].data.len();
+                let shapes = shapes(reference::Sizes { s: keys, ..n });
+                let block = operands.iter().zip(shapes).map(|(o, s)| Type::new(o.dtype, s));
+                let carry = results.iter().cloned().take(operands.len() - 6);
+                let operands = block.chain(carry).collect();
+                Work::Function { name: name.into(), binds: Default::default(), operands, results: results.to_vec() }
+            };
+            let offers = kernel.schedules(&work("attention_partial", &block), &p.target).unwrap_or_default();
+            let Some(schedule) = offers.first() else { continue };
+            let run = |name: &str, operands: Vec<Host>| {
+                let mut got = p.run(*kernel, &work(name, &operands), schedule, &operands, &blank).into_iter();
+                [got.next().unwrap(), got.next().unwrap()]
+            };
+            let [two, sixteen] = [2, 16].map(|ranks| ring_error(&run, &block, &want, ranks));
+            let ratios = [sixteen[0] / two[0], sixteen[1] / two[1]];
+            println!(
+                "{} on {}: f32 error R=2 {:.2e}, R=16 {:.2e}, ratio {:.3}; rounded to bf16 {:.2e}, ratio {:.4}",
+                kernel.name(),
+                p.target.name,
+                two[0],
+                sixteen[0],
+                ratios[0],
+                two[1],
+                ratios[1]
+            );
+            assert!(two[1] > 0.0 && ratios[1] <= 1.05 && sixteen[0] < 1e-6, "{}: {two:?}, {sixteen:?}", kernel.name());
+            kernels += 1;
+        }
+        assert!(kernels >= 2, "{}: {kernels} kernels", p.target.name);
+    }
+}
+
 #[test]
 fn backward_of_every_mask() {
     for p in devices() {
