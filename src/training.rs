@@ -3,6 +3,7 @@
 mod checkpoint;
 mod events;
 mod export;
+mod feeds;
 mod log;
 mod losses;
 mod mix;
@@ -12,6 +13,7 @@ mod stage;
 
 pub use checkpoint::{Found, Place, newest};
 pub use export::export;
+pub use feeds::Feeds;
 pub use log::Line;
 pub use losses::Losses;
 pub use mix::mix;

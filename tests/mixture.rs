@@ -20,15 +20,18 @@ fn recipe(extra: &str) -> Recipe {
         [data.drawn]
         path = "nowhere"
         layout = "text"
+        labels = "pretrain"
         [mixture]
         parts = 3
         decay = 0.3
         [mixture.held_out.one]
         path = "nowhere"
         layout = "text"
+        labels = "pretrain"
         [mixture.held_out.other]
         path = "nowhere"
         layout = "text"
+        labels = "pretrain"
         [[stage]]
         name = "tune"
         context = 48

@@ -82,6 +82,7 @@ fn recipe(rate: &str) -> Recipe {
         [data.drawn]
         path = "nowhere"
         layout = "text"
+        labels = "pretrain"
         [[stage]]
         name = "projector"
         context = 48

@@ -10,10 +10,10 @@
 //! Source: the OmChat article (after MiniCPM, arXiv:2404.06395). Whether the tenth is of all steps so far or of a part is
 //! not said there; `base` chooses.
 
-use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use crate::schedule::{Kind, Schedule};
+use crate::spec::Dataset;
 use crate::stage::{Stage, Start};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

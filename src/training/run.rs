@@ -25,6 +25,9 @@ pub trait Packs {
     ///
     /// Errors: as [`Packs::pack`].
     fn state(&self) -> Result<Value, Error>;
+
+    /// What was read and what was skipped, in words.
+    fn report(&self) -> String;
 }
 
 /// Where packs come from.
@@ -114,6 +117,7 @@ pub fn train(
         let packs = supply.open(stage, state)?;
         let mut at = At { stage, trainer, packs, flops: flops as f64 * stage.packs() as f64, ceiling };
         run.stage(&mut at, supply, watch)?;
+        watch(Watched::Note(at.packs.report()));
         if run.place.stage_step < stage.total_steps() {
             return Ok(Outcome { steps: run.place.step, model: None });
         }

@@ -127,6 +127,10 @@ impl Packs for Drawn {
     fn state(&self) -> Result<Value, Error> {
         Ok(json!(self.drawn))
     }
+
+    fn report(&self) -> String {
+        format!("{} packs drawn", self.drawn)
+    }
 }
 
 /// Data drawn from a seed, and cut off after as many packs as are `left`.
