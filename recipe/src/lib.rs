@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod pack;
+pub mod scenes;
 pub mod schedule;
 pub mod stage;
 
