@@ -53,7 +53,7 @@ def main():
                          rope_theta=T["theta"], max_position_embeddings=131072, hidden_act="silu", tie_word_embeddings=False)))
     write("tokenizer_config.json", dict(eos_token="<|im_end|>", pad_token="<|endoftext|>"))
     write("generation_config.json", dict(bos_token_id=end, eos_token_id=end, pad_token_id=pad))
-    write("preprocessor_config.json", dict(image_mean=[.485, .456, .406], image_std=[.229, .224, .225], size=TILE, resample=3))
+    write("preprocessor_config.json", dict(image_mean=[.14, .14, .14], image_std=[.25, .25, .25], size=TILE, resample=3))
     print(f"{OUT}: {size} tokens")
 
 

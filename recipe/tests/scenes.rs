@@ -116,19 +116,27 @@ fn answers_are_those_of_the_scene() {
             for index in 0..200 {
                 let Sample { scene, frames, turns, video } = scenes.sample(index);
                 assert_eq!((scene.len(), video), (frames.len(), task != Task::Captions));
+                let (mut shown, mut about) = (0, 0..0);
+                let mut said: Vec<&String> = vec![];
                 for turn in &turns {
-                    assert_eq!(turn.answer, by_hand(&turn.ask, &scene), "{:?} of {scene:?}", turn.ask);
+                    if !turn.shows.is_empty() {
+                        // Frames are shown in order, each once: a video whole, pictures one by one.
+                        assert_eq!((turn.shows.start, turn.shows.len()), (shown, if video { scene.len() } else { 1 }));
+                        (shown, about) = (turn.shows.end, turn.shows.clone());
+                        said.clear();
+                    }
+                    assert_eq!(turn.answer, by_hand(&turn.ask, &scene[about.clone()]), "{:?} of {scene:?}", turn.ask);
+                    assert!(!said.contains(&&turn.question), "a question twice");
+                    said.push(&turn.question);
                     asked.insert(turn.ask.name());
                 }
-                let mut questions: Vec<_> = turns.iter().map(|t| &t.question).collect();
-                questions.sort();
-                questions.dedup();
-                assert_eq!(questions.len(), turns.len(), "a question twice");
-                assert!(!turns.is_empty());
+                assert_eq!(shown, scene.len(), "every frame is shown");
             }
         }
     }
-    assert_eq!(asked.len(), 20, "{asked:?}");
+    let mut names = Ask::NAMES.to_vec();
+    names.sort();
+    assert_eq!(asked.into_iter().collect::<Vec<_>>(), names);
 }
 
 /// The middle of mass of what stands out of the ground, its mean colour, and its share of the frame.
@@ -259,6 +267,7 @@ fn options_that_cannot_be_are_refused() {
     assert!(refused(|o| o.needles = [1, 11]).contains("11"));
     assert!(refused(|o| o.depth = Some(f32::NAN)).contains("NaN"));
     assert!(refused(|o| o.turns = 0).contains("0 questions"));
+    assert!(refused(|o| o.asks = vec!["why".into()]).contains("`why`"));
     assert!(refused(|o| o.side = 7).contains("7 pixels"));
     assert!(refused(|o| o.faces = Some("/nowhere/faces.png".into())).contains("/nowhere/faces.png"));
     let text = refused(|o| (o.task, o.frames) = (Task::Stories, [3, 99]));
@@ -280,13 +289,16 @@ fn files_hold_the_samples() {
             let said: Vec<&str> =
                 record["messages"].as_array().unwrap().iter().map(|m| m["content"].as_str().unwrap()).collect();
             assert_eq!(said.len(), 2 * sample.turns.len());
-            assert!(said[0].ends_with(&sample.turns[0].question) && said[0].starts_with('<'));
-            assert!(sample.turns.iter().zip(said.chunks(2)).all(|(t, s)| s[1] == t.answer));
+            for (turn, said) in sample.turns.iter().zip(said.chunks(2)) {
+                let mark = if sample.video { "<video>" } else { "<image>" };
+                let mark = if turn.shows.is_empty() { "" } else { mark };
+                assert_eq!(said, [&format!("{mark}{}", turn.question), &turn.answer]);
+            }
             let key = if sample.video { "videos" } else { "images" };
-            let path = dir.join(record[key][0].as_str().unwrap());
-            let read = match sample.video {
-                true => video::sample(&path, 99, &mut |_, _| {}, Ok).unwrap(),
-                false => vec![Picture::open(&path).unwrap()],
+            let paths = record[key].as_array().unwrap().iter().map(|name| dir.join(name.as_str().unwrap()));
+            let read: Vec<Picture> = match sample.video {
+                true => paths.flat_map(|p| video::sample(&p, 99, &mut |_, _| {}, Ok).unwrap()).collect(),
+                false => paths.map(|p| Picture::open(&p).unwrap()).collect(),
             };
             assert!(read == sample.frames, "{task:?} {index}");
         }

@@ -31,6 +31,9 @@ pub struct Args {
     /// The most questions of a sample.
     #[arg(long, default_value_t = 6, value_name = "N")]
     turns: usize,
+    /// Asks only questions of this kind; may be given more than once.
+    #[arg(long, value_name = "NAME")]
+    ask: Vec<String>,
     /// Pixels along a side of a frame.
     #[arg(long, default_value_t = 28, value_name = "PIXELS")]
     side: usize,
@@ -68,6 +71,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         needles: range("--needles", &args.needles)?,
         depth: args.depth,
         turns: args.turns,
+        asks: args.ask.clone(),
         side: args.side,
         split: if args.held_out { Split::Test } else { Split::Train },
         faces: args.faces.clone(),

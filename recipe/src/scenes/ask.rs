@@ -2,7 +2,8 @@
 
 use super::frame::{COUNTS, Frame};
 use super::random::Random;
-use super::{Task, Turn};
+use super::{Options, Task, Turn};
+use std::ops::Range;
 
 /// What can be asked. A question has one right answer, or it is not asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,19 +53,30 @@ pub enum Ask {
 /// A thing that is nearer to the middle than this is on no side.
 const MIDDLE: f32 = 0.07;
 
-/// Some questions about a scene, none twice, in a random order.
-pub fn turns(task: Task, scene: &[Frame], most: usize, random: &mut Random) -> Vec<Turn> {
-    let mut asks = match task {
-        Task::Captions => vec![Ask::What, Ask::Colour, Ask::Count, Ask::Side, Ask::Height],
+/// Some questions about a scene in a random order; about one video or picture none is asked twice.
+pub fn turns(options: &Options, scene: &[Frame], random: &mut Random) -> Vec<Turn> {
+    let asks = match options.task {
         Task::Stories => of_story(scene, random),
         Task::Needles => of_needles(scene, random),
+        Task::Captions => {
+            let all = [Ask::What, Ask::Colour, Ask::Count, Ask::Side, Ask::Height];
+            return (0..scene.len()).flat_map(|i| about(options, scene, i..i + 1, all.to_vec(), random)).collect();
+        }
     };
+    about(options, scene, 0..scene.len(), asks, random)
+}
+
+/// Questions about some frames, which are shown with the first of them.
+fn about(options: &Options, scene: &[Frame], frames: Range<usize>, mut asks: Vec<Ask>, random: &mut Random) -> Vec<Turn> {
+    asks.retain(|a| options.asks.is_empty() || options.asks.iter().any(|name| name == a.name()));
     random.shuffle(&mut asks);
-    let turn = |ask: Ask| {
-        let answer = ask.answer(scene)?;
-        Some(Turn { question: ask.question(scene), ask, answer })
+    let part = scene.get(frames.clone()).unwrap_or_default();
+    let known = asks.into_iter().filter_map(|ask| ask.answer(part).map(|answer| (ask, answer)));
+    let turn = |(i, (ask, answer)): (usize, (Ask, String))| {
+        let shows = if i == 0 { frames.clone() } else { frames.end..frames.end };
+        Turn { shows, question: ask.question(part), ask, answer }
     };
-    asks.into_iter().filter_map(turn).take(most).collect()
+    known.take(options.turns).enumerate().map(turn).collect()
 }
 
 fn of_story(scene: &[Frame], random: &mut Random) -> Vec<Ask> {
@@ -97,7 +109,13 @@ fn of_digits(scene: &[Frame], random: &mut Random) -> Vec<Ask> {
 }
 
 impl Ask {
-    /// What kind of question it is, as a word for tables.
+    /// Every kind's name.
+    pub const NAMES: [&str; 20] = [
+        "what", "colour", "count", "side", "height", "describe", "first", "last", "after", "before", "digit",
+        "first-digit", "last-digit", "digit-after", "digit-before", "digits", "colour-of", "is-there", "is-face", "moves",
+    ];
+
+    /// What kind of question it is, as a word for options and tables.
     pub fn name(&self) -> &'static str {
         match self {
             Ask::What => "what",

@@ -10,7 +10,7 @@ pub fn scene(options: &Options, real: &Real, random: &mut Random) -> Vec<Frame> 
     let [least, most] = options.frames;
     let count = least + random.below(most - least + 1);
     match options.task {
-        Task::Captions => vec![picture(real, random)],
+        Task::Captions => (0..count).map(|_| picture(real, random)).collect(),
         Task::Stories => story(real, count, random),
         Task::Needles => needles(options, real, count, random),
     }

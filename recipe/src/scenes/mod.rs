@@ -20,13 +20,14 @@ pub use write::write;
 use crate::error::{Error, Result};
 use omchat_model::picture::Picture;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// What samples are like.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Task {
-    /// One picture: what it shows, which colour, how many, where.
+    /// Pictures one after the other in a conversation: what each shows, which colour, how many, where.
     Captions,
     /// A video of frames that all differ: what comes first, last, before and after.
     Stories,
@@ -41,14 +42,17 @@ pub enum Task {
 pub struct Options {
     /// What samples are like.
     pub task: Task,
-    /// The fewest and the most frames of a video.
+    /// The fewest and the most frames of a video, or pictures of a conversation.
     pub frames: [usize; 2],
     /// The fewest and the most digits of a video with needles.
     pub needles: [usize; 2],
     /// Where a lone needle stands: 0 is the first frame, 1 the last; anywhere where none is given.
     pub depth: Option<f32>,
-    /// The most questions of a sample.
+    /// The most questions of a video, or of each picture of a conversation.
     pub turns: usize,
+    /// Which questions are asked, by the names of [`Ask`]; every kind where none is given. A sample has fewer turns, or
+    /// none, where few of them fit its scene.
+    pub asks: Vec<String>,
     /// Pixels along a side of a frame.
     pub side: usize,
     /// Which real pictures are used.
@@ -65,6 +69,7 @@ impl Default for Options {
             needles: [1, 3],
             depth: None,
             turns: 6,
+            asks: vec![],
             side: 28,
             split: Split::Train,
             faces: None,
@@ -75,6 +80,8 @@ impl Default for Options {
 /// A question and its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Turn {
+    /// The frames that are shown with the question: a video's with its first, a picture with the first about it.
+    pub shows: Range<usize>,
     /// What is asked.
     pub ask: Ask,
     /// The same in words.
@@ -90,9 +97,9 @@ pub struct Sample {
     pub scene: Vec<Frame>,
     /// The frames' pixels.
     pub frames: Vec<Picture>,
-    /// Whether the frames are a video; else there is one, a picture.
+    /// Whether the frames are a video; else they are pictures of a conversation.
     pub video: bool,
-    /// Questions, in the order in which they are asked; one at least.
+    /// Questions, in the order in which they are asked.
     pub turns: Vec<Turn>,
 }
 
@@ -121,7 +128,7 @@ impl Scenes {
     pub fn sample(&self, index: u64) -> Sample {
         let random = &mut Random::of(self.seed, index);
         let scene = draw::scene(&self.options, &self.real, random);
-        let turns = ask::turns(self.options.task, &scene, self.options.turns, random);
+        let turns = ask::turns(&self.options, &scene, random);
         let frames = scene.iter().map(|f| paint::paint(f, &self.real, self.options.side, random)).collect();
         Sample { scene, frames, video: self.options.task != Task::Captions, turns }
     }
@@ -175,6 +182,12 @@ impl Options {
         }
         if self.turns == 0 {
             return Err(Error::input("0 questions a sample", "give 1 or more"));
+        }
+        if let Some(name) = self.asks.iter().find(|n| !Ask::NAMES.contains(&n.as_str())) {
+            return Err(Error::input(
+                format!("no question is called `{name}`"),
+                format!("name some of {}", Ask::NAMES.join(", ")),
+            ));
         }
         if !(8..=MOST).contains(&self.side) {
             return Err(Error::input(

@@ -22,39 +22,40 @@ pub fn write(scenes: &Scenes, first: u64, count: u64, dir: &Path, gif: bool) -> 
     let mut lines = String::new();
     for index in first..first + count {
         let sample = scenes.sample(index);
-        let name = picture_name(&sample, index, gif);
-        let path = dir.join(&name);
-        match (&sample.frames[..], sample.video) {
-            ([one], false) => png(one, &path)?,
-            (frames, _) if gif => animation(frames, &path)?,
-            (frames, _) => folder(frames, &path)?,
-        }
-        lines.push_str(&record(&sample, &name).to_string());
+        let names = files(&sample, index, dir, gif)?;
+        lines.push_str(&record(&sample, &names).to_string());
         lines.push('\n');
     }
     let path = dir.join("data.jsonl");
     std::fs::write(&path, lines).map_err(|why| Error::file(&path, why))
 }
 
-fn picture_name(sample: &Sample, index: u64, gif: bool) -> String {
-    match (sample.video, gif) {
-        (false, _) => format!("media/{index:06}.png"),
-        (true, true) => format!("media/{index:06}.gif"),
-        (true, false) => format!("media/{index:06}"),
+/// Writes a sample's frames; the names of its pictures, or of its video, below the folder.
+fn files(sample: &Sample, index: u64, dir: &Path, gif: bool) -> Result<Vec<String>> {
+    if sample.video {
+        let name = format!("media/{index:06}{}", if gif { ".gif" } else { "" });
+        let path = dir.join(&name);
+        if gif { animation(&sample.frames, &path)? } else { folder(&sample.frames, &path)? }
+        return Ok(vec![name]);
     }
+    let names: Vec<String> = (0..sample.frames.len()).map(|i| format!("media/{index:06}-{i}.png")).collect();
+    for (name, picture) in names.iter().zip(&sample.frames) {
+        png(picture, &dir.join(name))?;
+    }
+    Ok(names)
 }
 
 /// A record of ms-swift: `messages`, and `images` or `videos`.
-fn record(sample: &Sample, media: &str) -> Value {
-    let mark = if sample.video { "<video>" } else { "<image>" };
+fn record(sample: &Sample, media: &[String]) -> Value {
     let mut messages = vec![];
-    for (i, turn) in sample.turns.iter().enumerate() {
-        let question = if i == 0 { format!("{mark}{}", turn.question) } else { turn.question.clone() };
-        messages.push(json!({"role": "user", "content": question}));
+    for turn in &sample.turns {
+        // A video is one mark, whatever its frames.
+        let marks = if sample.video { "<video>".repeat(turn.shows.len().min(1)) } else { "<image>".repeat(turn.shows.len()) };
+        messages.push(json!({"role": "user", "content": format!("{marks}{}", turn.question)}));
         messages.push(json!({"role": "assistant", "content": turn.answer}));
     }
     let key = if sample.video { "videos" } else { "images" };
-    json!({"messages": messages, key: [media]})
+    json!({"messages": messages, key: media})
 }
 
 fn png(picture: &Picture, path: &Path) -> Result<()> {
