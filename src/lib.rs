@@ -33,6 +33,7 @@ mod session;
 mod snapshot;
 mod train_plan;
 mod trainer;
+pub mod training;
 pub mod tuned;
 
 pub use batch::{Batch, Select};

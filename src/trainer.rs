@@ -80,6 +80,8 @@ pub struct Step {
     pub norm: f32,
     /// How many tokens trained, where a selection chose them.
     pub kept: Option<usize>,
+    /// Each position's loss before the step, of all parts in order, where a selection chose.
+    pub nll: Vec<f32>,
     /// What the step held of the device's memory; nothing for the interpreter.
     pub memory: Option<MemoryUse>,
 }
@@ -212,7 +214,7 @@ impl Trainer {
         adamw.check()?;
         let scalar = |x: f64| HostTensor::f32([], &[x as f32]);
         let hyper = self.hyper(adamw);
-        let mut step = Step { loss: 0.0, norm: f32::NAN, kept: None, memory: None };
+        let mut step = Step { loss: 0.0, norm: f32::NAN, kept: None, nll: vec![], memory: None };
         let mut taken = 0;
         for batch in batches {
             let (batch, share) = batch?;
@@ -231,6 +233,7 @@ impl Trainer {
             step.loss += (f64::from(loss) * share) as f32;
             if let Some(kept) = kept(&self.spec, &out)? {
                 step.kept = Some(step.kept.unwrap_or(0) + kept);
+                step.nll.extend(out.get(3).map_or(vec![], HostTensor::to_f32));
             }
             step.norm = number(out.last());
             taken += 1;

@@ -3,13 +3,17 @@
 //! Nothing here runs a model: the crate yields what a run takes and weighs what a run gave. It knows files and words,
 //! no device, so that it builds and is tested in seconds; the `omchat` crate joins it to a trainer.
 
+pub mod dataset;
 pub mod error;
 pub mod pack;
+pub mod recipe;
+pub mod reference;
 pub mod scenes;
 pub mod schedule;
 pub mod stage;
 
 pub use error::{Error, Result};
 pub use pack::Pack;
+pub use recipe::Recipe;
 pub use schedule::Schedule;
 pub use stage::Stage;

@@ -13,12 +13,12 @@ mod input;
 mod inspect;
 mod ir;
 mod kernels;
+mod loss;
 mod parity;
 mod place;
 mod progress;
 mod scenes;
 mod step;
-mod train;
 mod tune;
 mod visuals;
 
@@ -67,7 +67,7 @@ enum Command {
     /// Writes the loss and the negative log likelihood of each target of a case with labels.
     ///
     /// With `--grads` also the gradient of the loss with respect to every parameter, under the checkpoint's own names.
-    Loss(train::LossArgs),
+    Loss(loss::LossArgs),
     /// Trains on one case with labels for some steps of AdamW, and writes the loss before each.
     Step(step::Args),
     /// Reads, checks, runs and lowers the text of the tensor language.
@@ -100,7 +100,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Scenes(args) => scenes::run(&args),
         Command::Logits(args) => parity::run(parity::Door::Logits, &args),
         Command::Generate(args) => parity::run(parity::Door::Generate, &args),
-        Command::Loss(args) => train::loss(&args),
+        Command::Loss(args) => loss::loss(&args),
         Command::Step(args) => step::run(&args),
         Command::Ir(args) => ir::run(&args),
         Command::Bench(args) => bench::run(&args),

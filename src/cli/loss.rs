@@ -1,4 +1,4 @@
-//! What the training commands share, and `omchat loss --grads`.
+//! `omchat loss --grads`, and what it shares with `omchat step`.
 
 use super::case::{self, Data};
 use super::input::Case;
