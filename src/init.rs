@@ -96,7 +96,10 @@ mod tests {
     fn seeds_differ_and_repeat() {
         let config = omchat_model::presets::mini();
         let norm = |list: &[(TensorSpec, Vec<f32>)]| list.iter().map(|(_, x)| f64::from(x[0])).sum::<f64>();
-        let small = OmChatConfig { text: omchat_model::config::TextConfig { layers: 1, vocab: 7, ..config.text.clone() }, ..config };
+        let small = OmChatConfig {
+            text: omchat_model::config::TextConfig { layers: 1, vocab: 7, ..config.text.clone() },
+            ..config
+        };
         let [a, b, c] = [3, 3, 4].map(|seed| norm(&initial(&small, seed)));
         assert!(a == b && a != c, "{a} {b} {c}");
     }

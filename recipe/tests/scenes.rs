@@ -3,7 +3,9 @@
 
 use omchat_model::picture::Picture;
 use omchat_model::video;
-use omchat_recipe::scenes::{Ask, Colour, Frame, Kind, Options, Place, Sample, Scenes, Shape, Split, Task, sample, write};
+use omchat_recipe::scenes::{
+    Ask, Colour, Frame, Kind, Options, Place, Sample, Scenes, Shape, Split, Task, sample, write,
+};
 
 fn options(task: Task, split: Split) -> Options {
     Options { task, split, frames: [4, 13], needles: [1, 4], turns: 20, ..Options::default() }
@@ -210,7 +212,11 @@ fn pixels_show_what_the_words_say() {
                     Kind::Triangle => 0.5 * 0.95 * 0.95,
                     Kind::Cross => 2.0 * 0.3 - 0.3 * 0.3,
                 };
-                assert!((share / square / want - 1.0).abs() < 0.2, "sample {index}: {kind:?} covers {}", share / square);
+                assert!(
+                    (share / square / want - 1.0).abs() < 0.2,
+                    "sample {index}: {kind:?} covers {}",
+                    share / square
+                );
             }
             Frame::Digit { colour, .. } => {
                 // Strokes are soft: the colour is that of their brightest points.
@@ -241,13 +247,19 @@ fn needles_of_the_evaluation_come_from_digits_held_out() {
     };
     let (train, test) = (pixels(Split::Train), pixels(Split::Test));
     assert!(train.is_disjoint(&test));
-    assert!(train.len() > 1300 && test.len() > 340 && train.len() + test.len() <= 1797, "{} {}", train.len(), test.len());
+    assert!(
+        train.len() > 1300 && test.len() > 340 && train.len() + test.len() <= 1797,
+        "{} {}",
+        train.len(),
+        test.len()
+    );
 }
 
 #[test]
 fn a_needle_stands_where_it_should() {
     for (depth, frames, want) in [(0.0, 9, 0), (1.0, 9, 8), (0.5, 9, 4), (0.25, 101, 25), (0.7, 1, 0)] {
-        let o = Options { depth: Some(depth), frames: [frames; 2], needles: [1, 1], ..options(Task::Needles, Split::Test) };
+        let o =
+            Options { depth: Some(depth), frames: [frames; 2], needles: [1, 1], ..options(Task::Needles, Split::Test) };
         let scene = Scenes::new(9, &o).unwrap().sample(3).scene;
         assert_eq!(scene.iter().position(|f| f.digit().is_some()), Some(want), "depth {depth} of {frames}");
         assert_eq!(scene.iter().filter(|f| f.digit().is_some()).count(), 1);

@@ -56,7 +56,7 @@ const MIDDLE: f32 = 0.07;
 /// Some questions about a scene in a random order; about one video or picture none is asked twice.
 pub fn turns(options: &Options, scene: &[Frame], random: &mut Random) -> Vec<Turn> {
     let asks = match options.task {
-        Task::Stories => of_story(scene, random),
+        Task::Stories => of_story(options.turns, scene, random),
         Task::Needles => of_needles(scene, random),
         Task::Captions => {
             let all = [Ask::What, Ask::Colour, Ask::Count, Ask::Side, Ask::Height];
@@ -67,7 +67,13 @@ pub fn turns(options: &Options, scene: &[Frame], random: &mut Random) -> Vec<Tur
 }
 
 /// Questions about some frames, which are shown with the first of them.
-fn about(options: &Options, scene: &[Frame], frames: Range<usize>, mut asks: Vec<Ask>, random: &mut Random) -> Vec<Turn> {
+fn about(
+    options: &Options,
+    scene: &[Frame],
+    frames: Range<usize>,
+    mut asks: Vec<Ask>,
+    random: &mut Random,
+) -> Vec<Turn> {
     asks.retain(|a| options.asks.is_empty() || options.asks.iter().any(|name| name == a.name()));
     random.shuffle(&mut asks);
     let part = scene.get(frames.clone()).unwrap_or_default();
@@ -79,9 +85,9 @@ fn about(options: &Options, scene: &[Frame], frames: Range<usize>, mut asks: Vec
     known.take(options.turns).enumerate().map(turn).collect()
 }
 
-fn of_story(scene: &[Frame], random: &mut Random) -> Vec<Ask> {
+fn of_story(turns: usize, scene: &[Frame], random: &mut Random) -> Vec<Ask> {
     let mut asks = vec![Ask::Describe, Ask::First, Ask::Last, Ask::Digits];
-    for _ in 0..2 {
+    for _ in 0..2.max(turns / 3) {
         let (after, before) = (Ask::After(random.below(scene.len())), Ask::Before(random.below(scene.len())));
         asks.extend([after, before].into_iter().filter(|a| !asks.contains(a)).collect::<Vec<_>>());
     }
@@ -111,8 +117,26 @@ fn of_digits(scene: &[Frame], random: &mut Random) -> Vec<Ask> {
 impl Ask {
     /// Every kind's name.
     pub const NAMES: [&str; 20] = [
-        "what", "colour", "count", "side", "height", "describe", "first", "last", "after", "before", "digit",
-        "first-digit", "last-digit", "digit-after", "digit-before", "digits", "colour-of", "is-there", "is-face", "moves",
+        "what",
+        "colour",
+        "count",
+        "side",
+        "height",
+        "describe",
+        "first",
+        "last",
+        "after",
+        "before",
+        "digit",
+        "first-digit",
+        "last-digit",
+        "digit-after",
+        "digit-before",
+        "digits",
+        "colour-of",
+        "is-there",
+        "is-face",
+        "moves",
     ];
 
     /// What kind of question it is, as a word for options and tables.

@@ -136,7 +136,10 @@ pub const COUNTS: [&str; 5] = ["none", "one", "two", "three", "four"];
 impl Shape {
     /// All of them.
     pub fn all() -> Vec<Shape> {
-        Kind::ALL.iter().flat_map(|kind| Colour::ALL.iter().map(|colour| Shape { kind: *kind, colour: *colour })).collect()
+        Kind::ALL
+            .iter()
+            .flat_map(|kind| Colour::ALL.iter().map(|colour| Shape { kind: *kind, colour: *colour }))
+            .collect()
     }
 
     /// Colour and kind, as `red circle`.

@@ -35,7 +35,11 @@ fn files(sample: &Sample, index: u64, dir: &Path, gif: bool) -> Result<Vec<Strin
     if sample.video {
         let name = format!("media/{index:06}{}", if gif { ".gif" } else { "" });
         let path = dir.join(&name);
-        if gif { animation(&sample.frames, &path)? } else { folder(&sample.frames, &path)? }
+        if gif {
+            animation(&sample.frames, &path)?
+        } else {
+            folder(&sample.frames, &path)?
+        }
         return Ok(vec![name]);
     }
     let names: Vec<String> = (0..sample.frames.len()).map(|i| format!("media/{index:06}-{i}.png")).collect();
@@ -50,7 +54,8 @@ fn record(sample: &Sample, media: &[String]) -> Value {
     let mut messages = vec![];
     for turn in &sample.turns {
         // A video is one mark, whatever its frames.
-        let marks = if sample.video { "<video>".repeat(turn.shows.len().min(1)) } else { "<image>".repeat(turn.shows.len()) };
+        let marks =
+            if sample.video { "<video>".repeat(turn.shows.len().min(1)) } else { "<image>".repeat(turn.shows.len()) };
         messages.push(json!({"role": "user", "content": format!("{marks}{}", turn.question)}));
         messages.push(json!({"role": "assistant", "content": turn.answer}));
     }
