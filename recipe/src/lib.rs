@@ -18,6 +18,7 @@ pub mod recipe;
 pub mod record;
 pub mod reference;
 pub mod report;
+pub mod scenes;
 pub mod schedule;
 pub mod shards;
 pub mod spec;

@@ -6,11 +6,13 @@ use super::stage::{adamw, labelled, shares, spec};
 use super::{export, unwritable, write_whole};
 use crate::{Batch, Device, Error, Model, Progress, Select, Snapshot, Step, Trainer};
 use omchat_ir::Dtype;
+use omchat_model::config::IGNORE;
 use omchat_recipe::reference::Scores;
 use omchat_recipe::stage::{Normalizer, Score, Stage, Start, Weigh};
 use omchat_recipe::{Pack, Recipe};
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -234,7 +236,7 @@ impl<'a> Run<'a> {
             batches.push(self.batch(stage, pack, supply, &mut references)?);
         }
         let mut parts = batches.iter().cloned().zip(shares).map(Ok);
-        let Step { loss, norm, kept, nll, memory } = match at.trainer.step_of(&mut parts, &adamw) {
+        let Step { loss, norm, keep, nll, memory } = match at.trainer.step_of(&mut parts, &adamw) {
             Err(Error::Numeric { what, value, .. }) => return Err(self.diverged(stage, what, value, &batches, &packs)?),
             other => other?,
         };
@@ -254,7 +256,8 @@ impl<'a> Run<'a> {
             lr: adamw.lr,
             tokens,
             labelled: packs.iter().map(labelled).sum(),
-            kept,
+            kept: stage.select.as_ref().map(|_| keep.iter().filter(|k| **k).count()),
+            kept_of: by_set(&packs, &keep),
             scores,
             fill: packs.iter().map(Pack::fill).sum::<f64>() / packs.len().max(1) as f64,
             seconds,
@@ -326,6 +329,23 @@ fn write_batch(path: &Path, batch: &Batch) -> Result<(), Error> {
         views.push((*name, TensorView::new(dtype, t.ty.shape.clone(), &t.bytes).map_err(fail)?));
     }
     write_whole(path, &safetensors::serialize(views, None).map_err(fail)?)
+}
+
+/// Labelled positions and those kept, by data set; nothing where no selection chose.
+fn by_set(packs: &[Pack], keep: &[bool]) -> BTreeMap<String, [usize; 2]> {
+    let mut out = BTreeMap::<String, [usize; 2]>::new();
+    let mut start = 0;
+    for pack in packs.iter().filter(|_| !keep.is_empty()) {
+        for part in &pack.parts {
+            let counts = out.entry(part.origin.dataset.clone()).or_default();
+            for i in part.range.clone().filter(|i| pack.labels[*i] != IGNORE) {
+                counts[0] += 1;
+                counts[1] += usize::from(keep.get(start + i).copied().unwrap_or(false));
+            }
+        }
+        start += pack.len();
+    }
+    out
 }
 
 pub(super) fn dtype(name: &str) -> Result<Dtype, Error> {
