@@ -98,8 +98,7 @@ impl Feed {
             let cursor = Cursor { dataset, entries, ..Cursor::default() };
             streams.push(Stream { reader: Arc::new(reader), cursor, ahead: (0, 0), asked: VecDeque::new() });
         }
-        let sizes: Vec<(String, u64)> =
-            streams.iter().map(|s| (s.cursor.dataset.clone(), s.cursor.entries)).collect();
+        let sizes: Vec<(String, u64)> = streams.iter().map(|s| (s.cursor.dataset.clone(), s.cursor.entries)).collect();
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             some => some,

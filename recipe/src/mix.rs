@@ -28,7 +28,8 @@ impl Draw {
         let mut shares = Vec::new();
         for (name, records) in sets {
             let share = if mix.is_empty() { Some(*records as f64) } else { mix.get(name).copied() };
-            let lacks = || Error::input(format!("data set `{name}` has no percentage"), "give it one, 0 to leave it out");
+            let lacks =
+                || Error::input(format!("data set `{name}` has no percentage"), "give it one, 0 to leave it out");
             let share = share.ok_or_else(lacks)?;
             if !(share.is_finite() && share >= 0.0) {
                 return Err(Error::input(format!("the percentage of `{name}` is {share}"), "write 0 or more"));

@@ -128,7 +128,7 @@ impl Bin {
         let start = pack.slots.len();
         let rest = length - start;
         pack.slots.extend(std::iter::repeat_n(Slot::Text(pad), rest));
-        pack.labels.extend(std::iter::repeat_n(IGNORE as i32, rest));
+        pack.labels.extend(std::iter::repeat_n(IGNORE, rest));
         pack.positions.extend(std::iter::repeat_n(0, rest));
         pack.lo.extend(start as i32..length as i32);
         pack.hi.extend(start as i32..length as i32);

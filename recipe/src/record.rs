@@ -85,7 +85,8 @@ impl Record {
     /// Errors: `Marks` if they are not as many as the pictures and videos.
     pub fn sights(&self, answers: bool) -> Result<Vec<Vec<Sight>>, Fault> {
         let looks = |turn: &&Turn| answers || matches!(turn.role, Role::User | Role::Text);
-        let (mut images, mut videos) = ((0..self.images.len()).map(Sight::Image), (0..self.videos.len()).map(Sight::Video));
+        let (mut images, mut videos) =
+            ((0..self.images.len()).map(Sight::Image), (0..self.videos.len()).map(Sight::Video));
         let marks: Vec<Vec<bool>> =
             self.turns.iter().map(|turn| if looks(&turn) { marks(&turn.text) } else { Vec::new() }).collect();
         let (marked, held) = (marks.iter().map(Vec::len).sum::<usize>(), self.images.len() + self.videos.len());

@@ -68,7 +68,8 @@ fn a_feed_goes_on_from_every_point() {
 fn threads_change_nothing() {
     let folder = Folder::new();
     let (sets, mix) = sets(&folder);
-    let packs = |threads, seed| take(&mut Feed::open(&sets, &mix, &senses(), options(333, 9, seed, threads)).unwrap(), 6);
+    let packs =
+        |threads, seed| take(&mut Feed::open(&sets, &mix, &senses(), options(333, 9, seed, threads)).unwrap(), 6);
     let one = packs(1, 3);
     assert!(one == packs(7, 3) && one == packs(0, 3));
     assert!(one != packs(1, 4), "the seed is drawn from");

@@ -75,9 +75,12 @@ fn a_conversation_is_trained_as_omchat_trains_it() {
     let expected = |frame: bool, newline: bool| {
         let mut all = vec![Id(START, frame), Words("system", false), Words("\n", false)];
         all.extend([Words(SYSTEM, false), Id(END, frame), Words("\n", newline)]);
-        for (role, text, answer) in
-            [("user", "Hi there", false), ("assistant", "Hello.", true), ("user", "And now", false), ("assistant", "Bye!", true)]
-        {
+        for (role, text, answer) in [
+            ("user", "Hi there", false),
+            ("assistant", "Hello.", true),
+            ("user", "And now", false),
+            ("assistant", "Bye!", true),
+        ] {
             all.extend([Id(START, frame), Words(role, false), Words("\n", false)]);
             all.extend([Words(text, answer), Id(END, frame || answer), Words("\n", newline)]);
         }
@@ -120,8 +123,19 @@ fn pictures_and_videos_stand_at_their_marks() {
     all.extend(open("system"));
     all.extend([Words("S", false), Id(END, true), nl()]);
     all.extend(open("user"));
-    all.extend([Words("a image 1: <im_start>", false), Rows(1), Words("<im_end>\n b frame 1: <im_start>", false), Rows(1)]);
-    all.extend([Words("<im_end>\nframe 2: <im_start>", false), Rows(1), Words("<im_end>\n c", false), Id(END, true), nl()]);
+    all.extend([
+        Words("a image 1: <im_start>", false),
+        Rows(1),
+        Words("<im_end>\n b frame 1: <im_start>", false),
+        Rows(1),
+    ]);
+    all.extend([
+        Words("<im_end>\nframe 2: <im_start>", false),
+        Rows(1),
+        Words("<im_end>\n c", false),
+        Id(END, true),
+        nl(),
+    ]);
     all.extend(open("assistant"));
     all.extend([Words("one <image>", true), Id(END, true), nl()]);
     all.extend(open("user"));
@@ -152,7 +166,14 @@ fn pretraining_trains_every_id_but_pictures() {
     let document = read(Layout::MsSwift, Labelling::Pretrain, one, |set| set.system = Some("s".to_owned()));
     let mut all = vec![];
     for (role, text) in [("system", "s"), ("user", "q"), ("assistant", "a")] {
-        all.extend([Id(START, true), Words(role, true), Words("\n", true), Words(text, true), Id(END, true), Words("\n", true)]);
+        all.extend([
+            Id(START, true),
+            Words(role, true),
+            Words("\n", true),
+            Words(text, true),
+            Id(END, true),
+            Words("\n", true),
+        ]);
     }
     check(&document, &all);
 }
