@@ -104,6 +104,17 @@ fn what_no_pack_holds_is_refused() {
     assert!(Packer::new(Room { positions: 0, tiles: 1 }, PER_TILE, PAD).is_err());
 }
 
+/// A pack that nothing fits into goes out though others are always fuller.
+#[test]
+fn no_document_waits_for_ever() {
+    let mut packer = Packer::new(Room { positions: 100, tiles: 1 }, PER_TILE, PAD).unwrap();
+    assert!(packer.push(document(0, 60, 1)).unwrap().is_none());
+    let mut packs = (1..400).filter_map(|n| packer.push(document(n, 99, 0)).unwrap());
+    let at = packs.position(|pack| pack.parts[0].origin.record == 0).unwrap();
+    assert!(at < 16, "{at}");
+    assert!(packer.push(document(0, 100, 0)).unwrap().unwrap().fill() == 1.0, "a full pack does not wait");
+}
+
 /// A long text is cut, and the pieces are the text.
 #[test]
 fn a_long_text_is_cut() {
