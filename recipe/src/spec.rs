@@ -4,13 +4,14 @@ use crate::error::{Error, Result};
 use omchat_model::format::Format;
 use omchat_model::tiler::TileMode;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One data set: where it is, how it is written, what of it is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dataset {
     /// What the recipe calls it.
+    #[serde(default)]
     pub name: String,
     /// A file, or a folder whose files are read in the order of their names.
     pub path: PathBuf,
@@ -128,6 +129,15 @@ impl Dataset {
             max_tiles: None,
             format: None,
             system: None,
+        }
+    }
+
+    /// Makes relative paths start at a folder.
+    pub fn place(&mut self, folder: &Path) {
+        for path in [Some(&mut self.path), self.images.as_mut()].into_iter().flatten() {
+            if path.is_relative() {
+                *path = folder.join(&*path);
+            }
         }
     }
 
