@@ -85,3 +85,18 @@ impl Drop for Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each thread holds the flag: where it is gone, they are.
+    #[test]
+    fn dropping_the_pool_ends_its_threads() {
+        let pool = Pool::new(3);
+        let flag = Arc::downgrade(&pool.stop);
+        assert_eq!((pool.threads(), flag.strong_count()), (3, 4));
+        drop(pool);
+        assert_eq!(flag.strong_count(), 0);
+    }
+}
