@@ -13,6 +13,7 @@ use omchat_recipe::{Pack, Recipe};
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -59,6 +60,8 @@ pub struct TrainOptions {
     pub resume: bool,
     /// Steps of the whole run after which to stop, with a checkpoint; all of them without.
     pub until: Option<u64>,
+    /// Where each selective step tells which tokens it kept: a line a document.
+    pub kept: Option<PathBuf>,
 }
 
 /// What a run tells while it goes on.
@@ -242,6 +245,9 @@ impl<'a> Run<'a> {
         };
         self.place.stage_step += 1;
         self.place.step += 1;
+        if let Some(path) = self.options.kept.as_ref().filter(|_| !keep.is_empty()) {
+            tell_kept(path, self.place.step, &packs, &keep)?;
+        }
         let labels: Vec<i32> = packs.iter().flat_map(|p| &p.labels).copied().collect();
         let scores = stage.select.as_ref().map(|_| Scores::of(&nll, &references, &labels));
         let seconds = start.elapsed().as_secs_f64();
@@ -329,6 +335,24 @@ fn write_batch(path: &Path, batch: &Batch) -> Result<(), Error> {
         views.push((*name, TensorView::new(dtype, t.ty.shape.clone(), &t.bytes).map_err(fail)?));
     }
     write_whole(path, &safetensors::serialize(views, None).map_err(fail)?)
+}
+
+/// Appends a line a document: where it came from, its labels, and whether each was kept.
+fn tell_kept(path: &Path, step: u64, packs: &[Pack], keep: &[bool]) -> Result<(), Error> {
+    let (mut text, mut start) = (String::new(), 0);
+    for pack in packs {
+        for part in &pack.parts {
+            let places: Vec<usize> = part.range.clone().filter(|i| pack.labels[*i] != IGNORE).collect();
+            let labels: Vec<i32> = places.iter().map(|i| pack.labels[*i]).collect();
+            let kept: Vec<bool> = places.iter().map(|i| keep.get(start + i).copied().unwrap_or(false)).collect();
+            let o = &part.origin;
+            let line = json!({"step": step, "dataset": o.dataset, "shard": o.shard, "record": o.record, "offset": o.offset, "labels": labels, "kept": kept});
+            text += &format!("{line}\n");
+        }
+        start += pack.len();
+    }
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut f| f.write_all(text.as_bytes())).map_err(|e| unwritable(path, &e))
 }
 
 /// Labelled positions and those kept, by data set; nothing where no selection chose.
