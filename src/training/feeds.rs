@@ -101,7 +101,7 @@ impl Packs for Fed {
     }
 
     fn report(&self) -> String {
-        self.0.report().to_string()
+        self.0.report().to_string().trim_end().to_string()
     }
 }
 
