@@ -91,7 +91,10 @@ impl Batch {
             return Err(Error::Input("a pack of no positions; give one or more".into()));
         }
         if pack.tile_count() > tiles {
-            return Err(Error::Input(format!("a pack of {} tiles where {tiles} fit: raise `tiles`", pack.tile_count())));
+            return Err(Error::Input(format!(
+                "a pack of {} tiles where {tiles} fit: raise `tiles`",
+                pack.tile_count()
+            )));
         }
         let (ids, rows) = filled(&pack.slots);
         let mut inputs = vec![];

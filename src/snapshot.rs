@@ -60,5 +60,7 @@ fn whole(p: &Param, dtype: Dtype, data: &[f32]) -> Result<HostTensor, Error> {
         return Ok(HostTensor::floats(dtype, p.ty.shape.clone(), data));
     }
     let (name, have, want) = (&p.name, data.len(), p.ty.elements());
-    Err(Error::Input(format!("{have} numbers for `{name}`, of which the model has {want}: resume the model it was taken of")))
+    Err(Error::Input(format!(
+        "{have} numbers for `{name}`, of which the model has {want}: resume the model it was taken of"
+    )))
 }

@@ -4,6 +4,7 @@
 //! no device, so that it builds and is tested in seconds; the `omchat` crate joins it to a trainer.
 
 pub mod error;
+pub mod judge;
 pub mod pack;
 pub mod schedule;
 pub mod stage;

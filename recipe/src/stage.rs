@@ -220,9 +220,7 @@ impl Stage {
         let wrong = self.mix.iter().find(|(_, p)| !(p.is_finite() && **p > 0.0));
         let mend = "give each data set a percentage above 0, 100 in all";
         match wrong {
-            Some((name, p)) => {
-                Err(Error::input(format!("stage `{}`: {p} % of data set `{name}`", self.name), mend))
-            }
+            Some((name, p)) => Err(Error::input(format!("stage `{}`: {p} % of data set `{name}`", self.name), mend)),
             None if (sum - 100.0).abs() > 0.1 => {
                 Err(Error::input(format!("stage `{}`: its mix adds up to {sum} %", self.name), mend))
             }

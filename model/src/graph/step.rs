@@ -76,8 +76,7 @@ pub fn accumulate_module(config: &OmChatConfig, spec: &TrainSpec, dtype: Dtype) 
         if p.trained { whole.push(w) } else { *v = Some(w) }
     }
     o.narrowed(&mut e, &mut operands, &whole)?;
-    let sums: Vec<Value> =
-        o.trained().map(|p| e.state(&format!("grad.{}", p.name), Dtype::F32, &p.ty.shape)).collect();
+    let sums: Vec<Value> = o.trained().map(|p| e.state(&format!("grad.{}", p.name), Dtype::F32, &p.ty.shape)).collect();
     let (mut results, grads) = o.call(&mut e, operands.into_iter().flatten().collect())?;
     for ((p, sum), g) in o.trained().zip(sums).zip(grads) {
         let wide = if dtype == Dtype::F32 { g } else { e.op("wide", Cast { dtype: Dtype::F32 }, &[g])? };
@@ -145,8 +144,7 @@ struct Updated {
 
 impl Hyper {
     fn declare(e: &mut Entry, o: &Objective) -> Hyper {
-        let rates =
-            o.parts().into_iter().map(|p| (p, e.input(&format!("lr.{}", p.name()), Dtype::F32, &[]))).collect();
+        let rates = o.parts().into_iter().map(|p| (p, e.input(&format!("lr.{}", p.name()), Dtype::F32, &[]))).collect();
         let [b1, b2, eps, decay, clip, c1, c2] =
             ["beta1", "beta2", "eps", "decay", "clip", "c1", "c2"].map(|n| e.input(n, Dtype::F32, &[]));
         Hyper { rates, betas: [b1, b2], eps, decay, clip, corrections: [c1, c2] }

@@ -211,7 +211,12 @@ impl Objective {
     }
 
     /// Puts the trained tensors, kept in f32, among the operands in the element type.
-    pub(super) fn narrowed(&self, e: &mut Entry, operands: &mut [Option<Value>], whole: &[Value]) -> Result<(), Diagnostics> {
+    pub(super) fn narrowed(
+        &self,
+        e: &mut Entry,
+        operands: &mut [Option<Value>],
+        whole: &[Value],
+    ) -> Result<(), Diagnostics> {
         let trained = self.params.iter().zip(operands).filter(|(p, _)| p.trained);
         for ((p, v), w) in trained.zip(whole) {
             let plain = e.dtype() == Dtype::F32;
@@ -226,7 +231,11 @@ impl Objective {
     }
 
     /// What comes before the gradients, and the gradients of the trained tensors; of all ranks.
-    pub(super) fn call(&self, e: &mut Entry, mut operands: Vec<Value>) -> Result<(Vec<Value>, Vec<Value>), Diagnostics> {
+    pub(super) fn call(
+        &self,
+        e: &mut Entry,
+        mut operands: Vec<Value>,
+    ) -> Result<(Vec<Value>, Vec<Value>), Diagnostics> {
         operands.push(e.op("one", Constant { dtype: Dtype::F32, value: 1.0 }, &[])?);
         // Each rank has its part of the mean, and of its gradients; only sums over all bear the names.
         let part = if self.ranks > 1 { "part." } else { "d." };
