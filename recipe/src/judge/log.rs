@@ -102,6 +102,16 @@ impl Log {
         self.known.get(id)
     }
 
+    /// How many answers there are.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
     /// Adds an answer, on the disk before this returns.
     ///
     /// Errors: `File` if it cannot be written.

@@ -3,6 +3,7 @@
 //! A [`Question`] holds all that a model is shown and what is right. Whoever runs a model implements [`Answer`];
 //! [`ask_all`] asks, weighs and keeps each answer in a [`Log`], and a [`Report`] makes tables and pictures of them.
 
+pub mod choice;
 pub mod draw;
 mod extract;
 mod font;
@@ -13,6 +14,7 @@ pub mod needle;
 pub mod paint;
 pub mod report;
 pub mod score;
+pub mod temporal;
 
 pub use grid::Grid;
 pub use log::{Log, Outcome};

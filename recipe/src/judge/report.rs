@@ -18,6 +18,8 @@ pub struct Report {
     pub setup: Value,
     /// Scores by row and column.
     pub grid: Grid,
+    /// Other tables of the same answers.
+    pub more: Vec<Grid>,
     /// The answers.
     pub outcomes: Vec<Outcome>,
     /// What could not be asked.
@@ -33,9 +35,7 @@ impl Report {
         let score = mean(&scores);
         let (low, high) = interval(score, scores.len());
         let chance: Vec<f64> = self.outcomes.iter().map(|outcome| outcome.chance).collect();
-        let cells = self.cells().map(
-            |(row, column, cell)| json!({ "row": row, "column": column, "asked": cell.asked, "score": cell.score }),
-        );
+        let tables: Vec<Value> = self.grids().map(table).collect();
         json!({
             "title": self.title,
             "setup": self.setup,
@@ -46,26 +46,28 @@ impl Report {
             "score_low": low,
             "score_high": high,
             "chance": mean(&chance),
-            "rows": self.grid.down,
-            "columns": self.grid.across,
-            "cells": cells.collect::<Vec<_>>(),
+            "tables": tables,
             "skipped": self.skipped,
             "notes": self.notes,
         })
     }
 
-    fn cells(&self) -> impl Iterator<Item = (&String, &String, super::grid::Cell)> {
-        self.grid.rows.iter().zip(&self.grid.cells).flat_map(|(row, cells)| {
-            self.grid.columns.iter().zip(cells).filter_map(move |(column, cell)| cell.map(|cell| (row, column, cell)))
-        })
+    fn grids(&self) -> impl Iterator<Item = &Grid> {
+        std::iter::once(&self.grid).chain(&self.more)
     }
 
     /// The table and the figures in words.
     pub fn text(&self) -> String {
+        let mut out = format!("{}\n", self.title);
+        out += &self.grids().map(|grid| grid.text() + "\n").collect::<String>();
+        out += &self.figures();
+        out
+    }
+
+    fn figures(&self) -> String {
         let s = self.summary();
         let percent = |name: &str| 100.0 * s[name].as_f64().unwrap_or_default();
-        let mut out = format!("{}\n{}", self.title, self.grid.text());
-        out += &format!(
+        let mut out = format!(
             "score {:.1} % (95 %: {:.1} to {:.1}) of {} answers, {} right, {} without an answer that could be read; guessing {:.1} %\n",
             percent("score"),
             percent("score_low"),
@@ -94,7 +96,11 @@ impl Report {
         };
         put("summary.json", format!("{:#}\n", self.summary()))?;
         put("report.html", self.page())?;
-        paint::save(&paint::heat_map(&self.title, &self.grid), &dir.join("heatmap.png"))
+        for (number, grid) in self.grids().enumerate() {
+            let name = if number == 0 { "heatmap.png".into() } else { format!("heatmap-{}.png", number + 1) };
+            paint::save(&paint::heat_map(&self.title, grid), &dir.join(name))?;
+        }
+        Ok(())
     }
 
     /// The page: whole in itself, nothing is loaded from elsewhere.
@@ -107,36 +113,11 @@ impl Report {
              th{{text-align:right;font-weight:600}}td.c{{text-align:center}}pre{{background:#f4f4f4;padding:1em;overflow:auto}}\
              td.w{{max-width:24em;overflow-wrap:anywhere;border:1px solid #ddd}}</style>\n<h1>{title}</h1>\n"
         );
-        out += &self.table();
-        let text = self.text();
-        let words: Vec<&str> = text.lines().skip(self.grid.rows.len() + 2).collect();
-        out += &words.iter().map(|line| format!("<p>{}</p>\n", escape(line))).collect::<String>();
+        out += &self.grids().map(page_table).collect::<String>();
+        out += &self.figures().lines().map(|line| format!("<p>{}</p>\n", escape(line))).collect::<String>();
         out += &format!("<h2>Setup</h2>\n<pre>{}</pre>\n", escape(&format!("{:#}", self.setup)));
         out += &self.wrong();
         out + "</html>\n"
-    }
-
-    fn table(&self) -> String {
-        let head: String = self.grid.columns.iter().map(|name| format!("<th>{}</th>", escape(name))).collect();
-        let corner = escape(&format!("{} \\ {}", self.grid.down, self.grid.across));
-        let mut out = format!("<table><tr><th>{corner}</th>{head}</tr>\n");
-        for (name, cells) in self.grid.rows.iter().zip(&self.grid.cells) {
-            out += &format!("<tr><th>{}</th>", escape(name));
-            for cell in cells {
-                out += &match cell {
-                    Some(cell) => {
-                        let [r, g, b] = paint::heat(cell.score);
-                        let (score, asked) = (100.0 * cell.score, cell.asked);
-                        format!(
-                            "<td class=\"c\" style=\"background:rgb({r},{g},{b})\" title=\"{asked} answers\">{score:.1}</td>"
-                        )
-                    }
-                    None => "<td class=\"c\">-</td>".to_owned(),
-                };
-            }
-            out += "</tr>\n";
-        }
-        out + "</table>\n"
     }
 
     fn wrong(&self) -> String {
@@ -154,6 +135,41 @@ impl Report {
         }
         out + "</tr></table></details>\n"
     }
+}
+
+/// A table of the page.
+fn page_table(grid: &Grid) -> String {
+    let head: String = grid.columns.iter().map(|name| format!("<th>{}</th>", escape(name))).collect();
+    let corner = escape(&format!("{} \\ {}", grid.down, grid.across));
+    let mut out = format!("<table><tr><th>{corner}</th>{head}</tr>\n");
+    for (name, cells) in grid.rows.iter().zip(&grid.cells) {
+        out += &format!("<tr><th>{}</th>", escape(name));
+        for cell in cells {
+            out += &match cell {
+                Some(cell) => {
+                    let [r, g, b] = paint::heat(cell.score);
+                    let (score, asked) = (100.0 * cell.score, cell.asked);
+                    format!(
+                        "<td class=\"c\" style=\"background:rgb({r},{g},{b})\" title=\"{asked} answers\">{score:.1}</td>"
+                    )
+                }
+                None => "<td class=\"c\">-</td>".to_owned(),
+            };
+        }
+        out += "</tr>\n";
+    }
+    out + "</table>\n"
+}
+
+/// A table of the summary.
+fn table(grid: &Grid) -> Value {
+    let mut cells = Vec::new();
+    for (row, line) in grid.rows.iter().zip(&grid.cells) {
+        for (column, cell) in grid.columns.iter().zip(line).filter_map(|(name, cell)| cell.map(|cell| (name, cell))) {
+            cells.push(json!({ "row": row, "column": column, "asked": cell.asked, "score": cell.score }));
+        }
+    }
+    json!({ "rows": grid.down, "columns": grid.across, "cells": cells })
 }
 
 fn escape(text: &str) -> String {

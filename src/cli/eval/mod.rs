@@ -1,6 +1,9 @@
 //! `omchat eval`: how good a model's answers are.
 
+mod choice;
+mod formats;
 mod needle;
+mod temporal;
 
 use super::progress::Bars;
 use super::{Error, device, note, say};
@@ -19,6 +22,15 @@ use std::sync::Arc;
 pub enum Command {
     /// Hides a number in long texts and asks for it.
     Needle(needle::Args),
+    /// Hides pictures among a video's frames and asks which, how many, and in which order.
+    ///
+    /// The construction is ours: what OmChat's authors used is not published.
+    TemporalNeedle(temporal::Args),
+    /// Asks a benchmark of questions with options, or with answers in words.
+    Choice(choice::Args),
+    /// Asks the same in each layout of pictures, F0 to F4, and compares the scores.
+    #[command(subcommand)]
+    Formats(formats::Command),
 }
 
 /// What every evaluation takes.
@@ -48,10 +60,36 @@ pub struct Common {
     pub raw: bool,
 }
 
+/// What evaluations with pictures take.
+#[derive(clap::Args, Clone)]
+pub struct View {
+    /// How pictures are announced in the prompt: F0 to F4; the released layout if not given.
+    #[arg(long, value_name = "F")]
+    format: Option<String>,
+    /// Room for that many tokens: a question that takes more is skipped, and said to be.
+    #[arg(long, default_value_t = 8192, value_name = "N")]
+    context: usize,
+    /// Takes the letter with the largest logit in place of generated words: no answer is unreadable.
+    #[arg(long)]
+    letters: bool,
+}
+
+impl View {
+    fn format(&self, model: &Model) -> Result<Format, Error> {
+        match &self.format {
+            Some(name) => Ok(Format::named(name)?),
+            None => Ok(Format::released(model.config.vision.as_ref())),
+        }
+    }
+}
+
 /// Asks.
 pub fn run(command: &Command) -> Result<(), Error> {
     match command {
         Command::Needle(args) => needle::run(args),
+        Command::TemporalNeedle(args) => temporal::run(args),
+        Command::Choice(args) => choice::run(args),
+        Command::Formats(command) => formats::run(command),
     }
 }
 
@@ -95,14 +133,6 @@ fn weights(dir: &Path) -> String {
         .collect();
     files.sort();
     format!("{:016x}", digest(files.join("\n").as_bytes()))
-}
-
-/// The released layout of pictures, or the one of that name.
-fn format(name: Option<&str>, model: &Model) -> Result<Format, Error> {
-    match name {
-        Some(name) => Ok(Format::named(name)?),
-        None => Ok(Format::released(model.config.vision.as_ref())),
-    }
 }
 
 /// The answers to some questions, asked where the log does not hold them.

@@ -63,6 +63,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         most,
     };
     needles.check()?;
+    beyond(&needles)?;
     let haystack = Haystack::read(&args.haystack, &tokenizer, needles.wanted(), args.repeat)?;
     // What cannot be hidden is said before anything is loaded.
     needles.hide(&haystack, &tokenizer)?;
@@ -88,6 +89,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         title: format!("Needle in a text: {}", common.model),
         setup,
         grid: Grid::of(("depth", rows), ("tokens", columns), &outcomes),
+        more: vec![],
         outcomes,
         skipped,
         notes: vec![],
@@ -111,18 +113,23 @@ fn fit(needles: &mut Needles, engine: &Arc<Engine>) -> Result<Vec<Skipped>, Erro
                 note(format!("length {longest} is left out: {fault}"));
                 skipped.push(Skipped { what: format!("length {longest}"), why: fault.to_string() });
                 needles.lengths.retain(|length| *length != longest);
-                if needles.lengths.is_empty() {
+                if needles.wanted() == 0 {
                     return Err(fault.into());
                 }
             }
             Err(fault) => return Err(fault.into()),
         }
     }
-    if needles.wanted() == 0 {
-        return Err(Error::input(format!(
-            "the model has {} positions, fewer than every length; give shorter --lengths, or --past-positions",
-            needles.most
-        )));
-    }
     Ok(skipped)
+}
+
+/// Refuses lengths that are all beyond the model's positions.
+fn beyond(needles: &Needles) -> Result<(), Error> {
+    if needles.wanted() > 0 {
+        return Ok(());
+    }
+    Err(Error::input(format!(
+        "the model has {} positions, fewer than every length; give shorter --lengths, or --past-positions",
+        needles.most
+    )))
 }
