@@ -25,7 +25,6 @@ fn index(letter: char, count: usize) -> Option<usize> {
 
 /// `B`, `(B) …`, `B. …`, `b)`.
 fn leading(given: &str, count: usize) -> Option<usize> {
-    let open = given.starts_with(['(', '[', '*']);
     let bare = given.trim_start_matches(['(', '[', '*']);
     let mut letters = bare.chars();
     let first = letters.next()?;
@@ -34,7 +33,6 @@ fn leading(given: &str, count: usize) -> Option<usize> {
         None => index(first.to_ascii_uppercase(), count),
         Some(')' | ']') => index(first.to_ascii_uppercase(), count),
         Some('.' | ':' | ',' | '*' | '\n') => index(first, count),
-        _ if open => None,
         _ => None,
     }
 }
@@ -60,7 +58,8 @@ fn lone(given: &str, count: usize) -> Option<usize> {
     for (place, word) in words.iter().enumerate() {
         let mut letters = word.chars();
         let (Some(first), None) = (letters.next(), letters.next()) else { continue };
-        let article = first == 'A' && words.get(place + 1).is_some_and(|w| w.starts_with(char::is_lowercase));
+        let next = words.get(place + 1).filter(|word| !["or", "and"].contains(word));
+        let article = first == 'A' && next.is_some_and(|word| word.starts_with(char::is_lowercase));
         if let Some(at) = index(first, count).filter(|at| !article && !found.contains(at)) {
             found.push(at);
         }
