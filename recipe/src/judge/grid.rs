@@ -50,9 +50,14 @@ impl Grid {
         out
     }
 
+    /// What stands in the table's upper left corner.
+    pub fn corner(&self) -> String {
+        if self.across.is_empty() { self.down.clone() } else { format!("{} \\ {}", self.down, self.across) }
+    }
+
     /// The table in words, percents.
     pub fn text(&self) -> String {
-        let corner = format!("{} \\ {}", self.down, self.across);
+        let corner = self.corner();
         let first = self.rows.iter().chain([&corner]).map(|name| name.chars().count()).max().unwrap_or(0);
         let wide: Vec<usize> = self.columns.iter().map(|name| name.chars().count().max(5)).collect();
         let mut out = format!("{corner:<first$}");

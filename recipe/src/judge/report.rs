@@ -140,7 +140,7 @@ impl Report {
 /// A table of the page.
 fn page_table(grid: &Grid) -> String {
     let head: String = grid.columns.iter().map(|name| format!("<th>{}</th>", escape(name))).collect();
-    let corner = escape(&format!("{} \\ {}", grid.down, grid.across));
+    let corner = escape(&grid.corner());
     let mut out = format!("<table><tr><th>{corner}</th>{head}</tr>\n");
     for (name, cells) in grid.rows.iter().zip(&grid.cells) {
         out += &format!("<tr><th>{}</th>", escape(name));
