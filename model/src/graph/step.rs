@@ -101,12 +101,14 @@ pub fn apply_module(config: &OmChatConfig, spec: &TrainSpec, dtype: Dtype) -> Re
     let o = Objective::build(&mut Module::default(), &scope, config, spec, dtype)?;
     let mut e = Entry::new(&mut module, &scope, APPLY, dtype)?;
     let hyper = Hyper::declare(&mut e, &o);
-    let (mut masters, mut flat, mut empty) = (vec![], vec![], vec![]);
+    let (mut masters, mut sums, mut flat, mut empty) = (vec![], vec![], vec![], vec![]);
     for p in o.trained() {
         let of = |at: &str, e: &mut Entry| e.state(&format!("{at}{}", p.name), Dtype::F32, &p.ty.shape);
         masters.push(["", "adam.m.", "adam.v."].map(|at| of(at, &mut e)));
-        let g = of("grad.", &mut e);
-        flat.push(flatten(&mut e, g)?);
+        sums.push(of("grad.", &mut e));
+    }
+    for sum in sums {
+        flat.push(flatten(&mut e, sum)?);
     }
     let zero = e.constant("zero", 0.0)?;
     for p in o.trained() {

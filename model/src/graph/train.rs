@@ -139,9 +139,9 @@ const KEPT: &[&str] = &["attention", "ring_attention"];
 /// The loss and its gradients, entry `@grads`.
 ///
 /// Inputs and weights as [`super::forward_module`], then those that [`Weigh`] and [`Selection`] name. Results:
-/// `loss: f32`, the mean over the labelled (or kept) tokens of all ranks; `nll: f32[T]`, or with a selection
-/// `keep: bool[T]` and `missed: i32`, how many kept tokens of all ranks found no room: their gradients are not there,
-/// so the caller refuses when it is not 0. Then `d.NAME` for each trained tensor, summed over ranks, in the order of the
+/// `loss: f32`, the mean over the labelled (or kept) tokens of all ranks; with a selection `keep: bool[T]` and
+/// `missed: i32`, how many kept tokens of all ranks found no room: their gradients are not there, so the caller refuses
+/// when it is not 0; `nll: f32[T]`. Then `d.NAME` for each trained tensor, summed over ranks, in the order of the
 /// weights and of their types.
 ///
 /// Errors: as [`super::forward_module`]; nothing to train.
@@ -187,7 +187,7 @@ impl Objective {
         let h = hidden(&mut e, config, forward)?;
         let (names, results) = match spec.select {
             None => (vec!["loss", "nll"], weighed(&mut e, config, spec, &h, &extra)?),
-            Some(s) => (vec!["loss", "keep", "missed"], selected(&mut e, spec, s, &h, &extra)?),
+            Some(s) => (vec!["loss", "keep", "missed", "nll"], selected(&mut e, spec, s, &h, &extra)?),
         };
         let f = e.finish(results);
         let function = module.function(f);
@@ -305,7 +305,7 @@ fn weighed(
     Ok(vec![loss, nll])
 }
 
-/// This rank's part of the mean over kept tokens, which they are, and how many found no room.
+/// This rank's part of the mean over kept tokens, which they are, how many found no room, and each token's loss.
 fn selected(
     e: &mut Entry,
     spec: &TrainSpec,
@@ -317,9 +317,9 @@ fn selected(
     let at = flatten(e, h.at)?;
     let operands: Vec<Value> = [h.x, h.head, h.labels, extra[0], at].iter().chain(&extra[1..]).copied().collect();
     let letters = [("J", usize::from(s.joined)), ("N", parts), ("K", s.room)];
-    let names = ["loss", "keep", "missed", "lse", "total"];
+    let names = ["loss", "keep", "missed", "lse", "total", "nll"];
     let out = e.calls_with(&names, "two_pass_loss", &letters, &operands)?;
-    Ok(out[..3].to_vec())
+    Ok([&out[..3], &out[5..]].concat())
 }
 
 /// A value as one axis.
