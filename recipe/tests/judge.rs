@@ -147,9 +147,13 @@ fn needles_that_cannot_be_hidden() {
     assert_eq!(hidden.questions.len(), 8);
     assert!(hidden.skipped[0].what.contains("400") && hidden.skipped[0].why.contains("300"));
     let dir = folder("empty");
-    assert!(Haystack::read(&[dir.clone()], &tokenizer, 9, false).unwrap_err().to_string().contains("no text"));
+    assert!(
+        Haystack::read(std::slice::from_ref(&dir), &tokenizer, 9, false).unwrap_err().to_string().contains("no text")
+    );
     std::fs::write(dir.join("x.txt"), [b'a', 0xff]).unwrap();
-    assert!(Haystack::read(&[dir.clone()], &tokenizer, 9, false).unwrap_err().to_string().contains("byte 1"));
+    assert!(
+        Haystack::read(std::slice::from_ref(&dir), &tokenizer, 9, false).unwrap_err().to_string().contains("byte 1")
+    );
     std::fs::write(dir.join("x.txt"), "One. Two.").unwrap();
     assert_eq!(Haystack::read(&[dir], &tokenizer, 555, true).unwrap().ids.len(), 555);
 }
