@@ -7,6 +7,7 @@ pub mod document;
 pub mod error;
 pub mod feed;
 pub mod index;
+pub mod judge;
 pub mod labels;
 pub mod mix;
 pub mod mixture;

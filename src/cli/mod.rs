@@ -8,6 +8,7 @@ mod device;
 mod doctor;
 mod encode;
 mod error;
+mod eval;
 mod init;
 mod input;
 mod inspect;
@@ -100,6 +101,9 @@ enum Command {
     /// A schedule enters the table only after it matched the interpreter on odd sizes over poisoned memory. The table
     /// is text, read by every command that runs a model on the same device; `OMCHAT_TUNED` names another, or is `off`.
     Tune(tune::Args),
+    /// Asks a model questions with known answers, and says how many it answers right.
+    #[command(subcommand)]
+    Eval(eval::Command),
 }
 
 /// Runs what the command line asks for.
@@ -123,6 +127,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Kernels(args) => kernels::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Tune(args) => tune::run(&args),
+        Command::Eval(command) => eval::run(&command),
     }
 }
 
