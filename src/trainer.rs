@@ -345,7 +345,7 @@ fn fits(spec: &TrainSpec, batch: &Batch) -> Result<(), Error> {
 }
 
 /// The last function of a module ready on a device, what it keeps uploaded where it is not there yet.
-fn load(
+pub(crate) fn load(
     origin: &Origin,
     device: &Device,
     module: &Module,

@@ -3,14 +3,22 @@
 mod checkpoint;
 mod events;
 mod export;
+mod feeds;
 mod log;
+mod losses;
+mod mix;
 mod run;
+mod score;
 mod stage;
 
 pub use checkpoint::{Found, Place, newest};
 pub use export::export;
+pub use feeds::Feeds;
 pub use log::Line;
+pub use losses::Losses;
+pub use mix::mix;
 pub use run::{Outcome, Packs, Supply, TrainOptions, Watched, train};
+pub use score::{meta, score};
 
 use crate::Error;
 use std::path::Path;

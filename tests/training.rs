@@ -2,102 +2,17 @@
 //! stopped goes on as if it had not been, and what cannot be used is refused.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use omchat::training::{Outcome, Packs, Supply, TrainOptions, Watched, train};
+mod common;
+
+use common::training::{IGNORE, Source, document, folder, packed, tiny};
+use omchat::training::{Outcome, TrainOptions, Watched, train};
 use omchat::{AdamW, Batch, Device, Error, ForwardSpec, Model, Snapshot, TrainSpec, Trainer, Weigh};
 use omchat_ir::Dtype;
-use omchat_model::picture::Picture;
-use omchat_model::splice::Slot;
-use omchat_model::tiler::TileMode;
-use omchat_recipe::pack::{Origin, Part};
-use omchat_recipe::{Pack, Recipe, Stage};
+use omchat_recipe::{Pack, Recipe};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
-
-const IGNORE: i32 = -100;
-
-fn tiny() -> Model {
-    Model::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny")).unwrap()
-}
-
-fn folder(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("training").join(name);
-    let _ = std::fs::remove_dir_all(&dir);
-    dir
-}
-
-/// A document: positions with their labels, some of them rows of tiles.
-struct Document {
-    slots: Vec<Slot>,
-    labels: Vec<i32>,
-    pictures: Vec<Picture>,
-}
-
-fn document(rng: &mut StdRng, words: usize, pictures: usize, per_tile: usize, tiles_each: usize) -> Document {
-    let mut d = Document { slots: vec![], labels: vec![], pictures: vec![] };
-    let mut row = 0;
-    for _ in 0..pictures {
-        let rgb = (0..40 * 60 * 3).map(|_| rng.random()).collect();
-        d.pictures.push(Picture::new("drawn", 40, 60, rgb).unwrap());
-        for _ in 0..per_tile * tiles_each {
-            d.slots.push(Slot::Image(row));
-            d.labels.push(IGNORE);
-            row += 1;
-        }
-    }
-    let ids: Vec<u32> = (0..words).map(|_| rng.random_range(3..400)).collect();
-    for (i, id) in ids.iter().enumerate() {
-        d.slots.push(Slot::Text(*id));
-        // Some words train nothing.
-        d.labels.push(if rng.random_bool(0.7) { ids.get(i + 1).map_or(IGNORE, |n| *n as i32) } else { IGNORE });
-    }
-    d
-}
-
-/// Documents one after the other, with padding up to `t`.
-fn packed(model: &Model, documents: &[&Document], t: usize) -> Pack {
-    let mut p = Pack {
-        slots: vec![],
-        labels: vec![],
-        positions: vec![],
-        lo: vec![],
-        hi: vec![],
-        document: vec![],
-        tiles: vec![],
-        parts: vec![],
-    };
-    let tiler = model.tiler().unwrap();
-    let mut rows = 0;
-    for (i, d) in documents.iter().enumerate() {
-        let start = p.slots.len();
-        let moved = |s: &Slot| match s {
-            Slot::Image(r) => Slot::Image(r + rows),
-            text => *text,
-        };
-        p.slots.extend(d.slots.iter().map(moved));
-        rows += d.slots.iter().filter(|s| matches!(s, Slot::Image(_))).count() as u32;
-        p.labels.extend(&d.labels);
-        for k in 0..d.slots.len() {
-            p.positions.push(k as u32);
-            p.lo.push(start as i32);
-            p.hi.push((start + k) as i32);
-            p.document.push(i as i32);
-        }
-        p.tiles.extend(d.pictures.iter().map(|x| tiler.cut(x, TileMode::Single).unwrap()));
-        let origin = Origin { dataset: "drawn".into(), shard: 0, record: i as u64, offset: 0 };
-        p.parts.push(Part { origin, range: start..p.slots.len() });
-    }
-    for k in p.slots.len()..t {
-        p.slots.push(Slot::Text(0));
-        p.labels.push(IGNORE);
-        p.positions.push(0);
-        p.lo.push(k as i32);
-        p.hi.push(k as i32);
-        p.document.push(-1);
-    }
-    p
-}
 
 fn spec(t: usize, tiles: usize) -> TrainSpec {
     TrainSpec::whole(ForwardSpec { tiles, ..ForwardSpec::text(t) })
@@ -138,8 +53,8 @@ fn a_pack_is_its_documents_and_a_step_its_parts() {
     let (a, b) = (document(&mut rng, 13, 1, per, 1), document(&mut rng, 7, 0, per, 1));
     let t = 64;
     for examples in [false, true] {
-        let both = packed(&model, &[&a, &b], t);
-        let alone = [packed(&model, &[&a], t), packed(&model, &[&b], t)];
+        let both = packed(&model, &[&a, &b], t, 0);
+        let alone = [packed(&model, &[&a], t, 0), packed(&model, &[&b], t, 0)];
         let total = (labelled(&alone[0]) + labelled(&alone[1])) as f64;
         let shares: Vec<f64> = alone.iter().map(|p| if examples { 0.5 } else { labelled(p) as f64 / total }).collect();
         let weigh = if examples { Weigh::Examples { most: 4 } } else { Weigh::Tokens };
@@ -160,42 +75,6 @@ fn a_pack_is_its_documents_and_a_step_its_parts() {
     }
 }
 
-/// Packs drawn from a seed; the state is how many were drawn.
-struct Drawn {
-    seed: u64,
-    drawn: u64,
-    stage: Stage,
-}
-
-impl Packs for Drawn {
-    fn pack(&mut self) -> Result<Pack, Error> {
-        let model = tiny();
-        let mut rng = StdRng::seed_from_u64(self.seed * 1000 + self.drawn);
-        let per = model.tokens_per_tile();
-        let pictures = usize::from(self.stage.tiles > 0);
-        let documents = [document(&mut rng, 9, pictures, per, 1), document(&mut rng, 6, 0, per, 1)];
-        self.drawn += 1;
-        Ok(packed(&model, &documents.each_ref(), self.stage.context))
-    }
-
-    fn state(&self) -> Result<Value, Error> {
-        Ok(json!(self.drawn))
-    }
-}
-
-struct Source;
-
-impl Supply for Source {
-    fn open(&mut self, stage: &Stage, state: Option<&Value>) -> Result<Box<dyn Packs>, Error> {
-        let drawn = state.and_then(Value::as_u64).unwrap_or(0);
-        Ok(Box::new(Drawn { seed: 5, drawn, stage: stage.clone() }))
-    }
-
-    fn reference(&mut self, _: &Stage, _: &Pack) -> Result<Vec<f32>, Error> {
-        unreachable!("no stage selects")
-    }
-}
-
 fn recipe(rate: &str) -> Recipe {
     let text = format!(
         r#"
@@ -203,6 +82,7 @@ fn recipe(rate: &str) -> Recipe {
         [data.drawn]
         path = "nowhere"
         layout = "text"
+        labels = "pretrain"
         [[stage]]
         name = "projector"
         context = 48
@@ -240,7 +120,7 @@ fn run(recipe: &Recipe, out: &Path, resume: bool, until: Option<u64>) -> Result<
         }
     };
     let device = Device::open("cpu").unwrap();
-    let outcome = train(recipe, &device, &options, &mut Source, &mut watch)?;
+    let outcome = train(recipe, &device, &options, &mut Source::default(), &mut watch)?;
     Ok((outcome, notes))
 }
 

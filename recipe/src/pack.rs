@@ -37,7 +37,7 @@ pub struct Part {
 }
 
 /// Where a document came from.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Origin {
     /// The data set, by its name in the recipe.
     pub dataset: String,

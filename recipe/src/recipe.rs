@@ -1,7 +1,8 @@
 //! A recipe: from which model, on which data, in which stages. Read from TOML.
 
-use crate::dataset::Dataset;
 use crate::error::{Error, Result};
+use crate::mixture::Mixture;
+use crate::spec::Dataset;
 use crate::stage::Stage;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +29,9 @@ pub struct Recipe {
     /// The data sets, by name.
     #[serde(default)]
     pub data: BTreeMap<String, Dataset>,
+    /// The search for how long to tune on a mixture; `omchat mix` runs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixture: Option<Mixture>,
     /// The stages, in order.
     #[serde(rename = "stage")]
     pub stages: Vec<Stage>,
@@ -87,8 +91,10 @@ impl Recipe {
                 *p = folder.join(&*p);
             }
         };
-        for d in self.data.values_mut() {
-            d.place(folder);
+        let held = self.mixture.iter_mut().flat_map(|m| m.held_out.iter_mut());
+        for (name, set) in self.data.iter_mut().chain(held) {
+            set.place(folder);
+            set.name.clone_from(name);
         }
         for s in &mut self.stages {
             if let Some(select) = &mut s.select {
@@ -107,6 +113,10 @@ impl Recipe {
     pub fn check(&self) -> Result<()> {
         if self.stages.is_empty() {
             return Err(Error::input("no stage", "write one or more [[stage]]"));
+        }
+        let held = self.mixture.iter().flat_map(|m| &m.held_out);
+        for (name, set) in self.data.iter().chain(held) {
+            Dataset { name: name.clone(), ..set.clone() }.check()?;
         }
         let mut seen = BTreeSet::new();
         for s in &self.stages {

@@ -53,6 +53,9 @@ pub struct Stage {
     /// Steps between checkpoints; one is written at the end of the stage in any case.
     #[serde(default)]
     pub checkpoint_every: Option<u64>,
+    /// Steps of the stage whose checkpoints are written and never removed: branches leave from them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keep: Vec<u64>,
 }
 
 fn one() -> usize {

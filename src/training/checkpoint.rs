@@ -2,7 +2,8 @@
 //!
 //! `checkpoints/00000120/` holds `state.safetensors` (weights `w.NAME`, moments `m.NAME` and `v.NAME`, f32) and
 //! `run.json` (where the run is, and the length and CRC-32 of the state). A folder is written under another name and
-//! renamed when all is on disk, so a folder of this name is whole; one whose bytes changed since is refused.
+//! renamed when all is on disk, so a folder of this name is whole; one whose bytes changed since is refused. A folder that
+//! holds a file `keep` is never removed.
 
 use crate::{Error, Snapshot};
 use safetensors::tensor::TensorView;
@@ -52,12 +53,17 @@ pub struct Found {
     pub refused: Vec<String>,
 }
 
-/// Writes a checkpoint and removes all but the newest few.
+/// Where a checkpoint of a run's step is.
+pub fn at(run: &Path, step: u64) -> PathBuf {
+    run.join("checkpoints").join(format!("{step:08}"))
+}
+
+/// Writes a checkpoint and removes all but the newest few and those that are to be kept.
 ///
 /// Errors: what the system says, with the path.
-pub fn save(run: &Path, place: &Place, snapshot: &Snapshot) -> Result<PathBuf, Error> {
+pub fn save(run: &Path, place: &Place, snapshot: &Snapshot, keep: bool) -> Result<PathBuf, Error> {
     let all = run.join("checkpoints");
-    let to = all.join(format!("{:08}", place.step));
+    let to = at(run, place.step);
     let part = all.join(format!(".part-{}", std::process::id()));
     let fail = |path: &Path, e: std::io::Error| super::unwritable(path, &e);
     fs::create_dir_all(&part).map_err(|e| fail(&part, e))?;
@@ -74,13 +80,17 @@ pub fn save(run: &Path, place: &Place, snapshot: &Snapshot) -> Result<PathBuf, E
         let mut file = File::create(path).map_err(|e| fail(path, e))?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| fail(path, e))?;
     }
+    if keep {
+        let path = part.join("keep");
+        fs::write(&path, b"").map_err(|e| fail(&path, e))?;
+    }
     if to.exists() {
         fs::remove_dir_all(&to).map_err(|e| fail(&to, e))?;
     }
     fs::rename(&part, &to).map_err(|e| fail(&to, e))?;
     // The rename itself is on disk when the folder is.
     File::open(&all).and_then(|d| d.sync_all()).map_err(|e| fail(&all, e))?;
-    for old in list(run)?.into_iter().rev().skip(KEPT) {
+    for old in list(run)?.into_iter().rev().skip(KEPT).filter(|p| !p.join("keep").exists()) {
         fs::remove_dir_all(&old).map_err(|e| fail(&old, e))?;
     }
     Ok(to)

@@ -25,6 +25,9 @@ pub trait Packs {
     ///
     /// Errors: as [`Packs::pack`].
     fn state(&self) -> Result<Value, Error>;
+
+    /// What was read and what was skipped, in words.
+    fn report(&self) -> String;
 }
 
 /// Where packs come from.
@@ -33,6 +36,11 @@ pub trait Supply {
     ///
     /// Errors: files that are not there or hold nothing; a state of other data.
     fn open(&mut self, stage: &Stage, state: Option<&Value>) -> Result<Box<dyn Packs>, Error>;
+
+    /// Each document of some data sets once, in order, as the stage would pack them.
+    ///
+    /// Errors: files that are not there or hold nothing.
+    fn once(&mut self, stage: &Stage, data: &[&str]) -> Result<Box<dyn Iterator<Item = Result<Pack, Error>>>, Error>;
 
     /// The reference model's loss of each position's label: [T].
     ///
@@ -109,6 +117,7 @@ pub fn train(
         let packs = supply.open(stage, state)?;
         let mut at = At { stage, trainer, packs, flops: flops as f64 * stage.packs() as f64, ceiling };
         run.stage(&mut at, supply, watch)?;
+        watch(Watched::Note(at.packs.report()));
         if run.place.stage_step < stage.total_steps() {
             return Ok(Outcome { steps: run.place.step, model: None });
         }
@@ -199,12 +208,13 @@ impl<'a> Run<'a> {
             let line = self.step(at, supply)?;
             self.log.step(&line)?;
             watch(Watched::Step(&line, total));
+            let keep = at.stage.keep.contains(&self.place.stage_step);
             let due = at.stage.checkpoint_every.is_some_and(|n| self.place.stage_step.is_multiple_of(n));
             let end = self.place.stage_step == total || self.done();
-            if due || end {
+            if due || keep || end {
                 self.snapshot = at.trainer.snapshot(&self.snapshot)?;
                 self.place.feed = at.packs.state()?;
-                checkpoint::save(&self.options.out, &self.place, &self.snapshot)?;
+                checkpoint::save(&self.options.out, &self.place, &self.snapshot, keep)?;
             }
             if self.done() {
                 break;
@@ -318,7 +328,7 @@ fn write_batch(path: &Path, batch: &Batch) -> Result<(), Error> {
     write_whole(path, &safetensors::serialize(views, None).map_err(fail)?)
 }
 
-fn dtype(name: &str) -> Result<Dtype, Error> {
+pub(super) fn dtype(name: &str) -> Result<Dtype, Error> {
     let all = [Dtype::F32, Dtype::Bf16, Dtype::F16];
     let found = all.into_iter().find(|d| d.to_string() == name);
     found.ok_or_else(|| Error::Input(format!("dtype is `{name}`; give f32, bf16 or f16")))
