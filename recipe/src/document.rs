@@ -215,13 +215,13 @@ impl Reader {
         for slot in &spliced.slots {
             own.push(match slot {
                 Slot::Text(id) if trained.next() == Some(&true) => *id as i32,
-                Slot::Text(_) => IGNORE as i32,
+                Slot::Text(_) => IGNORE,
                 Slot::Image(row) => {
                     // One mark for a tile's first row; the others have none.
                     if (*row as usize).is_multiple_of(senses.per_tile) {
                         trained.next();
                     }
-                    IGNORE as i32
+                    IGNORE
                 }
             });
         }
@@ -264,7 +264,7 @@ fn cut(slots: &[Slot], own: &[i32], mut tiles: Vec<Tiles>, origin: &Origin, most
     let parts = slots.chunks(most).zip(own.chunks(most)).enumerate();
     parts
         .map(|(number, (slots, own))| {
-            let labels = own.iter().skip(1).copied().chain([IGNORE as i32]).collect();
+            let labels = own.iter().skip(1).copied().chain([IGNORE]).collect();
             let origin = Origin { offset: (number * most) as u64, ..origin.clone() };
             Document { origin, slots: slots.to_vec(), labels, tiles: std::mem::take(&mut tiles) }
         })

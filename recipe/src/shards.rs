@@ -78,7 +78,7 @@ pub fn open(set: &Dataset) -> Result<Vec<Shard>> {
 fn mixture(set: &Dataset) -> Result<Vec<Shard>> {
     let text = std::fs::read(&set.path).map_err(|why| Error::file(&set.path, why))?;
     let mend = "write {\"name\": {\"root\": …, \"annotation\": …, \"repeat_time\": 1}}";
-    // The order of names is the file's own: a sorted map would do too, but shards are counted in it.
+    // Sorted by name, so that shards are counted alike however the file is written.
     let metas: std::collections::BTreeMap<String, Meta> =
         serde_json::from_slice(&text).map_err(|why| Error::format(&set.path, why.to_string(), mend))?;
     let base = folder(&set.path);

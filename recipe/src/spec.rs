@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// One data set: where it is, how it is written, what of it is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(deny_unknown_fields)]
 pub struct Dataset {
     /// What the recipe calls it.
     #[serde(default)]
@@ -163,7 +163,7 @@ impl Dataset {
             return Err(Error::input(of("frames is 0"), "take one frame of a video at least"));
         }
         if self.max_tiles == Some(0) {
-            return Err(Error::input(of("max-tiles is 0"), "allow one tile at least"));
+            return Err(Error::input(of("max_tiles is 0"), "allow one tile at least"));
         }
         match (&self.scenes, self.layout == Layout::Scenes) {
             (Some(scenes), true) => scenes.check()?,
