@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("frames  question      right of asked");
     for frames in lengths {
         let options = Options {
+            seed: SEED,
             task: Task::Needles,
             frames: [frames; 2],
             needles: [1, frames.min(3)],
@@ -39,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             turns: 1,
             ..Options::default()
         };
-        let scenes = Scenes::new(SEED, &options)?;
+        let scenes = Scenes::new(&options)?;
         let mut table: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
         for index in 0..samples {
             let sample = scenes.sample(index);

@@ -16,12 +16,12 @@ mkdir -p "$dir" "$src"
 
 # sheet KIND IN OUT: a grey PNG with a picture a row: its label, then its samples.
 sheet() {
-  venv scenes numpy==2.4.6 pillow==12.0.0 || return 1
+  venv scenes numpy==2.4.6 pillow==13.0.0 || return 1
   "$venv/bin/python" "$here/scenes_sheet.py" "$@"
 }
 
 faces() {
-  local out="$dir/faces.png" sha=FACES_SHA
+  local out="$dir/faces.png" sha=43db354c733e511c3b049b8c0768859e0bd22aef36c93b4bbc10224ae68b0c15
   if sha256 "$out" "$sha"; then say "found: $out"; return; fi
   venv fetch pip
   from_wheel scikit-image==0.26.0 74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af \

@@ -3,9 +3,12 @@
 
 use omchat_model::picture::Picture;
 use omchat_model::video;
+use omchat_recipe::Pack;
+use omchat_recipe::document::{Reader, Room, Senses};
 use omchat_recipe::scenes::{
     Ask, Colour, Frame, Kind, Options, Place, Sample, Scenes, Shape, Split, Task, sample, write,
 };
+use omchat_recipe::spec::{Dataset, Labelling, Layout};
 
 fn options(task: Task, split: Split) -> Options {
     Options { task, split, frames: [4, 13], needles: [1, 4], turns: 20, ..Options::default() }
@@ -17,11 +20,11 @@ const TASKS: [Task; 3] = [Task::Captions, Task::Stories, Task::Needles];
 fn a_sample_is_a_function_of_seed_and_index() {
     for task in TASKS {
         let options = options(task, Split::Train);
-        let [a, b] = [(); 2].map(|()| Scenes::new(11, &options).unwrap());
-        let other = Scenes::new(12, &options).unwrap();
+        let of = |seed| Options { seed, ..options.clone() };
+        let [a, b, other] = [11, 11, 12].map(|seed| Scenes::new(&of(seed)).unwrap());
         for index in [0, 1, 7, 1 << 40] {
             assert_eq!(a.sample(index), b.sample(index));
-            assert_eq!(a.sample(index), sample(&options, 11, index).unwrap());
+            assert_eq!(a.sample(index), sample(&of(11), index).unwrap());
             assert_ne!(a.sample(index), other.sample(index));
             assert_ne!(a.sample(index), a.sample(index + 1));
         }
@@ -114,7 +117,7 @@ fn answers_are_those_of_the_scene() {
     let mut asked = std::collections::BTreeSet::new();
     for task in TASKS {
         for split in [Split::Train, Split::Test] {
-            let scenes = Scenes::new(5, &options(task, split)).unwrap();
+            let scenes = Scenes::new(&Options { seed: 5, ..options(task, split) }).unwrap();
             for index in 0..200 {
                 let Sample { scene, frames, turns, video } = scenes.sample(index);
                 assert_eq!((scene.len(), video), (frames.len(), task != Task::Captions));
@@ -189,7 +192,7 @@ fn nearest(seen: [f32; 3]) -> Colour {
 /// Colour, number, place and kind of shapes are read back from the pixels alone.
 #[test]
 fn pixels_show_what_the_words_say() {
-    let scenes = Scenes::new(21, &Options { side: 64, ..options(Task::Captions, Split::Train) }).unwrap();
+    let scenes = Scenes::new(&Options { seed: 21, side: 64, ..options(Task::Captions, Split::Train) }).unwrap();
     let mut shapes = 0;
     for index in 0..400 {
         let Sample { scene, frames, .. } = scenes.sample(index);
@@ -234,7 +237,7 @@ fn pixels_show_what_the_words_say() {
 fn needles_of_the_evaluation_come_from_digits_held_out() {
     let pixels = |split| {
         let o = Options { frames: [4, 4], needles: [4, 4], ..options(Task::Needles, split) };
-        let (scenes, real) = (Scenes::new(2, &o).unwrap(), omchat_recipe::scenes::Real::new(split, None).unwrap());
+        let (scenes, real) = (Scenes::new(&o).unwrap(), omchat_recipe::scenes::Real::new(split, None).unwrap());
         let mut found = std::collections::BTreeSet::new();
         for index in 0..1500 {
             for frame in scenes.sample(index).scene {
@@ -260,7 +263,7 @@ fn a_needle_stands_where_it_should() {
     for (depth, frames, want) in [(0.0, 9, 0), (1.0, 9, 8), (0.5, 9, 4), (0.25, 101, 25), (0.7, 1, 0)] {
         let o =
             Options { depth: Some(depth), frames: [frames; 2], needles: [1, 1], ..options(Task::Needles, Split::Test) };
-        let scene = Scenes::new(9, &o).unwrap().sample(3).scene;
+        let scene = Scenes::new(&o).unwrap().sample(3).scene;
         assert_eq!(scene.iter().position(|f| f.digit().is_some()), Some(want), "depth {depth} of {frames}");
         assert_eq!(scene.iter().filter(|f| f.digit().is_some()).count(), 1);
     }
@@ -271,7 +274,7 @@ fn options_that_cannot_be_are_refused() {
     let refused = |change: fn(&mut Options)| {
         let mut o = options(Task::Needles, Split::Train);
         change(&mut o);
-        Scenes::new(0, &o).unwrap_err().to_string()
+        Scenes::new(&o).unwrap_err().to_string()
     };
     assert!(refused(|o| o.frames = [5, 3]).contains("from 5 to 3"));
     assert!(refused(|o| o.frames = [0, 3]).contains("0 to 3"));
@@ -291,7 +294,7 @@ fn options_that_cannot_be_are_refused() {
 fn files_hold_the_samples() {
     let dir = std::env::temp_dir().join(format!("omchat-scenes-{}", std::process::id()));
     for task in TASKS {
-        let scenes = Scenes::new(4, &options(task, Split::Test)).unwrap();
+        let scenes = Scenes::new(&Options { seed: 4, ..options(task, Split::Test) }).unwrap();
         write(&scenes, 3, 4, &dir, false).unwrap();
         let text = std::fs::read_to_string(dir.join("data.jsonl")).unwrap();
         assert_eq!(text.lines().count(), 4);
@@ -315,7 +318,7 @@ fn files_hold_the_samples() {
             assert!(read == sample.frames, "{task:?} {index}");
         }
     }
-    let scenes = Scenes::new(4, &options(Task::Needles, Split::Test)).unwrap();
+    let scenes = Scenes::new(&Options { seed: 4, ..options(Task::Needles, Split::Test) }).unwrap();
     write(&scenes, 0, 1, &dir, true).unwrap();
     let read = video::sample(&dir.join("media/000000.gif"), 99, &mut |_, _| {}, Ok).unwrap();
     let drawn = scenes.sample(0).frames;
@@ -325,4 +328,68 @@ fn files_hold_the_samples() {
         assert!(off < 16.0, "a palette of 256 colours is off by {off} on the mean");
     }
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// The senses of the model in the repository that is made for scenes.
+fn senses() -> Senses {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/needle");
+    Senses::from_dir(&dir, &omchat_model::OmChatConfig::from_dir(&dir).unwrap()).unwrap()
+}
+
+fn drawn(options: Options) -> Dataset {
+    Dataset { scenes: Some(options), ..Dataset::new("drawn", "", Layout::Scenes, Labelling::AnswersOnly) }
+}
+
+const ROOM: Room = Room { positions: 1024, tiles: 64 };
+
+/// What a document trains is the sample's answers, word by word, and its tiles are the sample's frames.
+#[test]
+fn a_document_trains_the_answers() {
+    let senses = senses();
+    for task in TASKS {
+        let options = Options { seed: 8, ..options(task, Split::Train) };
+        let (reader, scenes) =
+            (Reader::open(&drawn(options.clone()), &senses, ROOM).unwrap(), Scenes::new(&options).unwrap());
+        for record in [0, 3, 1 << 19] {
+            let [document] = &reader.read(0, record).unwrap().unwrap()[..] else { panic!("one document") };
+            let sample = scenes.sample(record);
+            let end = senses.tokenizer.required("<|im_end|>").unwrap() as i32;
+            let trained: Vec<i32> = document.labels.iter().copied().filter(|l| *l != -100).collect();
+            let said: Vec<String> = trained
+                .split_inclusive(|id| *id == end)
+                .map(|ids| senses.tokenizer.decode(&ids.iter().map(|id| *id as u32).collect::<Vec<_>>()).unwrap())
+                .collect();
+            assert_eq!(said, sample.turns.iter().map(|t| t.answer.clone()).collect::<Vec<_>>());
+            let tiles: Vec<&[u8]> = document.tiles.iter().map(|t| t.rgb.as_slice()).collect();
+            assert_eq!(tiles, sample.frames.iter().map(|f| f.rgb.as_slice()).collect::<Vec<_>>());
+        }
+    }
+}
+
+/// A feed of scenes needs no file, repeats, and goes on from a saved place.
+#[test]
+fn a_feed_of_scenes_resumes() {
+    let (senses, sets) = (senses(), [drawn(options(Task::Needles, Split::Train))]);
+    let mix = [("drawn".to_string(), 100.0)].into_iter().collect();
+    let how = omchat_recipe::feed::Options { room: ROOM, seed: 3, threads: 2 };
+    let mut feed = omchat_recipe::Feed::open(&sets, &mix, &senses, how).unwrap();
+    let first: Vec<Pack> = (0..3).map(|_| feed.next().unwrap().unwrap()).collect();
+    let state = feed.state();
+    let then: Vec<Pack> = (0..3).map(|_| feed.next().unwrap().unwrap()).collect();
+    let mut again = omchat_recipe::Feed::open(&sets, &mix, &senses, how).unwrap();
+    assert!(first.iter().all(|p| again.next().unwrap().unwrap() == *p));
+    let mut resumed = omchat_recipe::Feed::resume(&sets, &mix, &senses, how, &state).unwrap();
+    assert!(then.iter().all(|p| resumed.next().unwrap().unwrap() == *p));
+    assert!(first.iter().all(|p| p.fill() > 0.6 && p.tile_count() <= 64));
+}
+
+#[test]
+fn scenes_of_a_recipe_are_checked() {
+    let text = |set: Dataset| Dataset { name: "x".into(), ..set }.check().unwrap_err().to_string();
+    assert!(text(Dataset::new("x", "", Layout::Scenes, Labelling::AnswersOnly)).contains("none are described"));
+    assert!(text(Dataset { layout: Layout::Llava, ..drawn(Options::default()) }).contains("another layout"));
+    assert!(text(drawn(Options { turns: 0, ..Options::default() })).contains("0 questions"));
+    assert!(text(Dataset::new("x", "", Layout::Llava, Labelling::AnswersOnly)).contains("no path"));
+    let page = include_str!("../../recipes/needle.toml");
+    omchat_recipe::Recipe::parse(page).unwrap().check().unwrap();
 }

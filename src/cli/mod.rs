@@ -45,7 +45,7 @@ pub struct Cli {
 enum Command {
     /// Answers a question about pictures, a video or nothing; without a question it holds a conversation.
     Chat(chat::Args),
-    /// Answers about a video with the tiny model that the command carries: it needs no download.
+    /// Answers about a video with the small model that the command carries: it needs no download.
     Demo(demo::Args),
     /// Shows a model's parameters, a picture's tiles and tokens, and the memory that they would take.
     Inspect(inspect::Args),

@@ -66,6 +66,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         Kind::Needles => Task::Needles,
     };
     let options = Options {
+        seed: args.seed,
         task,
         frames: range("--frames", &args.frames)?,
         needles: range("--needles", &args.needles)?,
@@ -75,8 +76,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
         side: args.side,
         split: if args.held_out { Split::Test } else { Split::Train },
         faces: args.faces.clone(),
+        ..Options::default()
     };
-    let scenes = Scenes::new(args.seed, &options).map_err(Error::input)?;
+    let scenes = Scenes::new(&options).map_err(Error::input)?;
     write(&scenes, args.first, args.count, &args.out, args.gif).map_err(Error::input)?;
     note(format!("{}: {} samples", args.out.join("data.jsonl").display(), args.count));
     Ok(())

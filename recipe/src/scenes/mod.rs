@@ -40,6 +40,10 @@ pub enum Task {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
+    /// What everything is drawn from.
+    pub seed: u64,
+    /// Samples of an epoch, for a run that counts them; any index has a sample.
+    pub records: u64,
     /// What samples are like.
     pub task: Task,
     /// The fewest and the most frames of a video, or pictures of a conversation.
@@ -64,6 +68,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
+            seed: 0,
+            records: 1 << 20,
             task: Task::Needles,
             frames: [4, 8],
             needles: [1, 3],
@@ -106,7 +112,6 @@ pub struct Sample {
 /// An endless source of samples.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scenes {
-    seed: u64,
     options: Options,
     real: Real,
 }
@@ -115,18 +120,18 @@ pub struct Scenes {
 const MOST: usize = 1 << 14;
 
 impl Scenes {
-    /// The samples of a seed.
+    /// The samples of some options.
     ///
     /// Errors: options that contradict each other; a sheet of faces that cannot be read.
-    pub fn new(seed: u64, options: &Options) -> Result<Scenes> {
+    pub fn new(options: &Options) -> Result<Scenes> {
         options.check()?;
         let real = Real::new(options.split, options.faces.as_deref())?;
-        Ok(Scenes { seed, options: options.clone(), real })
+        Ok(Scenes { options: options.clone(), real })
     }
 
     /// The sample of an index: the same whenever it is asked for.
     pub fn sample(&self, index: u64) -> Sample {
-        let random = &mut Random::of(self.seed, index);
+        let random = &mut Random::of(self.options.seed, index);
         let scene = draw::scene(&self.options, &self.real, random);
         let turns = ask::turns(&self.options, &scene, random);
         let frames = scene.iter().map(|f| paint::paint(f, &self.real, self.options.side, random)).collect();
@@ -142,8 +147,8 @@ impl Scenes {
 /// The crate's door for one sample; [`Scenes`] reads the real pictures once for many.
 ///
 /// Errors: as [`Scenes::new`].
-pub fn sample(options: &Options, seed: u64, index: u64) -> Result<Sample> {
-    Ok(Scenes::new(seed, options)?.sample(index))
+pub fn sample(options: &Options, index: u64) -> Result<Sample> {
+    Ok(Scenes::new(options)?.sample(index))
 }
 
 impl Options {
@@ -151,6 +156,9 @@ impl Options {
     ///
     /// Errors: the first number that is out of its range.
     pub fn check(&self) -> Result<()> {
+        if self.records == 0 {
+            return Err(Error::input("0 samples an epoch", "give 1 or more"));
+        }
         let [least, most] = self.frames;
         if least == 0 || least > most || most > MOST {
             return Err(Error::input(
