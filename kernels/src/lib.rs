@@ -17,6 +17,7 @@
 #![allow(clippy::needless_range_loop, clippy::if_same_then_else)]
 
 mod attention;
+mod attention_carry;
 mod attention_dkv_plain;
 mod attention_dkv_rows;
 mod attention_dkv_tiled;
