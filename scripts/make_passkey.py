@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "models" / "passkey"
-T = dict(hidden=64, layers=2, heads=2, kv=2, mlp=128, vocab=1000, theta=1e4)
+T = dict(hidden=96, layers=2, heads=3, kv=3, mlp=192, vocab=1000, theta=1e4)
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 LINES = """system user assistant You are a helpful assistant.
 What is the special magic number? Answer with the number alone. The special magic number is:""".splitlines()

@@ -25,11 +25,11 @@ const WHEN: [&str; 8] =
 pub struct Options {
     /// The fewest and the most sentences without meaning. With `models/passkey` one takes 8 to 11 tokens.
     pub sentences: [usize; 2],
-    /// The fewest and the most places with a number. With `models/passkey` a needle takes 16 or 17 tokens.
+    /// The fewest and the most places with a number. With `models/passkey` a needle of 7 digits takes 16 or 17 tokens.
     pub needles: [usize; 2],
     /// The fewest and the most digits of a number.
     pub digits: [usize; 2],
-    /// Questions of a document: each needle in turn, in a drawn order. With `models/passkey` a turn takes 30 or 31 tokens.
+    /// Questions of a document: each needle in turn, in a drawn order. With `models/passkey` a turn takes 40 to 42 tokens.
     pub turns: usize,
 }
 
@@ -53,7 +53,7 @@ pub struct Document {
 /// Most sentences of a text.
 const MOST: usize = 1 << 24;
 /// Most digits of a number.
-const DIGITS: usize = 18;
+const DIGITS: usize = 64;
 
 impl Options {
     /// Whether documents can be drawn by them.
@@ -98,7 +98,7 @@ pub fn document(options: &Options, seed: u64, index: u64) -> Result<Document> {
     needles.sort_by_key(|(at, ..)| *at);
     // The last goes in first, so that places before it stay as they are.
     for (at, city, number) in needles.iter().rev() {
-        parts.insert(*at, NEEDLE.replace("{city}", city).replace("{number}", number));
+        parts.insert(*at, needle(city, number));
     }
     let mut asked: Vec<usize> = (0..options.turns).map(|turn| turn % count).collect();
     let mut order: Vec<usize> = (0..count).collect();
@@ -145,17 +145,23 @@ pub fn write_haystack(sentences: usize, seed: u64, dir: &Path) -> Result<PathBuf
 }
 
 impl Document {
-    /// The document as a record of ms-swift: the text stands before the first question.
+    /// The document as a record of ms-swift: the text stands before the first question. An answer is the needle, word for
+    /// word: what is to be found then stands in the same words where it was said, so that looking it up is going on with
+    /// what went before, which small models learn first (induction).
     pub fn record(&self) -> Value {
         let mut messages = vec![];
         for (city, number) in self.asked.iter().filter_map(|which| self.needles.get(*which)) {
             let question = QUESTION.replace("{city}", city);
             let words = if messages.is_empty() { format!("{}\n\n{question}", self.text) } else { question };
             messages.push(json!({"role": "user", "content": words}));
-            messages.push(json!({"role": "assistant", "content": number}));
+            messages.push(json!({"role": "assistant", "content": needle(city, number)}));
         }
         json!({ "messages": messages })
     }
+}
+
+fn needle(city: &str, number: &str) -> String {
+    NEEDLE.replace("{city}", city).replace("{number}", number)
 }
 
 fn within(random: &mut Random, [least, most]: [usize; 2]) -> usize {
@@ -164,9 +170,10 @@ fn within(random: &mut Random, [least, most]: [usize; 2]) -> usize {
 
 /// A number without a leading 0, unless it has one digit.
 fn number(random: &mut Random, digits: [usize; 2]) -> String {
-    let count = within(random, digits) as u32;
-    let (low, end) = (if count == 1 { 0 } else { 10usize.pow(count - 1) }, 10usize.pow(count));
-    (low + random.below(end - low)).to_string()
+    let count = within(random, digits);
+    let first = if count == 1 { random.below(10) } else { 1 + random.below(9) };
+    let rest: String = (1..count).map(|_| random.below(10).to_string()).collect();
+    format!("{first}{rest}")
 }
 
 fn sentence(random: &mut Random) -> String {
