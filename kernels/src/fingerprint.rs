@@ -25,7 +25,7 @@ macro_rules! shared {
 
 /// Files that kernels build on.
 const SHARED: &[(&str, &str)] = shared![
-    attention attention_panels attention_sight attention_tiles bind body einsum einsum_copies einsum_tiles grid loops nest
+    attention attention_fragments attention_panels attention_sight attention_tiles bind body einsum einsum_copies einsum_tiles grid loops nest
     packed vector
 ];
 
