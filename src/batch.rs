@@ -5,6 +5,7 @@ use omchat_ir::{Dtype, Type};
 use omchat_model::config::IGNORE;
 use omchat_model::rope::rope_table;
 use omchat_model::splice::{Slot, Spliced};
+use omchat_recipe::Pack;
 use omchat_runtime::HostTensor;
 
 /// The inputs of a forward pass over whole sequences.
@@ -48,14 +49,7 @@ impl Batch {
         if labels.len() != n {
             return Err(Error::Input(format!("{} labels for {n} positions; give one each", labels.len())));
         }
-        let (ids, rows): (Vec<i32>, Vec<i32>) = spliced
-            .slots
-            .iter()
-            .map(|s| match s {
-                Slot::Text(id) => (*id as i32, -1),
-                Slot::Image(row) => (-1, *row as i32),
-            })
-            .unzip();
+        let (ids, rows) = filled(&spliced.slots);
         // Position t predicts the label of t + 1; the last predicts nothing.
         let shifted: Vec<i32> = labels[1..].iter().copied().chain([IGNORE]).collect();
         let index: Vec<i32> = (0..n as i32).collect();
@@ -84,6 +78,51 @@ impl Batch {
             ("at", HostTensor::i32([1, n], &index)),
             ("labels", HostTensor::i32([n], &shifted)),
         ]);
+        Ok(Batch { inputs, tokens: n, tiles })
+    }
+
+    /// A packed stream, its angles by `theta`, the base of RoPE. A pack of fewer than `tiles` tiles gets tiles of 0,
+    /// which nothing reads. With `examples` tokens can weigh by the example they belong to.
+    ///
+    /// Errors: no position; more tiles than `tiles`; a tile for a model without a tower.
+    pub fn packed(model: &Model, pack: &Pack, theta: f64, tiles: usize, examples: bool) -> Result<Batch, Error> {
+        let (n, half) = (pack.len(), model.config.text.head_dim / 2);
+        if n == 0 {
+            return Err(Error::Input("a pack of no positions; give one or more".into()));
+        }
+        if pack.tile_count() > tiles {
+            return Err(Error::Input(format!(
+                "a pack of {} tiles where {tiles} fit: raise `tiles`",
+                pack.tile_count()
+            )));
+        }
+        let (ids, rows) = filled(&pack.slots);
+        let mut inputs = vec![];
+        if tiles > 0 {
+            let side = model.config.vision.as_ref().map_or(0, |v| v.image_size);
+            let mut pixels = vec![];
+            if !pack.tiles.is_empty() {
+                let tiler = model.tiler()?;
+                pack.tiles.iter().for_each(|t| pixels.extend(tiler.pixels(t, 0..t.count())));
+            }
+            pixels.resize(tiles * 3 * side * side, 0.0);
+            inputs.push(("pixels", HostTensor::f32([tiles, 3, side, side], &pixels)));
+            inputs.push(("rows", HostTensor::i32([n], &rows)));
+        }
+        let (cos, sin) = rope_table(&pack.positions, 2 * half, theta);
+        let index: Vec<i32> = (0..n as i32).collect();
+        inputs.extend([
+            ("ids", HostTensor::i32([n], &ids)),
+            ("cos", HostTensor::f32([n, half], &cos)),
+            ("sin", HostTensor::f32([n, half], &sin)),
+            ("lo", HostTensor::i32([1, n], &pack.lo)),
+            ("hi", HostTensor::i32([1, n], &pack.hi)),
+            ("at", HostTensor::i32([1, n], &index)),
+            ("labels", HostTensor::i32([n], &pack.labels)),
+        ]);
+        if examples {
+            inputs.push(("document", HostTensor::i32([n], &pack.document)));
+        }
         Ok(Batch { inputs, tokens: n, tiles })
     }
 
@@ -126,4 +165,13 @@ impl Batch {
     pub(crate) fn inputs(&self) -> &[(&'static str, HostTensor)] {
         &self.inputs
     }
+}
+
+/// The id and the feature row of each position, −1 where the other stands.
+fn filled(slots: &[Slot]) -> (Vec<i32>, Vec<i32>) {
+    let one = |s: &Slot| match s {
+        Slot::Text(id) => (*id as i32, -1),
+        Slot::Image(row) => (-1, *row as i32),
+    };
+    slots.iter().map(one).unzip()
 }

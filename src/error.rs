@@ -44,4 +44,24 @@ pub enum Error {
         /// Where.
         index: usize,
     },
+    /// Training came to a number that is not finite; the last checkpoint stands.
+    #[error(
+        "{what} is {value} at step {step}, in stage `{stage}`: the batch is kept in {}; lower the learning rate or look at the data, then resume from the last checkpoint",
+        batch.display()
+    )]
+    Diverged {
+        /// What was looked at.
+        what: &'static str,
+        /// The bad value.
+        value: f32,
+        /// Which step of the run, from 1.
+        step: u64,
+        /// The stage.
+        stage: String,
+        /// The folder that holds the batch and where it came from.
+        batch: std::path::PathBuf,
+    },
+    /// Data and recipes.
+    #[error(transparent)]
+    Recipe(#[from] omchat_recipe::Error),
 }

@@ -29,8 +29,10 @@ mod error;
 mod model;
 mod sampling;
 mod session;
+mod snapshot;
 mod train_plan;
 mod trainer;
+pub mod training;
 pub mod tuned;
 
 pub use batch::{Batch, Select};
@@ -45,5 +47,6 @@ pub use omchat_model::graph::{ForwardSpec, Part, Recompute, Selection, TrainSpec
 pub use omchat_runtime::Device;
 pub use sampling::{Sampler, Sampling};
 pub use session::{CHUNKS, Rows, Session, Stats};
+pub use snapshot::Snapshot;
 pub use train_plan::{TrainPlan, plan_training};
 pub use trainer::{AdamW, Gradients, MemoryUse, Step, Trainer, gradients};

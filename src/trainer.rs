@@ -1,11 +1,13 @@
 //! Training on one device: gradients of a batch, and steps of AdamW.
 
 use crate::engine::finite;
+use crate::snapshot::{Origin, Snapshot};
 use crate::tuned::Tables;
 use crate::{Batch, Dump, Error, Model, Progress, watched};
 use omchat_ir::{Dtype, Func, Module, Role};
-use omchat_model::graph::{self, TrainSpec, grads_module, step_module};
+use omchat_model::graph::{self, TrainSpec, accumulate_module, apply_module, grads_module, step_module};
 use omchat_runtime::{Device, Executable, HostTensor, Store};
+use std::collections::BTreeMap;
 
 /// The loss of a batch and its gradients.
 #[derive(Clone, Debug)]
@@ -78,6 +80,8 @@ pub struct Step {
     pub norm: f32,
     /// How many tokens trained, where a selection chose them.
     pub kept: Option<usize>,
+    /// Each position's loss before the step, of all parts in order, where a selection chose.
+    pub nll: Vec<f32>,
     /// What the step held of the device's memory; nothing for the interpreter.
     pub memory: Option<MemoryUse>,
 }
@@ -112,7 +116,8 @@ pub fn gradients(
         f.results.iter().skip(2).map(|v| of(*v)).collect()
     });
     let mut store = Store::default();
-    let exe = load(model, device, dtype, &module, &mut store, progress)?;
+    let origin = Origin { model, from: &Snapshot::default(), dtype, trained: &[] };
+    let exe = load(&origin, device, &module, &mut store, progress)?;
     let mut out = exe.run(batch.inputs(), &mut store)?.into_iter();
     let loss = out.next().map_or(0.0, |t| t.to_f32()[0]);
     let nll = out.next().map_or(vec![], |t| t.to_f32());
@@ -131,8 +136,10 @@ pub struct Trainer {
     device: Device,
     store: Store,
     exe: Executable,
+    /// AdamW on gradients that `exe` adds up, where a step has several parts.
+    apply: Option<Executable>,
     spec: TrainSpec,
-    steps: i32,
+    steps: u64,
     /// Bytes that the device held before.
     before: u64,
 }
@@ -148,15 +155,37 @@ impl Trainer {
         spec: &TrainSpec,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Trainer, Error> {
-        let module = step_module(&model.config, spec, dtype)?;
+        Trainer::resume(model, device, dtype, spec, false, &Snapshot::default(), progress)
+    }
+
+    /// Uploads a model for training from where a snapshot was taken. With `parts` a step takes several batches.
+    ///
+    /// Moments that the snapshot does not hold are 0.
+    /// Errors: as [`Trainer::new`]; a snapshot of another model.
+    pub fn resume(
+        model: &Model,
+        device: Device,
+        dtype: Dtype,
+        spec: &TrainSpec,
+        parts: bool,
+        from: &Snapshot,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Trainer, Error> {
         let mut store = Store::default();
         let before = device.bytes_in_use().unwrap_or(0);
-        let exe = load(model, &device, dtype, &module, &mut store, progress)?;
-        Ok(Trainer { device, store, exe, spec: spec.clone(), steps: 0, before })
+        let origin = Origin { model, from, dtype, trained: &spec.parts };
+        let mut load = |module: &Module| load(&origin, &device, module, &mut store, progress);
+        let (exe, apply) = if parts {
+            let exe = load(&accumulate_module(&model.config, spec, dtype)?)?;
+            (exe, Some(load(&apply_module(&model.config, spec, dtype)?)?))
+        } else {
+            (load(&step_module(&model.config, spec, dtype)?)?, None)
+        };
+        Ok(Trainer { device, store, exe, apply, spec: spec.clone(), steps: from.steps, before })
     }
 
     /// Steps taken.
-    pub fn steps(&self) -> i32 {
+    pub fn steps(&self) -> u64 {
         self.steps
     }
 
@@ -170,28 +199,51 @@ impl Trainer {
     /// Errors: numbers of AdamW that make no sense; a batch of other sizes; a loss or a norm that is not finite: the
     /// weights are then what the step made of them, and no longer to be used.
     pub fn step(&mut self, batch: &Batch, adamw: &AdamW) -> Result<Step, Error> {
-        fits(&self.spec, batch)?;
+        self.step_of(&mut std::iter::once(Ok((batch.clone(), 1.0))), adamw)
+    }
+
+    /// One step on several batches, each with its share of the mean: its labelled tokens (or kept ones, or examples) over
+    /// those of all. Shares add up to 1. A trainer without parts takes one batch.
+    ///
+    /// Errors: as [`Trainer::step`]; whatever a batch is in place of one.
+    pub fn step_of(
+        &mut self,
+        batches: &mut dyn Iterator<Item = Result<(Batch, f64), Error>>,
+        adamw: &AdamW,
+    ) -> Result<Step, Error> {
         adamw.check()?;
-        let feed = self.feed(batch, adamw);
-        let (out, held) = self.exe.run_measured(&feed, &mut self.store)?;
-        let memory = self.exe.planned_bytes().zip(held);
-        let memory = memory.map(|(planned, held)| MemoryUse { planned, actual: held.saturating_sub(self.before) });
-        let number = |t: Option<&HostTensor>| t.map_or(f32::NAN, |t| t.to_f32()[0]);
-        let kept = match self.spec.select {
-            Some(s) => {
-                let missed = out.get(2).map_or(0, |t| t.to_i32()[0]);
-                if missed > 0 {
-                    return Err(Error::Input(format!(
-                        "{missed} kept tokens found no room among {} rows: give the selection more room",
-                        s.room
-                    )));
-                }
-                out.get(1).map(|keep| keep.to_i32().iter().filter(|k| **k != 0).count())
+        let scalar = |x: f64| HostTensor::f32([], &[x as f32]);
+        let hyper = self.hyper(adamw);
+        let mut step = Step { loss: 0.0, norm: f32::NAN, kept: None, nll: vec![], memory: None };
+        let mut taken = 0;
+        for batch in batches {
+            let (batch, share) = batch?;
+            fits(&self.spec, &batch)?;
+            let mut feed = batch.inputs().to_vec();
+            match self.apply {
+                Some(_) => feed.push(("share", scalar(share))),
+                None if taken > 0 => return Err(Error::Input("several batches for a trainer without parts".into())),
+                None => feed.extend(hyper.iter().cloned()),
             }
-            None => None,
-        };
-        let step = Step { loss: number(out.first()), norm: number(out.last()), kept, memory };
-        finite("the loss", &[step.loss])?;
+            let (out, held) = self.exe.run_measured(&feed, &mut self.store)?;
+            let memory = self.exe.planned_bytes().zip(held);
+            step.memory = memory.map(|(planned, held)| MemoryUse { planned, actual: held.saturating_sub(self.before) });
+            let loss = number(out.first());
+            finite("the loss", &[loss])?;
+            step.loss += (f64::from(loss) * share) as f32;
+            if let Some(kept) = kept(&self.spec, &out)? {
+                step.kept = Some(step.kept.unwrap_or(0) + kept);
+                step.nll.extend(out.get(3).map_or(vec![], HostTensor::to_f32));
+            }
+            step.norm = number(out.last());
+            taken += 1;
+        }
+        if taken == 0 {
+            return Err(Error::Input("a step on no batch; give one or more".into()));
+        }
+        if let Some(apply) = &self.apply {
+            step.norm = number(apply.run(&hyper, &mut self.store)?.first());
+        }
         finite("the gradients' norm", &[step.norm])?;
         self.steps += 1;
         Ok(step)
@@ -202,17 +254,16 @@ impl Trainer {
     /// Errors: as [`Trainer::step`].
     pub fn timed(&mut self, batch: &Batch, adamw: &AdamW) -> Result<Vec<omchat_runtime::Timing>, Error> {
         fits(&self.spec, batch)?;
-        let feed = self.feed(batch, adamw);
+        let feed = [batch.inputs().to_vec(), self.hyper(adamw)].concat();
         Ok(self.exe.timed(&feed, &mut self.store)?)
     }
 
-    /// The inputs of the next step.
-    fn feed(&self, batch: &Batch, adamw: &AdamW) -> Vec<(&'static str, HostTensor)> {
-        let t = self.steps + 1;
+    /// The scalars of the next step.
+    fn hyper(&self, adamw: &AdamW) -> Vec<(&'static str, HostTensor)> {
+        let t = i32::try_from(self.steps + 1).unwrap_or(i32::MAX);
         let (b1, b2) = adamw.betas;
         let scalar = |x: f64| HostTensor::f32([], &[x as f32]);
-        let mut feed = batch.inputs().to_vec();
-        feed.extend([
+        let mut feed = vec![
             ("beta1", scalar(b1)),
             ("beta2", scalar(b2)),
             ("eps", scalar(adamw.eps.into())),
@@ -220,7 +271,7 @@ impl Trainer {
             ("clip", scalar(adamw.clip.into())),
             ("c1", scalar(1.0 - b1.powi(t))),
             ("c2", scalar(1.0 - b2.powi(t))),
-        ]);
+        ];
         let rates = ["lr.vision", "lr.projector", "lr.decoder"].into_iter().zip(adamw.lr);
         feed.extend(rates.map(|(name, lr)| (name, scalar(lr.into()))));
         feed
@@ -230,9 +281,55 @@ impl Trainer {
     ///
     /// Errors: what the device answers.
     pub fn weights(&self) -> Result<Vec<(String, Vec<f32>)>, Error> {
-        let states = self.exe.params().into_iter().filter(|p| p.role == Role::State && !p.name.starts_with("adam."));
-        states.map(|p| Ok((p.name.clone(), self.store.download(&self.device, &p.name)?.to_f32()))).collect()
+        self.masters().map(|name| self.held(&name).map(|x| (name, x))).collect()
     }
+
+    /// Weights and moments as they are now. What is frozen here keeps what `before` holds of it.
+    ///
+    /// Errors: what the device answers.
+    pub fn snapshot(&self, before: &Snapshot) -> Result<Snapshot, Error> {
+        let mut weights = before.weights.clone();
+        weights.extend(self.weights()?);
+        let mut moments = BTreeMap::new();
+        for name in self.masters() {
+            let of = |at: &str| self.held(&format!("adam.{at}.{name}"));
+            let pair = [of("m")?, of("v")?];
+            moments.insert(name, pair);
+        }
+        Ok(Snapshot { weights, moments, steps: self.steps })
+    }
+
+    /// Names of what is trained.
+    fn masters(&self) -> impl Iterator<Item = String> {
+        let params = self.apply.as_ref().unwrap_or(&self.exe).params();
+        let kept = |p: &omchat_runtime::Param| {
+            p.role == Role::State && !p.name.starts_with("adam.") && !p.name.starts_with("grad.")
+        };
+        params.into_iter().filter(kept).map(|p| p.name)
+    }
+
+    fn held(&self, name: &str) -> Result<Vec<f32>, Error> {
+        Ok(self.store.download(&self.device, name)?.to_f32())
+    }
+}
+
+fn number(t: Option<&HostTensor>) -> f32 {
+    t.and_then(|t| t.to_f32().first().copied()).unwrap_or(f32::NAN)
+}
+
+/// How many tokens trained, where a selection chose them.
+///
+/// Errors: some of them found no room.
+fn kept(spec: &TrainSpec, out: &[HostTensor]) -> Result<Option<usize>, Error> {
+    let Some(s) = spec.select else { return Ok(None) };
+    let missed = out.get(2).and_then(|t| t.to_i32().first().copied()).unwrap_or(0);
+    if missed > 0 {
+        return Err(Error::Input(format!(
+            "{missed} kept tokens found no room among {} rows: give the selection more room",
+            s.room
+        )));
+    }
+    Ok(out.get(1).map(|keep| keep.to_i32().iter().filter(|k| **k != 0).count()))
 }
 
 fn fits(spec: &TrainSpec, batch: &Batch) -> Result<(), Error> {
@@ -247,11 +344,10 @@ fn fits(spec: &TrainSpec, batch: &Batch) -> Result<(), Error> {
     )))
 }
 
-/// The last function of a module ready on a device, its weights uploaded and its moments zero.
-fn load(
-    model: &Model,
+/// The last function of a module ready on a device, what it keeps uploaded where it is not there yet.
+pub(crate) fn load(
+    origin: &Origin,
     device: &Device,
-    dtype: Dtype,
     module: &Module,
     store: &mut Store,
     progress: &mut dyn FnMut(Progress),
@@ -261,24 +357,15 @@ fn load(
     let name = &module.function(entry).name;
     let tuned = Tables::of(device)?.tuned();
     let exe = watched(dump.as_ref(), name, |after| Executable::load_tuned(device, module, entry, Some(&tuned), after))?;
-    let params: Vec<_> = exe.params().into_iter().filter(|p| p.role != Role::Input).collect();
+    let params: Vec<_> =
+        exe.params().into_iter().filter(|p| p.role != Role::Input && !store.contains(&p.name)).collect();
     let need: u64 = params.iter().map(|p| p.ty.bytes() as u64).sum();
     if let Some(have) = device.free_bytes().filter(|have| need > *have) {
         let (what, device) = ("weights and optimizer state".to_string(), device.name().to_string());
         return Err(omchat_runtime::Error::OutOfMemory { what, need, have, device }.into());
     }
     for (i, p) in params.iter().enumerate() {
-        let t = if p.name.starts_with("adam.") {
-            HostTensor::zeros(p.ty.clone())
-        } else {
-            let data = model.checkpoint.tensor_f32(&p.name)?;
-            if data.iter().any(|x| !x.is_finite()) {
-                model.checkpoint.check_finite(&p.name)?;
-            }
-            let dtype = if p.role == Role::Weight { dtype } else { p.ty.dtype };
-            HostTensor::floats(dtype, p.ty.shape.clone(), &data)
-        };
-        store.upload(device, &p.name, &t);
+        store.upload(device, &p.name, &origin.of(p)?);
         progress(Progress { stage: "loading", done: i + 1, total: params.len() });
     }
     Ok(exe)

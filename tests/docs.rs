@@ -122,10 +122,11 @@ fn files(folder: &str) -> Vec<String> {
 
 #[test]
 fn the_map_names_the_files_that_there_are() {
-    let all: Vec<String> = ["ir", "codegen", "kernels", "model", "runtime", "src", "tests", "scripts", "docs", "tools"]
-        .iter()
-        .flat_map(|f| files(f))
-        .collect();
+    let all: Vec<String> =
+        ["ir", "codegen", "kernels", "model", "recipe", "runtime", "src", "tests", "scripts", "docs", "tools"]
+            .iter()
+            .flat_map(|f| files(f))
+            .collect();
     let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap()
         + &std::fs::read_to_string(root().join("README.md")).unwrap();
     let words: Vec<&str> =

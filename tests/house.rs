@@ -9,12 +9,13 @@ const MAY: &[(&str, &[&str])] = &[
     ("ir", &[]),
     ("codegen", &["omchat-ir"]),
     ("model", &["omchat-ir"]),
+    ("recipe", &["omchat-model"]),
     // A kernel implements codegen's trait: selection sees kernels as values, and names none.
     ("kernels", &["omchat-ir", "omchat-codegen", "cubecl", "cubecl-common", "cubecl-environment"]),
     ("runtime", &["omchat-ir", "omchat-codegen", "omchat-kernels", "cubecl"]),
     // Makes the mini model; a package of its own, with its own lock.
     ("tools/convert", &[]),
-    (".", &["omchat-ir", "omchat-codegen", "omchat-kernels", "omchat-model", "omchat-runtime"]),
+    (".", &["omchat-ir", "omchat-codegen", "omchat-kernels", "omchat-model", "omchat-recipe", "omchat-runtime"]),
 ];
 
 /// What the language itself may use, from anywhere.

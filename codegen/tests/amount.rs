@@ -139,6 +139,15 @@ fn attention_counts_its_products() {
     assert_eq!(seen, amount(q + 2 * kv * 2 / 7 + places, whole.written, whole.flops / 5));
     assert_eq!(Amount::seen(&forward, Seen { pairs: 35, keys: 7 }).unwrap(), whole);
 
+    // A carry is read once and written once, and costs no product.
+    let mut onto = attention("attention_onto", false, &[(Dtype::F32, &[1, 2, 3, 5, 4]), (Dtype::F32, &[1, 2, 3, 5])]);
+    let Work::Function { operands, results, .. } = &mut onto else { unreachable!() };
+    operands.extend(results.clone());
+    let carry = 120 * 4 + 30 * 4;
+    assert_eq!(Amount::of(&onto).unwrap(), amount(q + 2 * kv + places + carry, carry, whole.flops));
+    let seen = Amount::seen(&onto, Seen { pairs: 7, keys: 2 }).unwrap();
+    assert_eq!(seen, amount(q + 2 * kv * 2 / 7 + places + carry, carry, whole.flops / 5));
+
     let back = q + 2 * kv + places + 2 * 30 * 4 + q;
     let dq = attention("attention_dq", true, &[(Dtype::F32, &[1, 2, 3, 5, 4])]);
     assert_eq!(Amount::of(&dq).unwrap(), amount(back, 120 * 4, 3 * 2 * 4 * 210));

@@ -46,7 +46,7 @@ func @losses(%x: f32[5, 6], %big: f32[9, 6], %labels: i32[5], %ref: f32[5]) -> (
 }
 func @selected(%x: f32[6, 4], %w: f32[9, 4], %labels: i32[6], %ref: f32[6], %sign: f32, %ratio: f32, %z: f32, %whole: bool) -> (f32, bool[6], i32, f32) {
     %at = iota 6
-    %part, %keep, %missed, %lse, %total = call @two_pass_loss[J=1, N=3, K=4](%x, %w, %labels, %ref, %at, %sign, %ratio, %z, %whole)
+    %part, %keep, %missed, %lse, %total, %nll = call @two_pass_loss[J=1, N=3, K=4](%x, %w, %labels, %ref, %at, %sign, %ratio, %z, %whole)
     return %part, %keep, %missed, %total
 }
 func @places(%holds: bool[12]) -> (i32[6], i32[12]) {

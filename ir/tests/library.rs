@@ -272,6 +272,48 @@ fn attention_partial_is_attention_before_rounding() {
     assert!(worst(&whole[0], &exact[0]) < 2.0 / 256.0);
 }
 
+#[test]
+fn attention_onto_goes_on_from_what_was_seen() {
+    let mut rng = Rng(13);
+    let mut draw = |shape: &[usize]| f32s(shape, &rng.vec(shape.iter().product(), 2.0));
+    let (q, k, v) = (draw(&[1, 2, 2, 5, 4]), draw(&[1, 2, 3, 4]), draw(&[1, 2, 3, 4]));
+    let o = draw(&[1, 2, 2, 5, 4]);
+    // The queries see: all; nothing; all, and nothing before; nothing at all; the middle.
+    let (lo, hi) = (i32s(&[1, 5], &[0, 9, 0, 9, 1]), i32s(&[1, 5], &[2, 1, 2, 1, 1]));
+    let empty = -1e30;
+    let l: Vec<f64> = (0..20).map(|i| if matches!(i % 5, 2 | 3) { empty } else { f64::from(i) / 4.0 - 2.0 }).collect();
+    let o: Vec<f64> = o.data.iter().enumerate().map(|(i, x)| if l[i / 4] == empty { 0.0 } else { *x }).collect();
+    let block = vec![q.clone(), k.clone(), v.clone(), lo, hi, i32s(&[1, 3], &[0, 1, 2])];
+    let types = "f32[1, 2, 2, 5, 4], f32[1, 2, 2, 5]";
+    let onto = |o: &[f64], l: &[f64]| {
+        let carry = vec![f32s(&[1, 2, 2, 5, 4], o), f32s(&[1, 2, 2, 5], l)];
+        one("@attention_onto", types, 2, [block.clone(), carry].concat(), Mode::Exact)
+    };
+    let got = onto(&o, &l);
+    for row in 0..20 {
+        let sees = [0..3, 0..0, 0..3, 0..0, 1..2][row % 5].clone();
+        let weights: Vec<f64> = sees
+            .clone()
+            .map(|s| {
+                let key = &k.data[(row / 10 * 3 + s) * 4..][..4];
+                (q.data[row * 4..][..4].iter().zip(key).map(|(x, y)| x * y).sum::<f64>() / 2.0).exp()
+            })
+            .collect();
+        // What was seen before weighs as one key whose score is l and whose value is o.
+        let before = if l[row] == empty { 0.0 } else { l[row].exp() };
+        let total = before + weights.iter().sum::<f64>();
+        let lse = if total > 0.0 { total.ln() } else { empty };
+        assert!((got[1][row] - lse).abs() <= 1e-12 * lse.abs().max(1.0), "lse of row {row}: {} for {lse}", got[1][row]);
+        for d in 0..4 {
+            let own: f64 = sees.clone().zip(&weights).map(|(s, w)| w * v.data[(row / 10 * 3 + s) * 4 + d]).sum();
+            let out = if total > 0.0 { (before * o[row * 4 + d] + own) / total } else { 0.0 };
+            assert!((got[0][row * 4 + d] - out).abs() <= 1e-12, "row {row}: {} for {out}", got[0][row * 4 + d]);
+        }
+    }
+    let unit = onto(&[0.0; 80], &[empty; 20]);
+    assert_eq!(unit, one("@attention_partial", types, 2, block.clone(), Mode::Exact), "the unit carries nothing");
+}
+
 /// The sizes of the backward tests: B, H, G, T, S, D.
 const SIZES: [usize; 6] = [1, 2, 2, 4, 5, 3];
 

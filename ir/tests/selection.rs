@@ -231,8 +231,8 @@ fn rows(s: &Stream, tokens: &[usize], x: &[f64], w: &[f64], tail: (f64, f64, boo
 
 /// The text of the two-pass loss over one rank's tokens.
 fn two_pass(t: usize, n: usize, k: usize, operands: &[Tensor]) -> String {
-    let results = format!("f32, bool[{t}], i32, f32[{t}], f32");
-    caller(&format!("@two_pass_loss[J=1, N={n}, K={k}]"), &results, 5, operands)
+    let results = format!("f32, bool[{t}], i32, f32[{t}], f32, f32[{t}]");
+    caller(&format!("@two_pass_loss[J=1, N={n}, K={k}]"), &results, 6, operands)
 }
 
 #[test]

@@ -3,10 +3,13 @@
 use omchat_codegen::{Refusal, Work};
 use omchat_ir::{Dtype, Type};
 
+use crate::attention_carry::Carry;
 use crate::bind::{Slot, Slots};
 
-/// Functions that are attention: they differ in the output's dtype only.
-pub(crate) const FORWARD: &[&str] = &["attention", "attention_partial"];
+/// Functions that are attention: they differ in the output's dtype, and the last goes on from an earlier result.
+pub(crate) const FORWARD: &[&str] = &["attention", "attention_partial", ONTO];
+
+const ONTO: &str = "attention_onto";
 
 /// The letters of `@attention`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,13 +53,15 @@ pub(crate) struct BackPlaces {
     pub(crate) second: Slot,
 }
 
-/// An instance of `@attention`: its sizes, its types.
+/// An instance of a forward function: its sizes, its types.
 pub(crate) fn instance(work: &Work) -> Result<(Sizes, &[Type], &[Type]), Refusal> {
-    let (sizes, operands, results) = of(work, FORWARD, 6, 2)?;
-    if results[1].dtype != Dtype::F32 {
-        return Err(Refusal(format!("lse must be f32, is {}", results[1].dtype)));
+    let onto = matches!(work, Work::Function { name, .. } if name == ONTO);
+    let (sizes, operands, results) = of(work, FORWARD, if onto { 8 } else { 6 }, 2)?;
+    let carried = if onto { &results[..1] } else { &[] };
+    match operands[6..].iter().chain(carried).chain(&results[1..]).find(|t| t.dtype != Dtype::F32) {
+        Some(t) => Err(Refusal(format!("lse and what is carried must be f32, one is {t}"))),
+        None => Ok((sizes, operands, results)),
     }
-    Ok((sizes, operands, results))
 }
 
 /// An instance of a backward function with that many results.
@@ -103,13 +108,14 @@ pub(crate) fn blocks(n: &Sizes, over: usize, rows: usize) -> (u32, Vec<u32>) {
     (items, vec![items, blocks as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32])
 }
 
-/// The places of an instance, and what to bind.
-pub(crate) fn places(operands: &[Type], results: &[Type]) -> (Places, Slots, Slots) {
+/// The places of an instance, what it goes on from, and what to bind.
+pub(crate) fn places(operands: &[Type], results: &[Type]) -> (Places, Option<Carry>, Slots, Slots) {
     let (mut ins, mut outs) = (Slots::default(), Slots::default());
     let mut from = |i: usize| ins.slot(i, operands[i].dtype);
     let (q, k, v, lo, hi, at) = (from(0), from(1), from(2), from(3), from(4), from(5));
+    let carry = (operands.len() == 8).then(|| Carry { o: from(6), l: from(7) });
     let (out, lse) = (outs.slot(0, results[0].dtype), outs.slot(1, results[1].dtype));
-    (Places { q, k, v, lo, hi, at, out, lse }, ins, outs)
+    (Places { q, k, v, lo, hi, at, out, lse }, carry, ins, outs)
 }
 
 /// The places of a backward instance, and what to bind.

@@ -13,7 +13,8 @@ use omchat_ir::{Dtype, Type};
 use crate::attention::Sizes;
 use crate::attention_sight::{Mask, Sight, at, hi, lo};
 use crate::bind::{Buffers, Slot, Storage};
-use crate::einsum_copies::{CHUNK, copy_16};
+use crate::einsum_copies::{CHUNK, commit, copy_16};
+use crate::vector::{Lane, write_float};
 
 /// Rows (and depth) of a fragment.
 pub(crate) const FRAGMENT: usize = 16;
@@ -98,9 +99,13 @@ pub(crate) fn schedules(
     words: impl Fn(&Frame) -> usize,
     held: impl Fn(&Frame) -> usize,
 ) -> Result<Vec<Schedule>, Refusal> {
+    // The dtype and the groups change no size.
     let frames = shapes.iter().map(|&s| frame(d, s, false, "bf16"));
     let fits = |f: &Frame| {
-        4 * words(f) <= target.shared_bytes && held(f) <= HELD && f.wide().is_multiple_of(FRAGMENT) && f.d >= f.share * 16
+        4 * words(f) <= target.shared_bytes
+            && held(f) <= HELD
+            && f.wide().is_multiple_of(FRAGMENT)
+            && f.d >= f.share * 16
     };
     let mut all: Vec<Frame> = frames.filter(fits).collect();
     if all.is_empty() {
@@ -216,11 +221,29 @@ fn part(
     let row = min(first + v / parts, l.times * l.groups - 1);
     let from = line(l, row, grouped) * f.d + v % parts * CHUNK;
     let to = into + v / parts * comptime![f.pitch()] + v % parts * 4;
+    // Lengths count words: both are 16 bytes.
     if comptime![slot.storage == Storage::Bf16] {
-        copy_16::<u16, f32>(&operands.bf16s.index(slot.index)[from..from + CHUNK], &mut memory[to..to + 4]);
+        copy_16::<u16, f32>(&operands.bf16s.index(slot.index)[from..from + 4], &mut memory[to..to + 4]);
     } else {
-        copy_16::<half::f16, f32>(&operands.f16s.index(slot.index)[from..from + CHUNK], &mut memory[to..to + 4]);
+        copy_16::<half::f16, f32>(&operands.f16s.index(slot.index)[from..from + 4], &mut memory[to..to + 4]);
     }
+}
+
+/// Starts to bring tile number `tile` of a head's rows, if there is one; closes the group of copies in any case.
+#[cube]
+pub(crate) fn fetch(
+    operands: &Buffers,
+    memory: &mut Shared<[f32]>,
+    into: usize,
+    l: &Lines,
+    tile: usize,
+    #[comptime] slot: Slot,
+    #[comptime] f: Frame,
+) {
+    if tile * f.n < l.times {
+        bring(operands, memory, into, l, tile * f.n, comptime![f.n], slot, false, f);
+    }
+    commit();
 }
 
 /// The least and the greatest place of up to `size` keys from `first` on, found by a plane together.
@@ -257,12 +280,7 @@ pub(crate) fn view(operands: &Buffers, first: usize, count: usize, #[comptime] m
         from = max(from, lo(operands, t, mask));
         until = min(until, hi(operands, t, mask));
     }
-    Sight {
-        lowest: plane_min(lowest),
-        highest: plane_max(highest),
-        from: plane_max(from),
-        until: plane_min(until),
-    }
+    Sight { lowest: plane_min(lowest), highest: plane_max(highest), from: plane_max(from), until: plane_min(until) }
 }
 
 /// The next tile of keys, from tile `from` on, that a query of the block sees; and whether all see all of it.
@@ -467,4 +485,32 @@ pub(crate) fn hide_keys(
             }
         }
     }
+}
+
+/// The unit's part of its row number `r`, scaled, to row `at` of a result.
+#[cube]
+pub(crate) fn write_row(
+    results: &mut Buffers,
+    out: &Sums,
+    at: usize,
+    scale: f32,
+    #[comptime] r: usize,
+    #[comptime] slot: Slot,
+    #[comptime] f: Frame,
+) {
+    let (_, column) = corner(f);
+    #[unroll]
+    for j in 0..comptime![f.wide() / 8] {
+        let four = out[comptime![r / 2 * f.wide() / 8 + j]];
+        let mut two = Vector::<f32, Const<2>>::empty();
+        two.insert(0usize, four.extract(comptime![r % 2 * 2]) * scale);
+        two.insert(1usize, four.extract(comptime![r % 2 * 2 + 1]) * scale);
+        write_float::<Const<2>>(results, at * f.d + column + own_column(j), 1usize, two, slot, Lane::One);
+    }
+}
+
+/// The logarithm to base 2 of a row's sum; of one that sees nothing 0, so that its masked scores weigh 2^-huge = 0.
+#[cube]
+pub(crate) fn level(lse: f32) -> f32 {
+    select(lse > -1e29f32, lse * std::f32::consts::LOG2_E, 0.0f32)
 }

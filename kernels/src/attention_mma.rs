@@ -5,7 +5,7 @@
 //! their scores, weights and sums of values never leave its registers. Tiles that no query of the block sees are skipped
 //! before they are brought; tiles that all see are taken without masks.
 //!
-//! Implements  `@attention`, `@attention_partial`
+//! Implements  `@attention`, `@attention_partial`, `@attention_onto`
 //! Schedule    a cube `m` queries, a plane `rows` of them; `n` keys a tile, `stages` tiles of keys or values under way
 //! Needs       CUDA of compute capability 8.0; bf16 or f16; D a multiple of 16, at most 256; 8 queries a group
 //! Cost        4·D FLOP a visible pair in f32 sums of exact products; weights are rounded to halves before they weigh
@@ -15,16 +15,17 @@ use cubecl::prelude::*;
 use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::attention::{FORWARD, Places, blocks, instance, places};
+use crate::attention_carry::{Carry, carried_top, carried_weight};
 use crate::attention_fragments::{
-    Four, Frame, Lines, MASKED, Shape, Sums, add_weighed, bring, corner, flat, framed, hide_keys, line, multiplies,
-    own_column, own_row, power, schedules, scores, seek, tall, view, zero,
+    Four, Frame, Lines, MASKED, Shape, Sums, add_weighed, bring, corner, fetch, flat, framed, hide_keys, line,
+    multiplies, own_column, own_row, power, schedules, scores, seek, tall, view, write_row, zero,
 };
 use crate::attention_sight::{Mask, hi, lo};
 use crate::bind::Buffers;
-use crate::einsum_copies::{commit, shared_address, wait};
+use crate::einsum_copies::{shared_address, wait};
 use crate::grid::{address, one_each};
 use crate::prepared::{Prepared, runner, unfit};
-use crate::vector::{Lane, write_float};
+use crate::vector::{Lane, read_float};
 use crate::{Launch, LaunchError};
 
 /// Least queries of a group that a block is worth.
@@ -46,6 +47,7 @@ pub struct AttentionMma;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     places: Places,
+    carry: Option<Carry>,
     mask: Mask,
     f: Frame,
 }
@@ -82,12 +84,12 @@ impl Kernel for AttentionMma {
 impl Launch for AttentionMma {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
         let (n, operands, results) = instance(work).map_err(unfit(self.name()))?;
-        let (places, ins, outs) = places(operands, results);
+        let (places, carry, ins, outs) = places(operands, results);
         let f = framed(&n, &operands[0], schedule);
         let (items, words) = blocks(&n, n.g * n.t, f.m);
         let (cubes, units) = one_each(items, schedule.get("units"));
         let bits = address(schedule);
-        let plan = Plan { places, mask: places.into(), f };
+        let plan = Plan { places, carry, mask: places.into(), f };
         Ok(Prepared::new(
             words,
             ins,
@@ -142,6 +144,7 @@ fn attention_mma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comp
         let mut p = Sums::new(comptime![f.scores()]);
         let mut out = Sums::new(comptime![f.sums()]);
         zero(&mut out, comptime![f.sums()]);
+        carry_on(operands, &mut softmax, &mut out, &queries, first, last, plan);
 
         bring(operands, &mut memory, 0usize, &queries, first, comptime![f.m], plan.places.q, comptime![f.grouped], f);
         let (mut now, mut whole) = seek(operands, &sight, batch, keys, 0usize, plan.mask, f);
@@ -190,23 +193,6 @@ fn attention_mma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comp
     }
 }
 
-/// Starts to bring a tile of keys or values, if there is one; closes the group of copies in any case.
-#[cube]
-fn fetch(
-    operands: &Buffers,
-    memory: &mut Shared<[f32]>,
-    into: usize,
-    l: &Lines,
-    tile: usize,
-    #[comptime] slot: crate::bind::Slot,
-    #[comptime] f: Frame,
-) {
-    if tile * f.n < l.times {
-        bring(operands, memory, into, l, tile * f.n, comptime![f.n], slot, false, f);
-    }
-    commit();
-}
-
 #[cube]
 fn softmax(
     operands: &Buffers,
@@ -217,8 +203,7 @@ fn softmax(
     #[comptime] plan: Plan,
 ) -> Softmax {
     let rows = comptime![plan.f.tall() * 2];
-    let mut s =
-        Softmax { top: Array::new(rows), weight: Array::new(rows), lo: Array::new(rows), hi: Array::new(rows) };
+    let mut s = Softmax { top: Array::new(rows), weight: Array::new(rows), lo: Array::new(rows), hi: Array::new(rows) };
     #[unroll]
     for r in 0..rows {
         let t = times + min(first + own_row(r, plan.f), last) / groups;
@@ -228,6 +213,46 @@ fn softmax(
         s.hi[r] = hi(operands, t, plan.mask);
     }
     s
+}
+
+/// Rows go on from an earlier result, where there is one.
+#[cube]
+fn carry_on(
+    operands: &Buffers,
+    s: &mut Softmax,
+    out: &mut Sums,
+    queries: &Lines,
+    first: usize,
+    last: usize,
+    #[comptime] plan: Plan,
+) {
+    match comptime!(plan.carry) {
+        Some(c) => {
+            let f = comptime![plan.f];
+            let (_, column) = corner(f);
+            let scale = comptime![(f.d as f32).sqrt()].runtime();
+            #[unroll]
+            for r in 0..comptime![f.tall() * 2] {
+                let at = line(queries, min(first + own_row(r, f), last), comptime![f.grouped]);
+                let top = carried_top(operands, at, plan.carry);
+                let weight = carried_weight(top, plan.carry);
+                s.top[r] = select(weight > 0.0f32, top * scale, MASKED);
+                // The four units of a row have a part of its weight each: the first has what is carried.
+                s.weight[r] = select(UNIT_POS % 4 == 0, weight, 0.0f32);
+                #[unroll]
+                for j in 0..comptime![f.wide() / 8] {
+                    let from = at * f.d + column + own_column(j);
+                    let two = read_float::<Const<2>>(operands, from, 1usize, c.o, Lane::One) * Vector::new(weight);
+                    let to = comptime![r / 2 * f.wide() / 8 + j];
+                    let mut four: Four = out[to];
+                    four.insert(comptime![r % 2 * 2], two.extract(0usize));
+                    four.insert(comptime![r % 2 * 2 + 1], two.extract(1usize));
+                    out[to] = four;
+                }
+            }
+        }
+        None => {}
+    }
 }
 
 /// Softmax so far: scores become weights, and sums are brought to the new highest.
@@ -297,15 +322,7 @@ fn finish(
             let seen = weight > 0.0f32;
             let safe = select(seen, weight, 1.0f32);
             let share = select(seen, 1.0f32 / safe, 0.0f32);
-            #[unroll]
-            for j in 0..comptime![f.wide() / 8] {
-                let four = out[comptime![r / 2 * f.wide() / 8 + j]];
-                let mut two = Vector::<f32, Const<2>>::empty();
-                two.insert(0usize, four.extract(comptime![r % 2 * 2]) * share);
-                two.insert(1usize, four.extract(comptime![r % 2 * 2 + 1]) * share);
-                let to = at * f.d + column + own_column(j);
-                write_float::<Const<2>>(results, to, 1usize, two, plan.places.out, Lane::One);
-            }
+            write_row(results, out, at, share, r, plan.places.out, f);
             if UNIT_POS % 4 == 0 && column == 0 {
                 let scale = comptime![1.0 / (f.d as f32).sqrt()].runtime();
                 let lse = select(seen, s.top[r] * scale + safe.ln(), MASKED);

@@ -282,7 +282,13 @@ fn fill_rows(
 
 /// 4 columns of a row.
 #[cube]
-fn span(operands: &Buffers, start: usize, column: usize, #[comptime] slot: Slot, #[comptime] t: Tiling) -> Four {
+pub(crate) fn span(
+    operands: &Buffers,
+    start: usize,
+    column: usize,
+    #[comptime] slot: Slot,
+    #[comptime] t: Tiling,
+) -> Four {
     let mut out = Four::new(0.0f32);
     if comptime![t.d.is_multiple_of(LANES * t.across)] {
         out = read_float::<Const<LANES>>(operands, start + column, 1usize, slot, Lane::One);

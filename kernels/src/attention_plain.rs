@@ -1,6 +1,6 @@
 //! Attention of any shape on any target: a unit walks the keys for one query.
 //!
-//! Implements  `@attention`, `@attention_partial`
+//! Implements  `@attention`, `@attention_partial`, `@attention_onto`
 //! Schedule    `units` a cube, a query each
 //! Needs       D <= 256: a query and its sum are kept in registers
 //! Cost        keys and values are read once a query: right everywhere, fast nowhere
@@ -10,6 +10,7 @@ use cubecl::prelude::*;
 use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::attention::{FORWARD, Places, instance, places};
+use crate::attention_carry::{Carry, carried_top, carried_value, carried_weight};
 use crate::bind::Buffers;
 use crate::grid::{address, cubes, units};
 use crate::prepared::{Prepared, runner, unfit};
@@ -40,7 +41,7 @@ impl Kernel for AttentionPlain {
 impl Launch for AttentionPlain {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
         let (n, operands, results) = instance(work).map_err(unfit(self.name()))?;
-        let (places, ins, outs) = places(operands, results);
+        let (places, carry, ins, outs) = places(operands, results);
         let queries = n.b * n.h * n.g * n.t;
         let words = vec![queries as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];
         let (cubes, units) = cubes(queries as u32, schedule);
@@ -51,7 +52,7 @@ impl Launch for AttentionPlain {
             outs,
             cubes,
             units,
-            runner!(|b| attention_plain, bits, b.meta, b.operands, b.results, n.d, places),
+            runner!(|b| attention_plain, bits, b.meta, b.operands, b.results, n.d, places, carry),
         ))
     }
 }
@@ -63,6 +64,7 @@ fn attention_plain(
     results: &mut Buffers,
     #[comptime] width: usize,
     #[comptime] p: Places,
+    #[comptime] carry: Option<Carry>,
 ) {
     let query = ABSOLUTE_POS;
     if query < meta[0] as usize {
@@ -77,12 +79,12 @@ fn attention_plain(
 
         let mut q = Array::<f32>::new(width);
         let mut sum = Array::<f32>::new(width);
+        let mut top = carried_top(operands, query, carry);
+        let mut weight = carried_weight(top, carry);
         for d in 0..width {
             q[d] = one(operands, query * width + d, p.q) * scale;
-            sum[d] = 0.0f32;
+            sum[d] = carried_value(operands, query * width + d, weight, carry);
         }
-        let mut top = comptime![-1e30f32].runtime();
-        let mut weight = 0.0f32.runtime();
         for s in 0..keys {
             let at = operands.i32s.index(p.at.index)[batch * keys + s];
             if at >= lo && at <= hi {

@@ -5,7 +5,7 @@
 //! vector and no sum across lanes is needed; values keep their rows. Tiles that no query of the block sees are
 //! skipped before they are touched; tiles that all see are taken without masks.
 //!
-//! Implements  `@attention`, `@attention_partial`
+//! Implements  `@attention`, `@attention_partial`, `@attention_onto`
 //! Schedule    `units` cores; `rows` queries a block; `tile` keys, `lanes` a vector; 4 queries a step
 //! Needs       the CPU runtime (views of one array as scalars and as vectors; wide local arrays)
 //! Cost        4·D FLOP a visible pair; keys and values are read once a block
@@ -15,6 +15,7 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::attention::{FORWARD, Places, blocks, instance, places};
+use crate::attention_carry::{Carry, carried_top, carried_weight};
 use crate::attention_tiles::{
     STEP, Shape, TILE, add_weighed, block, pack_row, pack_rows, pack_side, product, write_row,
 };
@@ -34,6 +35,7 @@ pub struct AttentionRows;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     places: Places,
+    carry: Option<Carry>,
     shape: Shape,
     /// Queries a block.
     rows: usize,
@@ -68,10 +70,10 @@ impl Kernel for AttentionRows {
 impl Launch for AttentionRows {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
         let (n, operands, results) = instance(work).map_err(unfit(self.name()))?;
-        let (places, ins, outs) = places(operands, results);
+        let (places, carry, ins, outs) = places(operands, results);
         let (lanes, rows, tile) =
             (schedule.get("lanes") as usize, schedule.get("rows") as usize, schedule.get("tile") as usize);
-        let plan = Plan { places, shape: Shape::new(n.d, tile, lanes), rows };
+        let plan = Plan { places, carry, shape: Shape::new(n.d, tile, lanes), rows };
         let (items, words) = blocks(&n, n.g * n.t, rows);
         let (cubes, units) = cubes(items, schedule);
         let bits = address(schedule);
@@ -156,16 +158,11 @@ fn attention_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffe
             b.hi[r] = hi;
             lowest = min(lowest, lo);
             highest = max(highest, hi);
-            b.top[r] = MASKED;
-            b.weight[r] = Vector::new(0.0f32);
-            #[unroll]
-            for j in 0..plan.shape.dv {
-                b.sum[r * plan.shape.dv + j] = Vector::new(0.0f32);
-            }
-            let from = ((head * groups + row % groups) * times + t) * plan.shape.d;
+            let query = (head * groups + row % groups) * times + t;
+            begin::<N>(operands, &mut b, r, query, plan);
             pack_row::<N>(
                 operands,
-                from,
+                query * plan.shape.d,
                 &mut b.q,
                 r,
                 f32::cast_from(1.0f32) / comptime![(plan.shape.d as f32).sqrt()].runtime(),
@@ -199,6 +196,30 @@ fn attention_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffe
             results.f32s.index_mut(plan.places.lse.index)[query] = select(seen, b.top[r] + safe.ln(), MASKED);
         }
     }
+}
+
+/// What query `query`, which is row `r` of the block, goes on from.
+#[cube]
+fn begin<N: Size>(operands: &Buffers, b: &mut Block<N>, r: usize, query: usize, #[comptime] plan: Plan) {
+    let top = carried_top(operands, query, plan.carry);
+    b.top[r] = top;
+    let mut lanes = Vector::<f32, N>::new(0.0f32);
+    match comptime!(plan.carry) {
+        Some(c) => {
+            let weight = carried_weight(top, plan.carry);
+            // Lanes are summed in the end.
+            lanes.insert(0usize, weight);
+            pack_row::<N>(operands, query * plan.shape.d, &mut b.sum, r, weight, c.o, plan.shape);
+        }
+        None =>
+        {
+            #[unroll]
+            for j in 0..plan.shape.dv {
+                b.sum[r * plan.shape.dv + j] = Vector::new(0.0f32);
+            }
+        }
+    }
+    b.weight[r] = lanes;
 }
 
 /// The keys' places in the stream, and their bounds; void keys lie at no place.

@@ -5,7 +5,7 @@
 //! which it sums over the tile's keys. What groups of units summed over different keys is merged in shared memory: a
 //! launch cannot wait for another cube, and a second launch would need memory that the plan does not give.
 //!
-//! Implements  `@attention`, `@attention_partial`
+//! Implements  `@attention`, `@attention_partial`, `@attention_onto`
 //! Schedule    a cube `rows` queries of a group; `units` keys a tile, `chunk` columns of them at a time
 //! Needs       a GPU; D <= 256; at most 16 queries a group
 //! Cost        keys and values are read once for each `rows` queries, side by side
@@ -15,6 +15,7 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::attention::{FORWARD, Places, Sizes, instance, places};
+use crate::attention_carry::{Carry, carried_top, carried_value, carried_weight};
 use crate::attention_panels::{MASKED, shares};
 use crate::attention_sight::{Mask, at, bounds, hi, lo, sight};
 use crate::bind::{Buffers, Slot};
@@ -33,6 +34,7 @@ pub struct AttentionSplit;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     places: Places,
+    carry: Option<Carry>,
     mask: Mask,
     d: usize,
     /// Queries a cube.
@@ -107,10 +109,10 @@ fn cubes(n: &Sizes, rows: usize) -> usize {
 impl Launch for AttentionSplit {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
         let (n, operands, results) = instance(work).map_err(unfit(self.name()))?;
-        let (places, ins, outs) = places(operands, results);
+        let (places, carry, ins, outs) = places(operands, results);
         let get = |name: &str| schedule.get(name) as usize;
-        let plan =
-            Plan { places, mask: places.into(), d: n.d, rows: get("rows"), units: get("units"), chunk: get("chunk") };
+        let (rows, units, chunk) = (get("rows"), get("units"), get("chunk"));
+        let plan = Plan { places, carry, mask: places.into(), d: n.d, rows, units, chunk };
         let items = cubes(&n, plan.rows) as u32;
         let blocks = (n.g * n.t).div_ceil(plan.rows) as u32;
         let words = vec![items, blocks, n.t as u32, n.g as u32, n.h as u32, n.s as u32];
@@ -157,11 +159,15 @@ fn attention_split(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[co
             from[r] = (((head * groups + row % groups) * times + row / groups) * plan.d) as u32;
             los[r] = lo(operands, batch * times + row / groups, plan.mask);
             his[r] = hi(operands, batch * times + row / groups, plan.mask);
-            top[r] = MASKED;
-            weight[r] = 0.0f32;
+            top[r] = carried_top(operands, from[r] as usize / plan.d, plan.carry);
+            // Groups of units sum different keys: the first has what is carried.
+            let leads = unit < plan.d;
+            weight[r] = select(leads, carried_weight(top[r], plan.carry), 0.0f32);
             #[unroll]
             for c in 0..comptime![plan.columns()] {
-                sums[comptime![r * plan.columns() + c]] = 0.0f32;
+                let d = min(unit % plan.d + comptime![c * plan.units], comptime![plan.d - 1].runtime());
+                sums[comptime![r * plan.columns() + c]] =
+                    carried_value(operands, from[r] as usize + d, weight[r], plan.carry);
             }
             let mut d = unit;
             while d < plan.d {

@@ -5,7 +5,7 @@
 //! queries, keys and values pass through shared memory in chunks that are as deep as the device has room for. Tiles
 //! that no query of the block sees are skipped before they are touched; tiles that all see are taken without masks.
 //!
-//! Implements  `@attention`, `@attention_partial`
+//! Implements  `@attention`, `@attention_partial`, `@attention_onto`
 //! Schedule    a cube `m` queries, `n` keys a tile; a unit `rows` x `cols` scores; `chunk` columns, `deep` values a turn
 //! Needs       a GPU; D <= 256; 8 queries a group, below which `attention.split` splits keys instead
 //! Cost        4·D FLOP a visible pair in f32; keys and values are read once a block of queries
@@ -15,9 +15,10 @@ use cubecl::prelude::*;
 use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::attention::{FORWARD, Places, blocks, instance, places};
+use crate::attention_carry::{Carry, carried_top, carried_weight};
 use crate::attention_panels::{
-    Four, LANES, MASKED, Panel, Sums, Tiling, add_weighed, lay_weights, row_of, schedules, scores, shares, tiling,
-    write_block, zero,
+    Four, LANES, MASKED, Panel, Sums, Tiling, add_weighed, lay_weights, row_of, schedules, scores, shares, span,
+    tiling, write_block, zero,
 };
 use crate::attention_sight::{Mask, bounds, list_keys, list_places, list_queries, sight};
 use crate::bind::Buffers;
@@ -35,6 +36,7 @@ pub struct AttentionTiled;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     places: Places,
+    carry: Option<Carry>,
     mask: Mask,
     t: Tiling,
 }
@@ -70,12 +72,12 @@ impl Kernel for AttentionTiled {
 impl Launch for AttentionTiled {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
         let (n, operands, results) = instance(work).map_err(unfit(self.name()))?;
-        let (places, ins, outs) = places(operands, results);
+        let (places, carry, ins, outs) = places(operands, results);
         let t = tiling(n.d, schedule);
         let (items, words) = blocks(&n, n.g * n.t, t.m());
         let (cubes, units) = one_each(items, schedule.get("units"));
         let bits = address(schedule);
-        let plan = Plan { places, mask: places.into(), t };
+        let plan = Plan { places, carry, mask: places.into(), t };
         Ok(Prepared::new(
             words,
             ins,
@@ -122,6 +124,7 @@ fn attention_tiled(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[co
         let mut acc = Sums::new(comptime![plan.t.rows * LANES * plan.t.cols]);
         let mut out = Sums::new(comptime![plan.t.rows * LANES * plan.t.wide()]);
         zero(&mut out, comptime![plan.t.rows * LANES * plan.t.wide()]);
+        carry_on(operands, &mut softmax, &mut out, &rows, plan);
 
         let tiles = (keys + comptime![plan.t.n() - 1]) / comptime![plan.t.n()];
         for i in 0..tiles {
@@ -183,6 +186,40 @@ fn softmax(
         s.hi[i] = hi;
     }
     s
+}
+
+/// Rows go on from an earlier result, where there is one.
+#[cube]
+fn carry_on(operands: &Buffers, s: &mut Softmax, out: &mut Sums, rows: &Shared<[u32]>, #[comptime] plan: Plan) {
+    match comptime!(plan.carry) {
+        Some(c) => {
+            let column = UNIT_POS as usize % plan.t.across;
+            sync_cube();
+            #[unroll]
+            for i in 0..plan.t.rows {
+                let mut tops = Four::new(MASKED);
+                let mut weights = Four::new(0.0f32);
+                #[unroll]
+                for l in 0..LANES {
+                    let start = rows[row_of(i, l, plan.t)] as usize;
+                    let top = carried_top(operands, start / plan.t.d, plan.carry);
+                    let weight = carried_weight(top, plan.carry);
+                    tops.insert(l, top);
+                    // Units of a row have a part of its weight each: the first has what is carried.
+                    weights.insert(l, select(column == 0, weight, 0.0f32));
+                    #[unroll]
+                    for j in 0..comptime![plan.t.wide()] {
+                        let at = (comptime![j * plan.t.across] + column) * LANES;
+                        out[comptime![(i * LANES + l) * plan.t.wide() + j]] =
+                            span(operands, start, at, c.o, plan.t) * Vector::new(weight);
+                    }
+                }
+                s.top[i] = tops;
+                s.weight[i] = weights;
+            }
+        }
+        None => {}
+    }
 }
 
 /// Scales scores; those of what a query does not see become `MASKED`.

@@ -68,9 +68,8 @@ impl Conversation {
     /// Errors: `Tokenizer` if there are no ChatML tokens.
     pub fn new(tokenizer: &Tokenizer, format: Format, system: &str) -> Result<Self> {
         let id = |token| tokenizer.required(token).map(|id| id as i32);
-        let (start, end) = (id("<|im_start|>")?, id("<|im_end|>")?);
-        let tokenizer = tokenizer.clone();
-        let mut new = Self { tokenizer, format, start, end, ids: vec![], tiles: vec![], pictures: 0, answering: false };
+        let mut new = Self::bare(tokenizer, format);
+        (new.start, new.end) = (id("<|im_start|>")?, id("<|im_end|>")?);
         new.ids = new.turn("system", system)?;
         Ok(new)
     }
@@ -190,6 +189,11 @@ impl Conversation {
         out
     }
 
+    fn bare(tokenizer: &Tokenizer, format: Format) -> Self {
+        let (tokenizer, ids, tiles) = (tokenizer.clone(), Vec::new(), Vec::new());
+        Self { tokenizer, format, start: 0, end: 0, ids, tiles, pictures: 0, answering: false }
+    }
+
     fn close(&mut self) {
         if self.answering {
             self.ids.push(self.end);
@@ -271,6 +275,25 @@ impl Conversation {
         ids.extend(self.words(&words)?);
         Ok(ids)
     }
+}
+
+/// The ids of a text and its pictures alone, without a turn around them, and how many pictures then were numbered.
+///
+/// Laid out as [`Conversation::user`] does; `numbered` pictures came before.
+///
+/// Errors: as [`Conversation::user`].
+pub fn body(
+    tokenizer: &Tokenizer,
+    format: Format,
+    text: &str,
+    visuals: &[Visual],
+    numbered: usize,
+) -> Result<(Vec<i32>, usize)> {
+    let mut bare = Conversation::bare(tokenizer, format);
+    bare.pictures = numbered;
+    let mut body = Body::default();
+    let pictures = bare.write(&mut body, text, visuals)?;
+    Ok((bare.spell(body)?, pictures))
 }
 
 /// The text around each mark.

@@ -1,6 +1,6 @@
 //! OmChat as modules of the IR: a model is a module, not a program.
 //!
-//! Five entries are built here; each layer of the model is one function, called once a layer with that layer's
+//! Seven entries are built here; each layer of the model is one function, called once a layer with that layer's
 //! weights, so a model of 45 layers holds one copy of its maths. The maths is text, in `model/src/blocks/`.
 //!
 //! | entry | built by | what it yields |
@@ -10,6 +10,8 @@
 //! | `@forward` | [`forward_module`] | losses of whole sequences, over one rank or a ring: what training differentiates |
 //! | `@grads` | [`grads_module`] | the loss of a batch, and its gradients |
 //! | `@step` | [`step_module`] | a whole training step: the next weights and moments |
+//! | `@accumulate_gradients` | [`accumulate_module`] | the gradients of a part of a batch, added to those before |
+//! | `@apply_gradients` | [`apply_module`] | the next weights and moments, from gradients added up |
 //!
 //! A parameter of role `weight` bears the released name of its tensor. Its shape may regroup the stored one:
 //! the elements are the same, row-major, so a loader checks how many there are and uploads them as they lie.
@@ -17,13 +19,15 @@
 mod decoder;
 mod entry;
 mod forward;
+mod step;
 mod tower;
 mod train;
 mod vision;
 
 pub use decoder::{DecoderSpec, Output, decoder_module};
 pub use forward::{ForwardSpec, forward_module};
-pub use train::{Part, Recompute, Selection, TrainSpec, Weigh, decays, grads_module, step_module};
+pub use step::{accumulate_module, apply_module, decays, step_module};
+pub use train::{Part, Recompute, Selection, TrainSpec, Weigh, grads_module};
 pub use vision::vision_module;
 
 use omchat_ir::text::{File, parse_file};
@@ -43,6 +47,10 @@ pub const OBJECTIVE: &str = "objective";
 pub const GRADS: &str = "grads";
 /// The entry of [`step_module`].
 pub const STEP: &str = "step";
+/// The entry of [`accumulate_module`].
+pub const ACCUMULATE: &str = "accumulate_gradients";
+/// The entry of [`apply_module`].
+pub const APPLY: &str = "apply_gradients";
 
 /// Name and text of each file of blocks.
 pub const BLOCKS: &[(&str, &str)] =

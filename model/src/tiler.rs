@@ -103,6 +103,14 @@ impl Tiler {
         Ok(())
     }
 
+    /// The same rule with only those canvases that, the overview included, have no more than `tiles` tiles. Where none
+    /// is so small, a canvas is one tile.
+    pub fn at_most(&self, tiles: usize) -> Self {
+        let count = |w: u32, h: u32| (w as usize / self.tile) * (h as usize / self.tile) + 1;
+        let grid = self.grid.iter().copied().filter(|(w, h)| count(*w, *h) <= tiles).collect();
+        Self { grid, ..self.clone() }
+    }
+
     /// Side of a tile, pixels.
     pub fn tile(&self) -> usize {
         self.tile

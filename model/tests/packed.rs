@@ -299,7 +299,7 @@ fn what_is_computed_again_changes_no_bit() {
     let want = sum(&alone, |n| n / total);
     let own = graph::scope().unwrap();
     let keeps: [&[&str]; 5] =
-        [&[], &["attention_partial"], &["attention"], &["ring_attention"], &["attention_partial", "attention_merge"]];
+        [&[], &["attention_partial"], &["attention"], &["ring_attention"], &["attention_partial", "attention_onto"]];
     for ((name, layout), scope) in
         [1, 4].into_iter().flat_map(layouts).flat_map(|l| [(l.clone(), None), (l, Some(&own))])
     {

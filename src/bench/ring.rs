@@ -1,5 +1,5 @@
-//! The hops of a ring on one device: a rank's queries over the keys of each rank in turn, partial results merged, against
-//! the same attention in one piece. Nothing is sent: it is the price of cutting attention into hops.
+//! The hops of a ring on one device: a rank's queries over the keys of each rank in turn, each hop folded onto those
+//! before it, against the same attention in one piece. Nothing is sent: it is the price of cutting attention into hops.
 
 use super::cases::{Case, Scale};
 use super::draw::Draw;
@@ -41,7 +41,7 @@ pub fn ring(
             right &= row.checked != Some(false);
             took.push(row.median_s.unwrap_or(f64::NAN));
             if let ([whole, hops], None) = (&took[..], &row.note) {
-                row.note = Some(format!("{r} hops and their merges take {:.2} of the whole", hops / whole));
+                row.note = Some(format!("{r} hops take {:.2} of the whole", hops / whole));
             }
             say(Said::Row(Box::new(row)))?;
         }
@@ -115,9 +115,7 @@ fn hops(config: &OmChatConfig, context: usize, r: usize, e: Dtype) -> Case {
     }
     text += &format!(") -> ({o}, {l}) {{ %o, %l = call @attention_partial(%q, %k0, %v0, %lo, %hi, %at0)\n");
     for hop in 1..r {
-        text += &format!(
-            "%o{hop}, %l{hop} = call @attention_partial(%q, %k{hop}, %v{hop}, %lo, %hi, %at{hop}) %o, %l = call @attention_merge(%o, %l, %o{hop}, %l{hop})\n"
-        );
+        text += &format!("%o, %l = call @attention_onto(%q, %k{hop}, %v{hop}, %lo, %hi, %at{hop}, %o, %l)\n");
     }
     text += "return %o, %l }";
     // The rank's own keys come first, of which it sees half; then those of the ranks before it.

@@ -12,13 +12,17 @@ mod input;
 mod inspect;
 mod ir;
 mod kernels;
+mod loss;
+mod mix;
 mod parity;
 mod place;
 mod progress;
+mod score;
 mod step;
 mod train;
 mod tune;
 mod visuals;
+mod watch;
 
 pub use error::Error;
 
@@ -55,9 +59,18 @@ enum Command {
     /// Writes the loss and the negative log likelihood of each target of a case with labels.
     ///
     /// With `--grads` also the gradient of the loss with respect to every parameter, under the checkpoint's own names.
-    Loss(train::LossArgs),
+    Loss(loss::LossArgs),
     /// Trains on one case with labels for some steps of AdamW, and writes the loss before each.
     Step(step::Args),
+    /// Trains a model by a recipe: its stages, on its data, with checkpoints from which a run goes on.
+    ///
+    /// docs/recipe.md says what a recipe holds. The run's folder holds log.jsonl, TensorBoard's event files, the newest
+    /// checkpoints, and the model after each stage.
+    Train(train::Args),
+    /// Scores every labelled token of a stage's data by a reference model, for stages that select tokens.
+    Score(score::Args),
+    /// Searches how long to tune on a mixture: a trunk at a constant rate, and a branch from each of its parts.
+    Mix(mix::Args),
     /// Reads, checks, runs and lowers the text of the tensor language.
     Ir(ir::Args),
     /// Measures how fast a device runs kernels and whole steps, as shares of what it can do.
@@ -86,8 +99,11 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Encode(args) => encode::run(&args),
         Command::Logits(args) => parity::run(parity::Door::Logits, &args),
         Command::Generate(args) => parity::run(parity::Door::Generate, &args),
-        Command::Loss(args) => train::loss(&args),
+        Command::Loss(args) => loss::loss(&args),
         Command::Step(args) => step::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Score(args) => score::run(&args),
+        Command::Mix(args) => mix::run(&args),
         Command::Ir(args) => ir::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Kernels(args) => kernels::run(&args),

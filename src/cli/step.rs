@@ -2,8 +2,8 @@
 
 use super::case::{self, Data};
 use super::input::Case;
+use super::loss::{TrainArgs, batch, dtype, spelled};
 use super::progress::Bars;
-use super::train::{TrainArgs, batch, dtype, spelled};
 use super::{Error, device, note};
 use omchat::{AdamW, Device, Model, Select, Selection, Step, TrainSpec, Trainer};
 use omchat_ir::Dtype;
@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     bars.end();
     let mut losses = vec![];
     for n in 0..args.steps {
-        let Step { loss, norm, kept, memory } = trainer.step(&batch, &adamw)?;
+        let Step { loss, norm, kept, memory, .. } = trainer.step(&batch, &adamw)?;
         let memory = match memory {
             Some(m) => format!(", {} bytes held of {} planned", m.actual, m.planned),
             None => String::new(),

@@ -25,6 +25,7 @@ pub const LIBRARY: &[(&str, &str, usize)] = &[
     ("@attention_delta", "B=1 H=2 G=2 T=3 D=4", 1),
     ("@attention_partial", "B=1 H=2 G=2 T=3 S=4 D=4", 1),
     ("@attention_partial.vjp", "B=1 H=1 G=2 T=3 S=4 D=2", 1),
+    ("@attention_onto", "B=1 H=2 G=2 T=3 S=4 D=4", 1),
     ("@attention_weights", "B=1 H=1 G=2 T=3 S=4 D=2", 1),
     ("@attention_dq", "B=1 H=1 G=2 T=3 S=4 D=2", 1),
     ("@attention_dkv", "B=1 H=1 G=2 T=3 S=4 D=2", 1),

@@ -1,11 +1,11 @@
-//! Training as modules: gradients of a batch, and a whole step with its optimizer.
+//! Training as modules: what is trained and how, and the gradients of a batch.
 
 use super::entry::{Entry, verified};
 use super::forward::{ForwardSpec, Hidden, hidden};
-use super::{GRADS, OBJECTIVE, STEP, scope};
+use super::{GRADS, OBJECTIVE, scope};
 use crate::config::OmChatConfig;
-use omchat_ir::ops::{AllReduce, Cast, Constant, FoldKind, Pointwise, Rearrange};
-use omchat_ir::{Axes, Code, Diagnostics, Differentiate, Dtype, Fault, Func, Module, Role, Scalar, Scope, Type, Value};
+use omchat_ir::ops::{AllReduce, Cast, Constant, FoldKind, Rearrange};
+use omchat_ir::{Axes, Code, Diagnostics, Differentiate, Dtype, Fault, Func, Module, Role, Scope, Type, Value};
 use std::collections::BTreeMap;
 
 /// A part of the model that is trained or frozen as a whole, with a learning rate of its own.
@@ -139,9 +139,9 @@ const KEPT: &[&str] = &["attention", "ring_attention"];
 /// The loss and its gradients, entry `@grads`.
 ///
 /// Inputs and weights as [`super::forward_module`], then those that [`Weigh`] and [`Selection`] name. Results:
-/// `loss: f32`, the mean over the labelled (or kept) tokens of all ranks; `nll: f32[T]`, or with a selection
-/// `keep: bool[T]` and `missed: i32`, how many kept tokens of all ranks found no room: their gradients are not there,
-/// so the caller refuses when it is not 0. Then `d.NAME` for each trained tensor, summed over ranks, in the order of the
+/// `loss: f32`, the mean over the labelled (or kept) tokens of all ranks; with a selection `keep: bool[T]` and
+/// `missed: i32`, how many kept tokens of all ranks found no room: their gradients are not there, so the caller refuses
+/// when it is not 0; `nll: f32[T]`. Then `d.NAME` for each trained tensor, summed over ranks, in the order of the
 /// weights and of their types.
 ///
 /// Errors: as [`super::forward_module`]; nothing to train.
@@ -156,92 +156,25 @@ pub fn grads_module(config: &OmChatConfig, spec: &TrainSpec, dtype: Dtype) -> Re
     verified(module)
 }
 
-/// A whole training step, entry `@step`: forward, loss, backward and AdamW.
-///
-/// Inputs: those of [`super::forward_module`]; then scalars f32: `lr.PART` of each trained part, `beta1`, `beta2`, `eps`,
-/// `decay`, `clip` (the largest norm of all gradients together), and `c1`, `c2`: 1 − beta^t of step t = 1, 2, …, which
-/// the host takes in f64. Then frozen weights. States: each trained tensor in f32, and its moments `adam.m.NAME` and
-/// `adam.v.NAME`. Where the element type is narrower, the forward reads the tensor rounded to it.
-///
-/// Results: as [`grads_module`] up to the gradients, then `norm: f32` of all of them before clipping; then the next states.
-///
-/// Errors: as [`grads_module`].
-/// Source: Loshchilov & Hutter 2019, arXiv:1711.05101.
-pub fn step_module(config: &OmChatConfig, spec: &TrainSpec, dtype: Dtype) -> Result<Module, Diagnostics> {
-    let (mut module, scope) = (Module::default(), scope()?);
-    let o = Objective::build(&mut module, &scope, config, spec, dtype)?;
-    let mut e = Entry::new(&mut module, &scope, STEP, dtype)?;
-    let mut operands: Vec<Option<Value>> = vec![None; o.params.len()];
-    for (p, v) in o.params.iter().zip(&mut operands).filter(|(p, _)| p.role == Role::Input) {
-        *v = Some(e.given(Role::Input, &p.name, p.ty.clone()));
-    }
-    let rates: BTreeMap<Part, Value> =
-        o.parts().into_iter().map(|p| (p, e.input(&format!("lr.{}", p.name()), Dtype::F32, &[]))).collect();
-    let [beta1, beta2, eps, decay, clip, c1, c2] =
-        ["beta1", "beta2", "eps", "decay", "clip", "c1", "c2"].map(|n| e.input(n, Dtype::F32, &[]));
-    let frozen = |p: &Param| p.role == Role::Weight && !p.trained;
-    for (p, v) in o.params.iter().zip(&mut operands).filter(|(p, _)| frozen(p)) {
-        *v = Some(e.given(Role::Weight, &p.name, p.ty.clone()));
-    }
-    let masters: Vec<[Value; 3]> = o
-        .trained()
-        .map(|p| ["", "adam.m.", "adam.v."].map(|at| e.state(&format!("{at}{}", p.name), Dtype::F32, &p.ty.shape)))
-        .collect();
-    let mut narrow = masters.iter();
-    for (p, v) in o.params.iter().zip(&mut operands).filter(|(p, _)| p.trained) {
-        let Some([w, ..]) = narrow.next() else { continue };
-        *v = Some(if dtype == Dtype::F32 { *w } else { e.op(&p.name, Cast { dtype }, &[*w])? });
-    }
-    let (mut results, grads) = o.call(&mut e, operands.into_iter().flatten().collect())?;
-
-    let mut flat = vec![];
-    for g in &grads {
-        let wide = if dtype == Dtype::F32 { *g } else { e.op("wide", Cast { dtype: Dtype::F32 }, &[*g])? };
-        flat.push(flatten(&mut e, wide)?);
-    }
-    let norm = norm(&mut e, &flat)?;
-    let scale = e.call("scale", "clip_scale", &[norm, clip])?;
-    results.push(norm);
-    let none = e.constant("none", 0.0)?;
-    for ((p, state), g) in o.trained().zip(&masters).zip(flat) {
-        let g = e.op("g", Pointwise::plain(Scalar::Mul), &[g, scale])?;
-        let [w, m, v] = [0, 1, 2].map(|i| flatten(&mut e, state[i]));
-        let decays = spec.decay_all || decays(&p.name, &p.ty);
-        let hyper = [rates[&Part::of(&p.name)], beta1, beta2, eps, if decays { decay } else { none }, c1, c2];
-        let operands: Vec<Value> = [w?, g, m?, v?].into_iter().chain(hyper).collect();
-        for next in e.calls(&["p", "m", "v"], "adamw", &operands)? {
-            results.push(unflatten(&mut e, next, &p.ty.shape)?);
-        }
-    }
-    e.finish(results);
-    verified(module)
-}
-
-/// Whether decoupled decay applies to a tensor: to matrices, not to norms, biases and scales. Biases are grouped by
-/// heads, so the released name tells more than the shape.
-pub fn decays(name: &str, ty: &Type) -> bool {
-    let vector = name.ends_with(".bias") || name.contains("norm") || name.ends_with(".ls1") || name.ends_with(".ls2");
-    ty.rank() >= 2 && !vector
-}
-
 /// The scalar that is differentiated, and its parameters.
-struct Objective {
+pub(super) struct Objective {
     grad: Func,
-    params: Vec<Param>,
+    pub(super) params: Vec<Param>,
     /// Names of the results before the gradients.
     results: Vec<&'static str>,
     ranks: usize,
 }
 
-struct Param {
-    role: Role,
-    name: String,
-    ty: Type,
-    trained: bool,
+/// A parameter of the objective.
+pub(super) struct Param {
+    pub(super) role: Role,
+    pub(super) name: String,
+    pub(super) ty: Type,
+    pub(super) trained: bool,
 }
 
 impl Objective {
-    fn build(
+    pub(super) fn build(
         module: &mut Module,
         scope: &Scope<'static>,
         config: &OmChatConfig,
@@ -254,7 +187,7 @@ impl Objective {
         let h = hidden(&mut e, config, forward)?;
         let (names, results) = match spec.select {
             None => (vec!["loss", "nll"], weighed(&mut e, config, spec, &h, &extra)?),
-            Some(s) => (vec!["loss", "keep", "missed"], selected(&mut e, spec, s, &h, &extra)?),
+            Some(s) => (vec!["loss", "keep", "missed", "nll"], selected(&mut e, spec, s, &h, &extra)?),
         };
         let f = e.finish(results);
         let function = module.function(f);
@@ -273,17 +206,36 @@ impl Objective {
         Ok(Objective { grad, params, results: names, ranks: spec.forward.ranks })
     }
 
-    fn trained(&self) -> impl Iterator<Item = &Param> {
+    pub(super) fn trained(&self) -> impl Iterator<Item = &Param> {
         self.params.iter().filter(|p| p.trained)
     }
 
+    /// Puts the trained tensors, kept in f32, among the operands in the element type.
+    pub(super) fn narrowed(
+        &self,
+        e: &mut Entry,
+        operands: &mut [Option<Value>],
+        whole: &[Value],
+    ) -> Result<(), Diagnostics> {
+        let trained = self.params.iter().zip(operands).filter(|(p, _)| p.trained);
+        for ((p, v), w) in trained.zip(whole) {
+            let plain = e.dtype() == Dtype::F32;
+            *v = Some(if plain { *w } else { e.op(&p.name, Cast { dtype: e.dtype() }, &[*w])? });
+        }
+        Ok(())
+    }
+
     /// Parts of which something is trained.
-    fn parts(&self) -> Vec<Part> {
+    pub(super) fn parts(&self) -> Vec<Part> {
         Part::ALL.into_iter().filter(|part| self.trained().any(|p| Part::of(&p.name) == *part)).collect()
     }
 
     /// What comes before the gradients, and the gradients of the trained tensors; of all ranks.
-    fn call(&self, e: &mut Entry, mut operands: Vec<Value>) -> Result<(Vec<Value>, Vec<Value>), Diagnostics> {
+    pub(super) fn call(
+        &self,
+        e: &mut Entry,
+        mut operands: Vec<Value>,
+    ) -> Result<(Vec<Value>, Vec<Value>), Diagnostics> {
         operands.push(e.op("one", Constant { dtype: Dtype::F32, value: 1.0 }, &[])?);
         // Each rank has its part of the mean, and of its gradients; only sums over all bear the names.
         let part = if self.ranks > 1 { "part." } else { "d." };
@@ -353,7 +305,7 @@ fn weighed(
     Ok(vec![loss, nll])
 }
 
-/// This rank's part of the mean over kept tokens, which they are, and how many found no room.
+/// This rank's part of the mean over kept tokens, which they are, how many found no room, and each token's loss.
 fn selected(
     e: &mut Entry,
     spec: &TrainSpec,
@@ -365,30 +317,14 @@ fn selected(
     let at = flatten(e, h.at)?;
     let operands: Vec<Value> = [h.x, h.head, h.labels, extra[0], at].iter().chain(&extra[1..]).copied().collect();
     let letters = [("J", usize::from(s.joined)), ("N", parts), ("K", s.room)];
-    let names = ["loss", "keep", "missed", "lse", "total"];
+    let names = ["loss", "keep", "missed", "lse", "total", "nll"];
     let out = e.calls_with(&names, "two_pass_loss", &letters, &operands)?;
-    Ok(out[..3].to_vec())
+    Ok([&out[..3], &out[5..]].concat())
 }
 
-/// The norm of all gradients together.
-fn norm(e: &mut Entry, grads: &[Value]) -> Result<Value, Diagnostics> {
-    let mut total = e.constant("squares", 0.0)?;
-    for g in grads {
-        let squares = e.call("squares", "sum_squares", &[*g])?;
-        total = e.op("squares", Pointwise::plain(Scalar::Add), &[total, squares])?;
-    }
-    e.op("norm", Pointwise::plain(Scalar::Sqrt), &[total])
-}
-
-fn flatten(e: &mut Entry, x: Value) -> Result<Value, Diagnostics> {
+/// A value as one axis.
+pub(super) fn flatten(e: &mut Entry, x: Value) -> Result<Value, Diagnostics> {
     let words: Vec<String> = (0..e.ty(x).rank()).map(|i| format!("i{i}")).collect();
     let axes = Axes::parse(&format!("{w} -> ({w})", w = words.join(" ")))?;
     e.op("flat", Rearrange { axes, sizes: BTreeMap::new() }, &[x])
-}
-
-fn unflatten(e: &mut Entry, x: Value, shape: &[usize]) -> Result<Value, Diagnostics> {
-    let words: Vec<String> = (0..shape.len()).map(|i| format!("i{i}")).collect();
-    let axes = Axes::parse(&format!("({w}) -> {w}", w = words.join(" ")))?;
-    let sizes = words.into_iter().zip(shape.iter().copied()).collect();
-    e.op("next", Rearrange { axes, sizes }, &[x])
 }

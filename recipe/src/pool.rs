@@ -1,0 +1,82 @@
+//! Threads that read records ahead. Each answer has its own way back, so that order is the asker's.
+
+use crate::document::{Reader, Reading};
+use crate::error::{Error, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+struct Job {
+    reader: Arc<Reader>,
+    shard: u32,
+    record: u64,
+    reply: SyncSender<Result<Reading>>,
+}
+
+/// A few threads; dropping the pool ends them.
+pub(crate) struct Pool {
+    jobs: Option<Sender<Job>>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    pub(crate) fn new(threads: usize) -> Pool {
+        let (jobs, queue) = channel::<Job>();
+        let (queue, stop) = (Arc::new(Mutex::new(queue)), Arc::new(AtomicBool::new(false)));
+        let start = || {
+            let (queue, stop) = (queue.clone(), stop.clone());
+            std::thread::spawn(move || work(&queue, &stop))
+        };
+        let threads = (0..threads.max(1)).map(|_| start()).collect();
+        Pool { jobs: Some(jobs), stop, threads }
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Asks for a record; what is asked and not yet fetched is the asker's to bound.
+    pub(crate) fn ask(&self, reader: &Arc<Reader>, shard: u32, record: u64) -> Answer {
+        let (reply, answer) = sync_channel(1);
+        if let Some(jobs) = &self.jobs {
+            // No thread left means no answer, which is what the asker then sees.
+            let _ = jobs.send(Job { reader: reader.clone(), shard, record, reply });
+        }
+        Answer(answer)
+    }
+}
+
+/// A record that was asked for.
+pub(crate) struct Answer(Receiver<Result<Reading>>);
+
+impl Answer {
+    pub(crate) fn wait(self) -> Result<Reading> {
+        let lost = || Error::input("a reading thread ended early", "report the record that it read last");
+        self.0.recv().map_err(|_| lost())?
+    }
+}
+
+fn work(queue: &Mutex<Receiver<Job>>, stop: &AtomicBool) {
+    loop {
+        // The lock ends with the statement: one thread waits for a job while the others read.
+        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(job) = job else { return };
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        // The asker may be gone.
+        let _ = job.reply.send(job.reader.read(job.shard, job.record));
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Losses of a reference model, kept on disk: what token selection (Rho-1, OmChat's SVLM) compares with.
+//!
+//! A folder holds `meta.json`, what the losses were computed with; `index.bin`, a row a document: data set u32, file u32,
+//! record u64, offset u64, first loss u64, losses u32, little-endian; and `losses.f16`, one number a labelled position.
+//! f16 has steps of 2⁻⁶ at a loss of 16 and finer below; bf16 would have 2⁻³.
+
+use crate::error::{Error, Result};
+use crate::pack::{Origin, Pack};
+use half::f16;
+use omchat_model::config::IGNORE;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Bytes of a row of the index.
+const ROW: usize = 36;
+
+/// What losses were computed with. A loss depends on all of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    /// CRC-32 of the tokenizer's file: ids must mean the same.
+    pub tokenizer: String,
+    /// CRC-32 of the reference model's weights and configuration; told, and not compared.
+    pub model: String,
+    /// Positions that the reference model saw at once.
+    pub context: usize,
+    /// How pictures stood among words.
+    pub format: String,
+    /// The data sets and how they were read, by name.
+    pub data: std::collections::BTreeMap<String, serde_json::Value>,
+}
+
+impl Meta {
+    /// Whether losses of `self` serve where `want` is asked for.
+    ///
+    /// Errors: the first thing that differs, with both values.
+    fn serves(&self, want: &Meta, dir: &Path) -> Result<()> {
+        let differs = |what: &str, have: String, want: String| {
+            Err(Error::format(
+                dir,
+                format!("the reference losses are of {what} {have}, and {want} is asked for"),
+                "score again with `omchat score`, or train with what was scored",
+            ))
+        };
+        if self.tokenizer != want.tokenizer {
+            return differs("a tokenizer with checksum", self.tokenizer.clone(), want.tokenizer.clone());
+        }
+        if self.context != want.context {
+            return differs("a context of", self.context.to_string(), want.context.to_string());
+        }
+        if self.format != want.format {
+            return differs("the format", self.format.clone(), want.format.clone());
+        }
+        for (name, spec) in &want.data {
+            match self.data.get(name) {
+                Some(have) if have == spec => {}
+                Some(have) => return differs(&format!("data set `{name}` as"), have.to_string(), spec.to_string()),
+                None => return differs("other data sets than", format!("`{name}`"), "its losses".into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Losses on their way to disk. The folder appears when all are there.
+pub struct Writer {
+    dir: PathBuf,
+    part: PathBuf,
+    meta: Meta,
+    names: Vec<String>,
+    index: BufWriter<File>,
+    losses: BufWriter<File>,
+    written: u64,
+    documents: u64,
+}
+
+impl Writer {
+    /// A new cache.
+    ///
+    /// Errors: a folder that is already there; what the system says.
+    pub fn create(dir: &Path, meta: Meta) -> Result<Writer> {
+        if dir.exists() {
+            return Err(Error::format(dir, "something is there already", "name a folder that does not exist"));
+        }
+        let part = dir.with_extension(format!("part-{}", std::process::id()));
+        let open = |name: &str| {
+            let path = part.join(name);
+            File::create(&path).map(BufWriter::new).map_err(|e| Error::file(&path, e))
+        };
+        fs::create_dir_all(&part).map_err(|e| Error::file(&part, e))?;
+        let (index, losses) = (open("index.bin")?, open("losses.f16")?);
+        let names = meta.data.keys().cloned().collect();
+        Ok(Writer { dir: dir.into(), part, meta, names, index, losses, written: 0, documents: 0 })
+    }
+
+    /// The losses of a document's labelled positions, in order.
+    ///
+    /// Errors: a data set that the meta does not name; a loss that is not finite or below 0; what the system says.
+    pub fn push(&mut self, origin: &Origin, losses: &[f32]) -> Result<()> {
+        let Some(dataset) = self.names.iter().position(|n| *n == origin.dataset) else {
+            return Err(Error::input(
+                format!("data set `{}` is not in the cache's meta", origin.dataset),
+                "name it there",
+            ));
+        };
+        if let Some(x) = losses.iter().find(|x| !(x.is_finite() && **x >= 0.0)) {
+            return Err(Error::input(
+                format!("a reference loss of {x} in record {} of `{}`", origin.record, origin.dataset),
+                "look at the reference model's weights",
+            ));
+        }
+        let fail = |e| Error::file(&self.part, e);
+        let mut row = Vec::with_capacity(ROW);
+        row.extend((dataset as u32).to_le_bytes());
+        row.extend(origin.shard.to_le_bytes());
+        row.extend(origin.record.to_le_bytes());
+        row.extend(origin.offset.to_le_bytes());
+        row.extend(self.written.to_le_bytes());
+        row.extend((losses.len() as u32).to_le_bytes());
+        self.index.write_all(&row).map_err(fail)?;
+        for x in losses {
+            self.losses.write_all(&f16::from_f32(*x).to_le_bytes()).map_err(fail)?;
+        }
+        self.written += losses.len() as u64;
+        self.documents += 1;
+        Ok(())
+    }
+
+    /// The folder, whole; and how many documents and losses it holds.
+    ///
+    /// Errors: what the system says.
+    pub fn finish(mut self) -> Result<(u64, u64)> {
+        let fail = |e| Error::file(&self.part, e);
+        self.index.flush().and_then(|()| self.losses.flush()).map_err(fail)?;
+        let meta = serde_json::to_vec_pretty(&self.meta).map_err(|e| fail(e.into()))?;
+        fs::write(self.part.join("meta.json"), meta).map_err(fail)?;
+        fs::rename(&self.part, &self.dir).map_err(|e| Error::file(&self.dir, e))?;
+        Ok((self.documents, self.written))
+    }
+}
+
+/// Losses of a reference model, looked up by document.
+pub struct Reference {
+    dir: PathBuf,
+    meta: Meta,
+    /// First loss and how many, by data set, file, record and offset.
+    index: HashMap<(u32, u32, u64, u64), (usize, usize)>,
+    names: Vec<String>,
+    losses: Vec<u8>,
+}
+
+impl Reference {
+    /// A cache, for use with what `want` says.
+    ///
+    /// Errors: no cache; one that was cut short; one of another tokenizer, context, format or data.
+    pub fn open(dir: &Path, want: &Meta) -> Result<Reference> {
+        let read = |name: &str| {
+            let path = dir.join(name);
+            fs::read(&path).map_err(|e| Error::file(&path, e))
+        };
+        let meta: Meta = serde_json::from_slice(&read("meta.json")?)
+            .map_err(|e| Error::format(&dir.join("meta.json"), e.to_string(), "score again"))?;
+        meta.serves(want, dir)?;
+        let (rows, losses) = (read("index.bin")?, read("losses.f16")?);
+        let torn = |what: String| Err(Error::format(dir, what, "score again: the cache was cut short"));
+        if !rows.len().is_multiple_of(ROW) {
+            return torn(format!("index.bin has {} bytes, no whole rows of {ROW}", rows.len()));
+        }
+        let mut index = HashMap::with_capacity(rows.len() / ROW);
+        for row in rows.chunks_exact(ROW) {
+            let u32_at = |i: usize| row[i..i + 4].iter().rev().fold(0u32, |a, b| a << 8 | u32::from(*b));
+            let u64_at = |i: usize| row[i..i + 8].iter().rev().fold(0u64, |a, b| a << 8 | u64::from(*b));
+            let (first, count) = (u64_at(24) as usize, u32_at(32) as usize);
+            if first.checked_add(count).is_none_or(|end| end > losses.len() / 2) {
+                return torn(format!(
+                    "losses.f16 has {} losses, the index asks for {first} + {count}",
+                    losses.len() / 2
+                ));
+            }
+            index.insert((u32_at(0), u32_at(4), u64_at(8), u64_at(16)), (first, count));
+        }
+        let names = meta.data.keys().cloned().collect();
+        Ok(Reference { dir: dir.into(), meta, index, names, losses })
+    }
+
+    /// What the losses were computed with.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Documents that were scored.
+    pub fn documents(&self) -> usize {
+        self.index.len()
+    }
+
+    /// The reference loss of each position of a pack, 0 where no label is.
+    ///
+    /// Shapes: [T].
+    /// Errors: a document that was not scored, or has another number of labels.
+    pub fn of(&self, pack: &Pack) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; pack.len()];
+        for part in &pack.parts {
+            let o = &part.origin;
+            let told =
+                || format!("record {} of file {} of `{}`, from position {}", o.record, o.shard, o.dataset, o.offset);
+            let dataset = self.names.iter().position(|n| *n == o.dataset);
+            let found = dataset.and_then(|d| self.index.get(&(d as u32, o.shard, o.record, o.offset)));
+            let Some((first, count)) = found else {
+                return Err(Error::format(
+                    &self.dir,
+                    format!("{} was not scored", told()),
+                    "score the data that is trained on",
+                ));
+            };
+            let places: Vec<usize> = part.range.clone().filter(|i| pack.labels[*i] != IGNORE).collect();
+            if places.len() != *count {
+                return Err(Error::format(
+                    &self.dir,
+                    format!("{} has {} labels, {count} were scored", told(), places.len()),
+                    "score again: the data changed",
+                ));
+            }
+            let held = self.losses[2 * first..2 * (first + count)].chunks_exact(2);
+            for (i, b) in places.into_iter().zip(held) {
+                out[i] = f16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// What scores say of the labelled positions of a batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    /// Positions by score, in bins of [`Scores::STEP`] from −[`Scores::EDGE`] to [`Scores::EDGE`]; the first and the last
+    /// hold what lies beyond.
+    pub histogram: Vec<u32>,
+    /// The share of scores above τ: tied to the picture, as the reference has learnt and this model has not (type 1).
+    pub tied: f64,
+    /// The share within τ of 0: said as well by the words alone (type 2).
+    pub loose: f64,
+    /// The share below −τ: at odds with the picture, or known here and not there (type 3).
+    pub odd: f64,
+}
+
+impl Scores {
+    /// Width of a bin.
+    pub const STEP: f32 = 0.5;
+    /// The score where the last bin begins.
+    pub const EDGE: f32 = 8.0;
+    /// What is near 0: ours, the paper names no number.
+    pub const TAU: f32 = 0.5;
+
+    /// Counts of `sign` times loss less reference, over labelled positions.
+    pub fn of(losses: &[f32], reference: &[f32], labels: &[i32]) -> Scores {
+        let bins = (2.0 * Scores::EDGE / Scores::STEP) as usize + 2;
+        let mut s = Scores { histogram: vec![0; bins], tied: 0.0, loose: 0.0, odd: 0.0 };
+        let mut n = 0.0;
+        for ((x, r), label) in losses.iter().zip(reference).zip(labels) {
+            if *label == IGNORE {
+                continue;
+            }
+            let score = x - r;
+            let bin = ((score + Scores::EDGE) / Scores::STEP).floor() + 1.0;
+            s.histogram[(bin.max(0.0) as usize).min(bins - 1)] += 1;
+            let kind = if score > Scores::TAU {
+                &mut s.tied
+            } else if score < -Scores::TAU {
+                &mut s.odd
+            } else {
+                &mut s.loose
+            };
+            *kind += 1.0;
+            n += 1.0;
+        }
+        for x in [&mut s.tied, &mut s.loose, &mut s.odd] {
+            *x /= f64::max(n, 1.0);
+        }
+        s
+    }
+
+    /// This and another batch's, as one.
+    pub fn add(&mut self, other: &Scores) {
+        let count = |s: &Scores| s.histogram.iter().map(|n| f64::from(*n)).sum::<f64>();
+        let (a, b) = (count(self), count(other));
+        let all = f64::max(a + b, 1.0);
+        for (x, y) in [(&mut self.tied, other.tied), (&mut self.loose, other.loose), (&mut self.odd, other.odd)] {
+            *x = (*x * a + y * b) / all;
+        }
+        for (x, y) in self.histogram.iter_mut().zip(&other.histogram) {
+            *x += y;
+        }
+    }
+}

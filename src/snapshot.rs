@@ -1,0 +1,66 @@
+//! What training holds between steps, on the host; and what a device starts from.
+
+use crate::{Error, Model};
+use omchat_ir::{Dtype, Role};
+use omchat_model::graph::Part;
+use omchat_runtime::{HostTensor, Param};
+use std::collections::BTreeMap;
+
+/// What training holds between steps, on the host, by released names.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Each tensor that was trained so far, in f32, row-major as it is stored. Others are the model's own.
+    pub weights: BTreeMap<String, Vec<f32>>,
+    /// The first and second moment of each tensor in training.
+    pub moments: BTreeMap<String, [Vec<f32>; 2]>,
+    /// Steps that the moments have seen.
+    pub steps: u64,
+}
+
+/// Where the numbers of a training program come from.
+pub(crate) struct Origin<'a> {
+    pub model: &'a Model,
+    /// In place of the model's own, where it holds them.
+    pub from: &'a Snapshot,
+    /// The element type of what is frozen.
+    pub dtype: Dtype,
+    /// What is trained, and kept in f32.
+    pub trained: &'a [Part],
+}
+
+impl Origin<'_> {
+    /// What a weight or a state is before the first step.
+    ///
+    /// Errors: a number that is not finite; a snapshot of another model.
+    pub fn of(&self, p: &Param) -> Result<HostTensor, Error> {
+        let zeros = || Ok(HostTensor::zeros(p.ty.clone()));
+        let moments = [p.name.strip_prefix("adam.m."), p.name.strip_prefix("adam.v.")];
+        for (i, name) in moments.into_iter().enumerate() {
+            let Some(name) = name else { continue };
+            return self.from.moments.get(name).map_or_else(zeros, |pair| whole(p, p.ty.dtype, &pair[i]));
+        }
+        if p.name.starts_with("grad.") {
+            return zeros();
+        }
+        let kept = p.role == Role::State || self.trained.contains(&Part::of(&p.name));
+        let dtype = if kept { p.ty.dtype } else { self.dtype };
+        if let Some(given) = self.from.weights.get(&p.name) {
+            return whole(p, dtype, given);
+        }
+        let data = self.model.checkpoint.tensor_f32(&p.name)?;
+        if data.iter().any(|x| !x.is_finite()) {
+            self.model.checkpoint.check_finite(&p.name)?;
+        }
+        whole(p, dtype, &data)
+    }
+}
+
+fn whole(p: &Param, dtype: Dtype, data: &[f32]) -> Result<HostTensor, Error> {
+    if data.len() == p.ty.elements() {
+        return Ok(HostTensor::floats(dtype, p.ty.shape.clone(), data));
+    }
+    let (name, have, want) = (&p.name, data.len(), p.ty.elements());
+    Err(Error::Input(format!(
+        "{have} numbers for `{name}`, of which the model has {want}: resume the model it was taken of"
+    )))
+}

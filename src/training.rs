@@ -1,0 +1,34 @@
+//! Training by a recipe: stages one after the other, each step logged, checkpoints from which a run goes on.
+
+mod checkpoint;
+mod events;
+mod export;
+mod feeds;
+mod log;
+mod losses;
+mod mix;
+mod run;
+mod score;
+mod stage;
+
+pub use checkpoint::{Found, Place, newest};
+pub use export::export;
+pub use feeds::Feeds;
+pub use log::Line;
+pub use losses::Losses;
+pub use mix::mix;
+pub use run::{Outcome, Packs, Supply, TrainOptions, Watched, train};
+pub use score::{meta, score};
+
+use crate::Error;
+use std::path::Path;
+
+fn unwritable(path: &Path, e: &std::io::Error) -> Error {
+    Error::Input(format!("cannot write {}: {e}", path.display()))
+}
+
+/// Writes a file whole or not at all: under another name beside it, then renamed.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let part = path.with_extension(format!("part-{}", std::process::id()));
+    std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path)).map_err(|e| unwritable(path, &e))
+}

@@ -1,0 +1,88 @@
+//! A stage as a training program: what the recipe says, checked against the model and the device.
+
+use crate::{AdamW, Device, Error, ForwardSpec, Model, Part, Recompute, Selection, TrainSpec, Weigh, plan_training};
+use omchat_ir::Dtype;
+use omchat_model::config::IGNORE;
+use omchat_recipe::recipe::Hyper;
+use omchat_recipe::stage::{Normalizer, Scope, Select, Stage};
+use omchat_recipe::{Pack, stage};
+
+/// Of the device's free memory the share that a step may plan for, where the recipe names no budget.
+const ROOM: f64 = 0.8;
+
+/// The training program of a stage: recomputation and parts are the fastest that fit.
+///
+/// Errors: what the model has not; a ring; nothing that fits.
+pub(super) fn spec(model: &Model, device: &Device, dtype: Dtype, stage: &Stage) -> Result<TrainSpec, Error> {
+    let bad = |what: &str| Err(Error::Input(format!("stage `{}`: {what}", stage.name)));
+    if stage.ring > 1 {
+        return bad(&format!("a ring of {} ranks; this program runs on one: give ring = 1", stage.ring));
+    }
+    let parts: Vec<Part> = Part::ALL.into_iter().filter(|p| stage.train.contains_key(p.name())).collect();
+    let sees = stage.tiles > 0;
+    if sees && model.config.vision.is_none() {
+        return bad("it reads tiles, and the model has no tower: give tiles = 0");
+    }
+    if !sees && parts.iter().any(|p| *p != Part::Decoder) {
+        return bad("it trains the tower or the projector and reads no tile: give `tiles`, or train the decoder only");
+    }
+    let forward = ForwardSpec { tiles: stage.tiles, ..ForwardSpec::text(stage.context) };
+    let base = TrainSpec {
+        forward,
+        parts,
+        recompute: Recompute::Nothing,
+        weigh: match stage.weigh {
+            stage::Weigh::Tokens => Weigh::Tokens,
+            stage::Weigh::Examples => Weigh::Examples { most: stage.context },
+        },
+        select: stage.select.as_ref().map(|s| Selection { room: stage.context, joined: s.scope == Scope::Batch }),
+        decay_all: false,
+    };
+    let free = device.free_bytes().map(|b| (b as f64 * ROOM) as u64);
+    let Some(budget) = stage.memory.or(free) else { return Ok(base) };
+    Ok(plan_training(&model.config, &base, dtype, &device.target(), Some(budget))?.spec)
+}
+
+/// AdamW at a step of a stage.
+pub(super) fn adamw(hyper: &Hyper, stage: &Stage, step: u64) -> AdamW {
+    AdamW {
+        lr: stage.rates(step),
+        betas: (hyper.betas[0], hyper.betas[1]),
+        eps: hyper.eps as f32,
+        decay: hyper.decay as f32,
+        clip: hyper.clip as f32,
+    }
+}
+
+/// Each pack's share of the mean that all packs of a step make, by what its tokens weigh. They add up to 1.
+pub(super) fn shares(stage: &Stage, packs: &[Pack]) -> Vec<f64> {
+    let weights: Vec<f64> = packs.iter().map(|p| weight(stage, p) as f64).collect();
+    let total: f64 = weights.iter().sum();
+    let even = 1.0 / packs.len().max(1) as f64;
+    weights.into_iter().map(|w| if total > 0.0 { w / total } else { even }).collect()
+}
+
+/// What a pack's loss is divided by.
+fn weight(stage: &Stage, pack: &Pack) -> usize {
+    match (&stage.select, stage.weigh) {
+        (Some(s), _) => kept(s, labelled(pack)),
+        (None, stage::Weigh::Tokens) => labelled(pack),
+        (None, stage::Weigh::Examples) => {
+            let counts = |p: &&omchat_recipe::pack::Part| pack.labels[p.range.clone()].iter().any(|l| *l != IGNORE);
+            pack.parts.iter().filter(counts).count()
+        }
+    }
+}
+
+/// How many of n labelled tokens count in a selective loss: as `@keep_count` says, the ratio in ten-thousandths.
+fn kept(s: &Select, n: usize) -> usize {
+    match s.normalizer {
+        Normalizer::All => n,
+        Normalizer::Kept => (n * (s.ratio * 10_000.0).round() as usize).div_ceil(10_000),
+    }
+}
+
+/// Labelled positions of a pack.
+pub(super) fn labelled(pack: &Pack) -> usize {
+    pack.labels.iter().filter(|l| **l != IGNORE).count()
+}

@@ -1,0 +1,251 @@
+//! Training by a recipe: packed sequences are each sequence alone, parts of a step are the whole step, a run that was
+//! stopped goes on as if it had not been, and what cannot be used is refused.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use common::training::{IGNORE, Source, document, folder, packed, tiny};
+use omchat::training::{Outcome, TrainOptions, Watched, train};
+use omchat::{AdamW, Batch, Device, Error, ForwardSpec, Model, Snapshot, TrainSpec, Trainer, Weigh};
+use omchat_ir::Dtype;
+use omchat_recipe::{Pack, Recipe};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+fn spec(t: usize, tiles: usize) -> TrainSpec {
+    TrainSpec::whole(ForwardSpec { tiles, ..ForwardSpec::text(t) })
+}
+
+fn labelled(p: &Pack) -> usize {
+    p.labels.iter().filter(|l| **l != IGNORE).count()
+}
+
+/// One step of each of two ways, from the same weights; both losses, and the largest difference of weights after it.
+fn close(what: &str, device: &Device, a: (&mut Trainer, f32), b: (&mut Trainer, f32)) {
+    let off = (a.1 - b.1).abs() / b.1.abs();
+    assert!(off < 2e-6, "{what} on {}: losses {} and {}", device.name(), a.1, b.1);
+    let (x, y) = (a.0.snapshot(&Snapshot::default()).unwrap(), b.0.snapshot(&Snapshot::default()).unwrap());
+    assert_eq!(x.weights.len(), y.weights.len());
+    let mut worst = 0f32;
+    for (name, [m, _]) in &x.moments {
+        let n = &y.moments[name][0];
+        let top = n.iter().fold(0f32, |a, x| a.max(x.abs())).max(1e-7);
+        worst = m.iter().zip(n).fold(worst, |a, (m, n)| a.max((m - n).abs() / top));
+    }
+    assert!(worst < 2e-4, "{what} on {}: gradients differ by {worst:.1e} of the largest", device.name());
+    println!("{what} on {}: losses differ by {off:.1e}, gradients by {worst:.1e}", device.name());
+}
+
+fn devices() -> Vec<Device> {
+    vec![Device::Interp, Device::open("cpu").unwrap()]
+}
+
+/// Two documents in one pack are the two alone, and two parts of one step: loss, and every gradient.
+#[test]
+fn a_pack_is_its_documents_and_a_step_its_parts() {
+    let model = tiny();
+    let theta = model.config.text.rope_theta;
+    let per = model.tokens_per_tile();
+    let adamw = AdamW { lr: [1e-3; 3], ..AdamW::default() };
+    let mut rng = StdRng::seed_from_u64(11);
+    let (a, b) = (document(&mut rng, 13, 1, per, 1), document(&mut rng, 7, 0, per, 1));
+    let t = 64;
+    for examples in [false, true] {
+        let both = packed(&model, &[&a, &b], t, 0);
+        let alone = [packed(&model, &[&a], t, 0), packed(&model, &[&b], t, 0)];
+        let total = (labelled(&alone[0]) + labelled(&alone[1])) as f64;
+        let shares: Vec<f64> = alone.iter().map(|p| if examples { 0.5 } else { labelled(p) as f64 / total }).collect();
+        let weigh = if examples { Weigh::Examples { most: 4 } } else { Weigh::Tokens };
+        let spec = TrainSpec { weigh, ..spec(t, 1) };
+        for device in devices() {
+            let mut whole = Trainer::new(&model, device.clone(), Dtype::F32, &spec, &mut |_| {}).unwrap();
+            let batch = |p: &Pack| Batch::packed(&model, p, theta, 1, examples).unwrap();
+            let one = whole.step(&batch(&both), &adamw).unwrap();
+            let from = Snapshot::default();
+            let mut parts =
+                Trainer::resume(&model, device.clone(), Dtype::F32, &spec, true, &from, &mut |_| {}).unwrap();
+            let mut each = alone.iter().map(batch).zip(shares.clone()).map(Ok);
+            let two = parts.step_of(&mut each, &adamw).unwrap();
+            assert!((one.norm - two.norm).abs() < 1e-4 * one.norm, "norms {} and {}", one.norm, two.norm);
+            let what = if examples { "by examples" } else { "by tokens" };
+            close(what, &device, (&mut whole, one.loss), (&mut parts, two.loss));
+        }
+    }
+}
+
+fn recipe(rate: &str) -> Recipe {
+    let text = format!(
+        r#"
+        model = "{}"
+        [data.drawn]
+        path = "nowhere"
+        layout = "text"
+        labels = "pretrain"
+        [[stage]]
+        name = "projector"
+        context = 48
+        tiles = 1
+        mix = {{ drawn = 100 }}
+        train = {{ projector = 1e-3 }}
+        schedule = {{ kind = "cosine", warmup = 0.3 }}
+        steps = 4
+        checkpoint_every = 3
+        [[stage]]
+        name = "all"
+        context = 64
+        tiles = 1
+        theta = 5e6
+        mix = {{ drawn = 100 }}
+        train = {{ vision = 1e-4, projector = 1e-3, decoder = {rate} }}
+        weigh = "examples"
+        batch_tokens = 128
+        steps = 5
+        checkpoint_every = 2
+        "#,
+        tiny().dir.display()
+    );
+    let recipe = Recipe::parse(&text).unwrap();
+    recipe.check().unwrap();
+    recipe
+}
+
+fn run(recipe: &Recipe, out: &Path, resume: bool, until: Option<u64>) -> Result<(Outcome, Vec<String>), Error> {
+    let options = TrainOptions { out: out.into(), resume, until };
+    let mut notes = vec![];
+    let mut watch = |w: Watched| {
+        if let Watched::Note(n) = w {
+            notes.push(n);
+        }
+    };
+    let device = Device::open("cpu").unwrap();
+    let outcome = train(recipe, &device, &options, &mut Source::default(), &mut watch)?;
+    Ok((outcome, notes))
+}
+
+/// What a log tells of each step, without what a clock had a say in.
+fn curve(out: &Path) -> Vec<(u64, String, String, String, String)> {
+    let text = std::fs::read_to_string(out.join("log.jsonl")).unwrap();
+    text.lines()
+        .map(|l| {
+            let v: Value = serde_json::from_str(l).unwrap();
+            let s = |k: &str| v[k].to_string();
+            (v["step"].as_u64().unwrap(), s("stage"), s("loss"), s("norm"), s("lr"))
+        })
+        .collect()
+}
+
+#[test]
+fn a_stopped_run_goes_on_as_if_it_had_not_been() {
+    let recipe = recipe("1e-3");
+    let whole = folder("whole");
+    let (outcome, _) = run(&recipe, &whole, false, None).unwrap();
+    assert_eq!(outcome.steps, 9);
+    let want = curve(&whole);
+    assert_eq!(want.iter().map(|l| l.0).collect::<Vec<_>>(), (1..=9).collect::<Vec<_>>());
+    for stops in [vec![1], vec![4], vec![2, 5, 6], vec![8]] {
+        let dir = folder(&format!("stopped-{}", stops[0]));
+        for (i, stop) in stops.iter().enumerate() {
+            let (outcome, _) = run(&recipe, &dir, i > 0, Some(*stop)).unwrap();
+            assert_eq!((outcome.steps, outcome.model), (*stop, None));
+        }
+        run(&recipe, &dir, true, None).unwrap();
+        assert_eq!(curve(&dir), want, "stopped at {stops:?}");
+        let model = |d: &Path| std::fs::read(d.join("stages/all/model.safetensors")).unwrap();
+        assert!(model(&dir) == model(&whole), "stopped at {stops:?}: other weights");
+    }
+    // The model opens, says what its rotary base became, and what was not trained in stage 1 is the model's own.
+    let trained = Model::open(&whole.join("stages/all").to_string_lossy()).unwrap();
+    assert_eq!(trained.config.text.rope_theta, 5e6);
+    let first = Model::open(&whole.join("stages/projector").to_string_lossy()).unwrap();
+    let (own, embed) = (tiny(), "language_model.model.embed_tokens.weight");
+    assert_eq!(first.checkpoint.tensor_f32(embed).unwrap(), own.checkpoint.tensor_f32(embed).unwrap());
+    assert_ne!(trained.checkpoint.tensor_f32(embed).unwrap(), own.checkpoint.tensor_f32(embed).unwrap());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_and_the_one_before_serves() {
+    let recipe = recipe("1e-3");
+    let dir = folder("damaged");
+    run(&recipe, &dir, false, Some(8)).unwrap();
+    let mut all: Vec<PathBuf> =
+        std::fs::read_dir(dir.join("checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
+    all.sort();
+    assert_eq!(all.len(), 2, "{all:?}");
+    let state = all[1].join("state.safetensors");
+    let mut bytes = std::fs::read(&state).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(&state, &bytes).unwrap();
+    // What a killed run leaves behind is no checkpoint.
+    std::fs::create_dir_all(dir.join("checkpoints/.part-1")).unwrap();
+    let (_, notes) = run(&recipe, &dir, true, None).unwrap();
+    assert!(
+        notes.iter().any(|n| n.contains(&state.parent().unwrap().display().to_string()) && n.contains("CRC-32")),
+        "{notes:?}"
+    );
+    assert!(notes.iter().any(|n| n.contains("resumed at step 6")), "{notes:?}");
+    assert_eq!(curve(&dir).len(), 9);
+    assert!(!dir.join("checkpoints/.part-1").exists());
+    for path in std::fs::read_dir(dir.join("checkpoints")).unwrap().map(|e| e.unwrap().path()) {
+        std::fs::write(path.join("run.json"), "{").unwrap();
+    }
+    let e = run(&recipe, &dir, true, None).unwrap_err().to_string();
+    assert!(e.contains("no checkpoint is usable") && e.contains("run.json"), "{e}");
+}
+
+#[test]
+fn what_cannot_be_resumed_or_trained_is_refused() {
+    let dir = folder("refused");
+    let mut other = recipe("1e-3");
+    run(&other, &dir, false, Some(2)).unwrap();
+    let e = run(&other, &dir, false, None).unwrap_err().to_string();
+    assert!(e.contains("--resume") && e.contains("step 2"), "{e}");
+    other.stages[1].steps = Some(6);
+    let e = run(&other, &dir, true, None).unwrap_err().to_string();
+    assert!(e.contains("recipe.stage[1].steps was 5, it is 6"), "{e}");
+    other = recipe("1e-3");
+    other.stages[0].ring = 4;
+    let e = run(&other, &folder("ring"), false, None).unwrap_err().to_string();
+    assert!(e.contains("ring of 4"), "{e}");
+}
+
+#[test]
+fn a_run_that_diverges_keeps_the_batch() {
+    let dir = folder("diverged");
+    let e = run(&recipe("1e30"), &dir, false, None).unwrap_err();
+    let Error::Diverged { step, ref batch, .. } = e else { panic!("{e}") };
+    assert!(step > 4, "{e}");
+    let kept: Vec<String> =
+        std::fs::read_dir(batch).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    assert!(
+        kept.contains(&format!("step-{step}-0.safetensors")) && kept.contains(&format!("step-{step}-1.json")),
+        "{kept:?}"
+    );
+    assert!(e.to_string().contains(&format!("at step {step}")), "{e}");
+}
+
+/// The event file read by the rules of its format: lengths add up, and each step's loss is the log's.
+#[test]
+fn event_files_hold_what_the_log_holds() {
+    let dir = folder("events");
+    run(&recipe("1e-3"), &dir, false, Some(4)).unwrap();
+    let find = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path());
+    let path = find.into_iter().find(|p| p.to_string_lossy().contains("tfevents")).unwrap();
+    let bytes = std::fs::read(path).unwrap();
+    let mut at = 0;
+    let mut losses = vec![];
+    while at < bytes.len() {
+        let n = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        let event = &bytes[at + 12..at + 12 + n];
+        if let Some(i) = event.windows(6).position(|w| w == b"\x0a\x04loss") {
+            assert_eq!(event[i + 6], 0x15);
+            losses.push(f32::from_le_bytes(event[i + 7..i + 11].try_into().unwrap()));
+        }
+        at += 12 + n + 4;
+    }
+    assert_eq!(at, bytes.len());
+    let want: Vec<f32> = curve(&dir).iter().map(|l| l.2.parse().unwrap()).collect();
+    assert_eq!(losses, want);
+}
