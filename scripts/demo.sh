@@ -12,7 +12,7 @@ say "building into $CARGO_TARGET_DIR; a first build takes some minutes"
 cargo build --bin omchat
 omchat="$CARGO_TARGET_DIR/debug/omchat"
 
-say "the tiny model in the repository (random weights: the answer is noise, the computation is whole)"
+say "needle, the small model in the repository: trained from nothing on rendered scenes"
 "$omchat" demo
 
 if scripts/mini.sh && scripts/media.sh bigbuckbunny; then

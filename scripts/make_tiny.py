@@ -1,4 +1,4 @@
-"""Writes models/tiny: a small RANDOM OmChat and a small video, so that `omchat demo` needs no download.
+"""Writes models/tiny: a small RANDOM OmChat and a small video, so that the whole computation runs with no download.
 
 python make_tiny.py        needs numpy, safetensors, tokenizers, pillow; ffmpeg for ball.mp4
 The layout is OmChat-2.0's (InternViT with qk-norm, projector, Qwen2-style decoder), stored as f16. Nothing is trained.

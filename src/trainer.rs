@@ -78,12 +78,19 @@ pub struct Step {
     pub loss: f32,
     /// The norm of all gradients together, before clipping.
     pub norm: f32,
-    /// How many tokens trained, where a selection chose them.
-    pub kept: Option<usize>,
+    /// Whether each position trained, of all parts in order, where a selection chose.
+    pub keep: Vec<bool>,
     /// Each position's loss before the step, of all parts in order, where a selection chose.
     pub nll: Vec<f32>,
     /// What the step held of the device's memory; nothing for the interpreter.
     pub memory: Option<MemoryUse>,
+}
+
+impl Step {
+    /// How many tokens trained, where a selection chose them.
+    pub fn kept(&self) -> Option<usize> {
+        Some(self.keep.iter().filter(|k| **k).count()).filter(|_| !self.keep.is_empty())
+    }
 }
 
 /// Bytes of a device's memory, as planned before a run and as counted in it.
@@ -214,7 +221,7 @@ impl Trainer {
         adamw.check()?;
         let scalar = |x: f64| HostTensor::f32([], &[x as f32]);
         let hyper = self.hyper(adamw);
-        let mut step = Step { loss: 0.0, norm: f32::NAN, kept: None, nll: vec![], memory: None };
+        let mut step = Step { loss: 0.0, norm: f32::NAN, keep: vec![], nll: vec![], memory: None };
         let mut taken = 0;
         for batch in batches {
             let (batch, share) = batch?;
@@ -231,8 +238,8 @@ impl Trainer {
             let loss = number(out.first());
             finite("the loss", &[loss])?;
             step.loss += (f64::from(loss) * share) as f32;
-            if let Some(kept) = kept(&self.spec, &out)? {
-                step.kept = Some(step.kept.unwrap_or(0) + kept);
+            if self.spec.select.is_some() {
+                step.keep.extend(kept(&self.spec, &out)?);
                 step.nll.extend(out.get(3).map_or(vec![], HostTensor::to_f32));
             }
             step.norm = number(out.last());
@@ -317,19 +324,18 @@ fn number(t: Option<&HostTensor>) -> f32 {
     t.and_then(|t| t.to_f32().first().copied()).unwrap_or(f32::NAN)
 }
 
-/// How many tokens trained, where a selection chose them.
+/// Which positions trained, where a selection chose them.
 ///
 /// Errors: some of them found no room.
-fn kept(spec: &TrainSpec, out: &[HostTensor]) -> Result<Option<usize>, Error> {
-    let Some(s) = spec.select else { return Ok(None) };
+fn kept(spec: &TrainSpec, out: &[HostTensor]) -> Result<Vec<bool>, Error> {
+    let room = spec.select.map_or(0, |s| s.room);
     let missed = out.get(2).and_then(|t| t.to_i32().first().copied()).unwrap_or(0);
     if missed > 0 {
         return Err(Error::Input(format!(
-            "{missed} kept tokens found no room among {} rows: give the selection more room",
-            s.room
+            "{missed} kept tokens found no room among {room} rows: give the selection more room"
         )));
     }
-    Ok(out.get(1).map(|keep| keep.to_i32().iter().filter(|k| **k != 0).count()))
+    Ok(out.get(1).map_or(vec![], |keep| keep.to_i32().iter().map(|k| *k != 0).collect()))
 }
 
 fn fits(spec: &TrainSpec, batch: &Batch) -> Result<(), Error> {

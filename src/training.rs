@@ -18,7 +18,7 @@ pub use log::Line;
 pub use losses::Losses;
 pub use mix::mix;
 pub use run::{Outcome, Packs, Supply, TrainOptions, Watched, train};
-pub use score::{meta, score};
+pub use score::{Scored, meta, score};
 
 use crate::Error;
 use std::path::Path;

@@ -123,21 +123,30 @@ fn a_selection_trains_on_what_a_reference_scored() {
     let recipe = recipe(&text);
     let (stage, device) = (&recipe.stages[0], cpu());
     let mut supply = Source::default();
-    let (documents, losses) = score(&recipe, stage, &tiny(), &device, &reference, &mut supply, &mut |_| {}).unwrap();
-    assert!(documents == 18 && losses > 60, "{documents} documents, {losses} losses");
+    let scored = score(&recipe, stage, &tiny(), &device, &reference, &mut supply, &mut |_| {}).unwrap();
+    assert!(scored.documents == 18 && scored.tokens > 60 && scored.mean > 1.0, "{scored:?}");
     let run = |out: &Path, supply: &mut Source| {
-        let options = TrainOptions { out: out.into(), resume: false, until: None };
+        let kept = Some(out.with_extension("kept"));
+        let options = TrainOptions { out: out.into(), resume: false, until: None, kept };
         let trunk = Recipe { mixture: None, ..recipe.clone() };
         train(&trunk, &device, &options, supply, &mut |_: Watched| {})
     };
     let dir = folder("selected");
+    let told = dir.with_extension("kept");
+    let _ = std::fs::remove_file(&told);
     run(&dir, &mut supply).unwrap();
+    let told = std::fs::read_to_string(&told).unwrap();
+    let told: Vec<Value> = told.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(told.len(), 18);
     let log = std::fs::read_to_string(dir.join("log.jsonl")).unwrap();
     let lines: Vec<Value> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(lines.len(), 9);
     for (i, line) in lines.iter().enumerate() {
         let labelled = line["labelled"].as_u64().unwrap();
         assert_eq!(line["kept"].as_u64().unwrap(), (6 * labelled).div_ceil(10), "{line}");
+        let here = told.iter().filter(|t| t["step"] == line["step"]);
+        let kept = here.flat_map(|t| t["kept"].as_array().unwrap()).filter(|k| k.as_bool().unwrap()).count();
+        assert_eq!(line["kept"].as_u64().unwrap(), kept as u64);
         let s = &line["scores"];
         let shares: f64 = ["tied", "loose", "odd"].iter().map(|k| s[k].as_f64().unwrap()).sum();
         assert!((shares - 1.0).abs() < 1e-9, "{s}");

@@ -112,7 +112,7 @@ fn recipe(rate: &str) -> Recipe {
 }
 
 fn run(recipe: &Recipe, out: &Path, resume: bool, until: Option<u64>) -> Result<(Outcome, Vec<String>), Error> {
-    let options = TrainOptions { out: out.into(), resume, until };
+    let options = TrainOptions { out: out.into(), resume, until, kept: None };
     let mut notes = vec![];
     let mut watch = |w: Watched| {
         if let Watched::Note(n) = w {

@@ -30,6 +30,20 @@ pub(crate) fn count(path: &Path) -> Result<usize> {
     }
 }
 
+/// How long a file's video lasts; nothing is decoded.
+///
+/// Units: seconds.
+pub(crate) fn seconds(path: &Path) -> Result<f64> {
+    let mut run = start(path, &["-c", "copy", "-f", "null", "-progress", "pipe:1", "-"])?;
+    let mut micros = 0.0;
+    for line in run.lines()? {
+        let line = line.map_err(|cause| Error::video(path, cause, MEND))?;
+        micros = line.strip_prefix("out_time_us=").and_then(|time| time.trim().parse().ok()).unwrap_or(micros);
+    }
+    run.end(path)?;
+    if micros > 0.0 { Ok(micros / 1e6) } else { Err(Error::video(path, "ffmpeg says no length", MEND)) }
+}
+
 /// Decodes a whole file and hands over the chosen frames; the result is how many there were.
 ///
 /// Errors: `Video` with ffmpeg's last line if it met any fault, for what it makes up in a fault's place is no frame.

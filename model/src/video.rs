@@ -45,6 +45,30 @@ pub fn sample<T>(
     path: &Path,
     wanted: usize,
     progress: Progress<'_>,
+    take: impl FnMut(Picture) -> Result<T>,
+) -> Result<Vec<T>> {
+    sample_between(path, wanted, None, progress, take)
+}
+
+/// A stretch of a video.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Span {
+    /// Where it begins, in seconds.
+    pub from: f64,
+    /// Where it ends, in seconds.
+    pub to: f64,
+    /// Frames a second; the file's own if `None`, which a folder of pictures and a GIF do not have.
+    pub rate: Option<f64>,
+}
+
+/// The same for a stretch of a video.
+///
+/// Errors: as [`sample`]; `Input` for a stretch without a rate that could place it, or that holds no frame.
+pub fn sample_between<T>(
+    path: &Path,
+    wanted: usize,
+    span: Option<Span>,
+    progress: Progress<'_>,
     mut take: impl FnMut(Picture) -> Result<T>,
 ) -> Result<Vec<T>> {
     if wanted == 0 {
@@ -52,7 +76,13 @@ pub fn sample<T>(
     }
     let mut total = count_frames(path)?;
     loop {
-        let chosen = sample_indices(total, wanted);
+        let chosen = match span {
+            None => sample_indices(total, wanted),
+            Some(span) => {
+                let (first, end) = stretch(path, total, span)?;
+                sample_indices(end - first, wanted).into_iter().map(|index| first + index).collect()
+            }
+        };
         let mut kept = Vec::with_capacity(chosen.len());
         let mut keep = |index: usize, frame: Picture| {
             if chosen.binary_search(&index).is_ok() {
@@ -70,6 +100,27 @@ pub fn sample<T>(
         // A container may count frames that its edit list hides. The second count is the decoder's own.
         total = decoded;
     }
+}
+
+/// The first frame of a stretch, and the first after it.
+fn stretch(path: &Path, total: usize, span: Span) -> Result<(usize, usize)> {
+    let rate = match (span.rate, source(path)?) {
+        (Some(rate), _) => rate,
+        (None, Source::Other) => total as f64 / ffmpeg::seconds(path)?,
+        (None, _) => return Err(Error::input("a stretch in seconds of frames that have no rate", "give their rate")),
+    };
+    let frame = |seconds: f64| ((seconds * rate).max(0.0) as usize).min(total);
+    let (first, end) = (frame(span.from), frame(span.to).max(frame(span.from) + 1));
+    if !(rate > 0.0 && span.from >= 0.0 && span.to >= span.from && end <= total) {
+        let what = format!(
+            "{} has no frame from {} s to {} s: {total} frames at {rate:.3} a second",
+            path.display(),
+            span.from,
+            span.to
+        );
+        return Err(Error::input(what, "give a stretch inside the video"));
+    }
+    Ok((first, end))
 }
 
 /// A video's sampled frames as tiles, one tile a frame unless `mode` says otherwise.

@@ -4,8 +4,9 @@ use crate::error::{Error, Result};
 use crate::index;
 use crate::labels::Writer;
 use crate::pack::Origin;
-use crate::record::{Record, Role, Sight};
+use crate::record::{Record, Role, Sight, Turn};
 use crate::report::{Fault, Reason};
+use crate::scenes::{Sample, Scenes};
 use crate::shards::{self, Shard};
 use crate::spec::{Dataset, Labelling, Layout};
 use omchat_model::chat::Visual;
@@ -82,6 +83,7 @@ impl Document {
 #[derive(Debug, Clone)]
 pub struct Reader {
     set: Dataset,
+    scenes: Option<Scenes>,
     shards: Vec<Shard>,
     writer: Writer,
     senses: Senses,
@@ -108,7 +110,8 @@ impl Reader {
         if let Some(system) = &set.system {
             writer.system.clone_from(system);
         }
-        Ok(Reader { set: set.clone(), shards, writer, senses, room })
+        let scenes = set.scenes.as_ref().map(Scenes::new).transpose()?;
+        Ok(Reader { set: set.clone(), scenes, shards, writer, senses, room })
     }
 
     /// What the recipe calls it.
@@ -137,9 +140,12 @@ impl Reader {
             Error::input(what, "go on with the files that the position was saved with")
         };
         let shard = self.shards.get(shard as usize).ok_or_else(lost)?;
+        let origin = Origin { dataset: self.set.name.clone(), shard: number, record, offset: 0 };
+        if let Some(scenes) = self.scenes.as_ref().filter(|_| record < shard.drawn) {
+            return Ok(self.draw(&scenes.sample(record), origin));
+        }
         let span = usize::try_from(record).ok().and_then(|record| shard.spans.get(record)).ok_or_else(lost)?;
         let bytes = index::read(&shard.path, *span)?;
-        let origin = Origin { dataset: self.set.name.clone(), shard: number, record, offset: 0 };
         Ok(self.parse(bytes).and_then(|record| self.documents(&record, &shard.root, origin)))
     }
 
@@ -148,6 +154,31 @@ impl Reader {
             Layout::Text => Record::text(bytes),
             _ => Record::json(&bytes),
         }
+    }
+
+    /// The documents of a rendered sample.
+    fn draw(&self, sample: &Sample, origin: Origin) -> Reading {
+        let fault = |why: &dyn std::fmt::Display| Fault::new(Reason::Picture, why.to_string());
+        let tiler = self.senses.tiler.as_ref().ok_or_else(|| fault(&"the model has no tower and takes no pictures"))?;
+        if sample.turns.is_empty() {
+            return Err(Fault::new(Reason::NoAnswer, "none of the questions fits the scene"));
+        }
+        let (mut record, mut visuals) = (Record::default(), Vec::new());
+        for turn in &sample.turns {
+            let frames = sample.frames.get(turn.shows.clone()).unwrap_or_default();
+            // Rendered pictures are of the size of a tile: one tile says all.
+            let cut = frames.iter().map(|f| tiler.cut(f, TileMode::Single)).collect::<omchat_model::Result<Vec<_>>>();
+            let cut = cut.map_err(|why| fault(&why))?;
+            visuals.push(match (cut.is_empty(), sample.video) {
+                (true, _) => vec![],
+                (false, true) => vec![Visual::Video(cut)],
+                (false, false) => cut.into_iter().map(Visual::Picture).collect(),
+            });
+            visuals.push(vec![]);
+            record.turns.push(Turn { role: Role::User, text: turn.question.clone() });
+            record.turns.push(Turn { role: Role::Assistant, text: turn.answer.clone() });
+        }
+        self.laid_out(&record, visuals, origin)
     }
 
     fn documents(&self, record: &Record, root: &Path, origin: Origin) -> Reading {
@@ -163,6 +194,12 @@ impl Reader {
             let seen = turn.into_iter().map(|sight| self.look(record, sight, root));
             visuals.push(seen.collect::<std::result::Result<Vec<Visual>, Fault>>()?);
         }
+        self.laid_out(record, visuals, origin)
+    }
+
+    /// The documents of a record whose pictures are tiles.
+    fn laid_out(&self, record: &Record, visuals: Vec<Vec<Visual>>, origin: Origin) -> Reading {
+        let pretrain = self.set.labels == Labelling::Pretrain;
         let tape = self.writer.write(record, &visuals).map_err(|why| Fault::new(Reason::Spelling, why.to_string()))?;
         let tiles: Vec<Tiles> = visuals.into_iter().flatten().flat_map(flat).collect();
         let count: usize = tiles.iter().map(Tiles::count).sum();
@@ -178,13 +215,13 @@ impl Reader {
         for slot in &spliced.slots {
             own.push(match slot {
                 Slot::Text(id) if trained.next() == Some(&true) => *id as i32,
-                Slot::Text(_) => IGNORE as i32,
+                Slot::Text(_) => IGNORE,
                 Slot::Image(row) => {
                     // One mark for a tile's first row; the others have none.
                     if (*row as usize).is_multiple_of(senses.per_tile) {
                         trained.next();
                     }
-                    IGNORE as i32
+                    IGNORE
                 }
             });
         }
@@ -227,7 +264,7 @@ fn cut(slots: &[Slot], own: &[i32], mut tiles: Vec<Tiles>, origin: &Origin, most
     let parts = slots.chunks(most).zip(own.chunks(most)).enumerate();
     parts
         .map(|(number, (slots, own))| {
-            let labels = own.iter().skip(1).copied().chain([IGNORE as i32]).collect();
+            let labels = own.iter().skip(1).copied().chain([IGNORE]).collect();
             let origin = Origin { offset: (number * most) as u64, ..origin.clone() };
             Document { origin, slots: slots.to_vec(), labels, tiles: std::mem::take(&mut tiles) }
         })

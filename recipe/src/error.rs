@@ -38,6 +38,9 @@ pub enum Error {
     /// What the model crate says of words, pictures and videos.
     #[error(transparent)]
     Model(#[from] omchat_model::Error),
+    /// What stopped whoever was asked.
+    #[error(transparent)]
+    Stopped(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Error {

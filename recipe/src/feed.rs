@@ -55,6 +55,8 @@ pub struct State {
     pub cursors: Vec<Cursor>,
     /// What the open packs hold.
     pub open: Vec<Vec<Origin>>,
+    /// Packs handed out before they were full.
+    pub early: u64,
     /// Documents read and not yet in a pack.
     pub waiting: Vec<Origin>,
     /// What was read so far.
@@ -129,6 +131,7 @@ impl Feed {
             let documents = origins.iter().map(|origin| feed.again(origin)).collect::<Result<Vec<_>>>()?;
             feed.packer.reopen(documents);
         }
+        feed.packer.set_early_count(state.early);
         feed.waiting = state.waiting.iter().map(|origin| feed.again(origin)).collect::<Result<_>>()?;
         feed.report = state.report.clone();
         Ok(feed)
@@ -141,6 +144,7 @@ impl Feed {
             room: self.options.room,
             cursors: self.streams.iter().map(|stream| stream.cursor.clone()).collect(),
             open: self.packer.origins(),
+            early: self.packer.early_count(),
             waiting: self.waiting.iter().map(|document| document.origin.clone()).collect(),
             report: self.report.clone(),
         }

@@ -1,7 +1,8 @@
 //! Documents joined to packs.
 //!
 //! A few packs stay open. A document goes into the one that it fills best: the one with the least room left that still
-//! takes it. Where none does and as many are open as may be, the fullest is handed out. No chance is in it.
+//! takes it. A full pack is handed out at once. Where none takes the document and as many are open as may be, the fullest
+//! is handed out, and each eighth time the oldest, so that none waits for ever. No chance is in it.
 
 use crate::document::{Document, Room};
 use crate::error::{Error, Result};
@@ -13,6 +14,9 @@ use omchat_model::tiler::Tiles;
 /// Packs that stay open at once.
 pub const OPEN: usize = 16;
 
+/// Every so many packs that are not full, the oldest goes.
+const TURN: u64 = 8;
+
 /// Joins documents.
 #[derive(Debug, Clone)]
 pub struct Packer {
@@ -20,6 +24,8 @@ pub struct Packer {
     per_tile: usize,
     pad: u32,
     open: Vec<Bin>,
+    /// Packs handed out before they were full.
+    early: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -38,7 +44,7 @@ impl Packer {
             let what = format!("a pack of {} positions", room.positions);
             return Err(Error::input(what, format!("ask for 1 to {}", i32::MAX)));
         }
-        Ok(Packer { room, per_tile, pad, open: Vec::new() })
+        Ok(Packer { room, per_tile, pad, open: Vec::new(), early: 0 })
     }
 
     /// Takes a document; the result is a pack that is full enough, if there is one.
@@ -52,18 +58,25 @@ impl Packer {
             return Err(Error::input(what, mend));
         }
         let room = self.room;
-        let fits = |bin: &&mut Bin| bin.positions + positions <= room.positions && bin.tiles + tiles <= room.tiles;
-        // Of equals the one that was opened first.
-        let best = self.open.iter_mut().rev().filter(fits).max_by_key(|bin| bin.positions);
-        if let Some(bin) = best {
-            bin.take(document);
-            return Ok(None);
+        let fits = |bin: &Bin| bin.positions + positions <= room.positions && bin.tiles + tiles <= room.tiles;
+        if positions == room.positions {
+            let mut alone = Bin::default();
+            alone.take(document);
+            return Ok(Some(alone.pack(room.positions, self.per_tile, self.pad)));
         }
-        let full = if self.open.len() >= OPEN { self.fullest() } else { None };
+        // Of equals the one that was opened first.
+        let open = self.open.iter_mut().enumerate().rev();
+        let best = open.filter(|(_, bin)| fits(bin)).max_by_key(|(_, bin)| bin.positions);
+        if let Some((place, bin)) = best {
+            bin.take(document);
+            let full = bin.positions == room.positions;
+            return Ok(if full { self.hand_out(place) } else { None });
+        }
+        let out = if self.open.len() >= OPEN { self.early() } else { None };
         let mut bin = Bin::default();
         bin.take(document);
         self.open.push(bin);
-        Ok(full)
+        Ok(out)
     }
 
     /// Hands out what is open, the fullest first.
@@ -76,6 +89,16 @@ impl Packer {
         self.open.iter().map(|bin| bin.documents.iter().map(|d| d.origin.clone()).collect()).collect()
     }
 
+    /// How many packs were handed out before they were full: with [`Packer::origins`] all that a packer remembers.
+    pub fn early_count(&self) -> u64 {
+        self.early
+    }
+
+    /// Goes on from such a count.
+    pub fn set_early_count(&mut self, count: u64) {
+        self.early = count;
+    }
+
     /// Opens a pack that holds these documents already.
     pub fn reopen(&mut self, documents: Vec<Document>) {
         let mut bin = Bin::default();
@@ -83,11 +106,22 @@ impl Packer {
         self.open.push(bin);
     }
 
+    fn early(&mut self) -> Option<Pack> {
+        self.early += 1;
+        if self.early.is_multiple_of(TURN) { self.hand_out(0) } else { self.fullest() }
+    }
+
     fn fullest(&mut self) -> Option<Pack> {
         let places = self.open.iter().enumerate().rev();
         let (place, _) = places.max_by_key(|(_, bin)| bin.positions)?;
-        let bin = self.open.remove(place);
-        Some(bin.pack(self.room.positions, self.per_tile, self.pad))
+        self.hand_out(place)
+    }
+
+    fn hand_out(&mut self, place: usize) -> Option<Pack> {
+        if place >= self.open.len() {
+            return None;
+        }
+        Some(self.open.remove(place).pack(self.room.positions, self.per_tile, self.pad))
     }
 }
 
@@ -128,7 +162,7 @@ impl Bin {
         let start = pack.slots.len();
         let rest = length - start;
         pack.slots.extend(std::iter::repeat_n(Slot::Text(pad), rest));
-        pack.labels.extend(std::iter::repeat_n(IGNORE as i32, rest));
+        pack.labels.extend(std::iter::repeat_n(IGNORE, rest));
         pack.positions.extend(std::iter::repeat_n(0, rest));
         pack.lo.extend(start as i32..length as i32);
         pack.hi.extend(start as i32..length as i32);

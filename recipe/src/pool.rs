@@ -2,6 +2,8 @@
 
 use crate::document::{Reader, Reading};
 use crate::error::{Error, Result};
+use crate::report::{Fault, Reason};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,8 +68,11 @@ fn work(queue: &Mutex<Receiver<Job>>, stop: &AtomicBool) {
         if stop.load(Ordering::Relaxed) {
             return;
         }
+        // A decoder that breaks on a hostile file costs its record, not the run.
+        let read = catch_unwind(AssertUnwindSafe(|| job.reader.read(job.shard, job.record)));
+        let broken = |_| Ok(Err(Fault::new(Reason::Panic, "reading it broke a decoder")));
         // The asker may be gone.
-        let _ = job.reply.send(job.reader.read(job.shard, job.record));
+        let _ = job.reply.send(read.unwrap_or_else(broken));
     }
 }
 
@@ -78,5 +83,20 @@ impl Drop for Pool {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each thread holds the flag: where it is gone, they are.
+    #[test]
+    fn dropping_the_pool_ends_its_threads() {
+        let pool = Pool::new(3);
+        let flag = Arc::downgrade(&pool.stop);
+        assert_eq!((pool.threads(), flag.strong_count()), (3, 4));
+        drop(pool);
+        assert_eq!(flag.strong_count(), 0);
     }
 }

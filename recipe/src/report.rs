@@ -29,6 +29,8 @@ pub enum Reason {
     TooLong,
     /// Text that the tokenizer cannot spell.
     Spelling,
+    /// Reading it broke a decoder.
+    Panic,
 }
 
 /// A record that is not trained on.

@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 pub struct Shard {
     /// The file.
     pub path: PathBuf,
-    /// Its records.
+    /// Its records; none where they are drawn.
     pub spans: Vec<Span>,
+    /// Records that are drawn, not read.
+    pub drawn: u64,
     /// What pictures and videos are named from.
     pub root: PathBuf,
     /// How often it is read in an epoch; a fraction reads that share of its records once more, others each time.
@@ -21,9 +23,14 @@ pub struct Shard {
 }
 
 impl Shard {
+    /// Its records, read or drawn.
+    pub fn records(&self) -> u64 {
+        self.spans.len() as u64 + self.drawn
+    }
+
     /// Records read in one epoch.
     pub fn entries(&self) -> u64 {
-        (self.spans.len() as f64 * self.repeat).round() as u64
+        (self.records() as f64 * self.repeat).round() as u64
     }
 }
 
@@ -48,6 +55,10 @@ fn once() -> f64 {
 /// is none, whose repeat is no number of 0 or more, or whose length is not the file's.
 pub fn open(set: &Dataset) -> Result<Vec<Shard>> {
     set.check()?;
+    if let Some(scenes) = &set.scenes {
+        let path = PathBuf::from("rendered scenes");
+        return Ok(vec![Shard { path, spans: vec![], drawn: scenes.records, root: PathBuf::new(), repeat: 1.0 }]);
+    }
     if set.layout == Layout::Internvl {
         return mixture(set);
     }
@@ -59,7 +70,7 @@ pub fn open(set: &Dataset) -> Result<Vec<Shard>> {
             _ => index::json(&path)?,
         };
         let root = set.images.clone().unwrap_or_else(|| folder(&path));
-        shards.push(Shard { path, spans, root, repeat: 1.0 });
+        shards.push(Shard { path, spans, drawn: 0, root, repeat: 1.0 });
     }
     Ok(shards)
 }
@@ -67,7 +78,7 @@ pub fn open(set: &Dataset) -> Result<Vec<Shard>> {
 fn mixture(set: &Dataset) -> Result<Vec<Shard>> {
     let text = std::fs::read(&set.path).map_err(|why| Error::file(&set.path, why))?;
     let mend = "write {\"name\": {\"root\": …, \"annotation\": …, \"repeat_time\": 1}}";
-    // The order of names is the file's own: a sorted map would do too, but shards are counted in it.
+    // Sorted by name, so that shards are counted alike however the file is written.
     let metas: std::collections::BTreeMap<String, Meta> =
         serde_json::from_slice(&text).map_err(|why| Error::format(&set.path, why.to_string(), mend))?;
     let base = folder(&set.path);
@@ -84,7 +95,7 @@ fn mixture(set: &Dataset) -> Result<Vec<Shard>> {
             return Err(Error::format(&path, what, "mend or remove `length`, or take the whole file"));
         }
         let root = set.images.clone().unwrap_or_else(|| base.clone()).join(&meta.root);
-        shards.push(Shard { path, spans, root, repeat: meta.repeat_time });
+        shards.push(Shard { path, spans, drawn: 0, root, repeat: meta.repeat_time });
     }
     Ok(shards)
 }
@@ -124,7 +135,7 @@ pub fn place(shards: &[Shard], seed: u64, name: &str, epoch: u64, index: u64) ->
     let key = key(seed, name, epoch);
     let mut entry = Permutation::new(entries(shards), key).at(index);
     for (number, shard) in shards.iter().enumerate() {
-        let (held, records) = (shard.entries(), shard.spans.len() as u64);
+        let (held, records) = (shard.entries(), shard.records());
         if entry >= held {
             entry -= held;
             continue;

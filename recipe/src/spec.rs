@@ -1,6 +1,7 @@
 //! What a recipe says of a data set.
 
 use crate::error::{Error, Result};
+use crate::scenes;
 use omchat_model::format::Format;
 use omchat_model::tiler::TileMode;
 use serde::{Deserialize, Serialize};
@@ -8,15 +9,19 @@ use std::path::{Path, PathBuf};
 
 /// One data set: where it is, how it is written, what of it is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(deny_unknown_fields)]
 pub struct Dataset {
     /// What the recipe calls it.
     #[serde(default)]
     pub name: String,
-    /// A file, or a folder whose files are read in the order of their names.
+    /// A file, or a folder whose files are read in the order of their names; nothing for scenes.
+    #[serde(default)]
     pub path: PathBuf,
     /// How it is written.
     pub layout: Layout,
+    /// Which scenes are drawn, where the layout is `scenes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scenes: Option<scenes::Options>,
     /// The folder that pictures and videos are named from; the annotation's own folder if absent.
     #[serde(default)]
     pub images: Option<PathBuf>,
@@ -58,6 +63,8 @@ pub enum Layout {
     Internvl,
     /// Plain text.
     Text,
+    /// No files: rendered scenes with questions and answers.
+    Scenes,
 }
 
 /// Which ids are trained.
@@ -121,6 +128,7 @@ impl Dataset {
             name: name.to_owned(),
             path: path.into(),
             layout,
+            scenes: None,
             images: None,
             labels,
             split: Split::File,
@@ -134,8 +142,10 @@ impl Dataset {
 
     /// Makes relative paths start at a folder.
     pub fn place(&mut self, folder: &Path) {
-        for path in [Some(&mut self.path), self.images.as_mut()].into_iter().flatten() {
-            if path.is_relative() {
+        let faces = self.scenes.as_mut().and_then(|s| s.faces.as_mut());
+        for path in [Some(&mut self.path), self.images.as_mut(), faces].into_iter().flatten() {
+            // No path stays none: scenes have no files.
+            if path.is_relative() && !path.as_os_str().is_empty() {
                 *path = folder.join(&*path);
             }
         }
@@ -153,7 +163,23 @@ impl Dataset {
             return Err(Error::input(of("frames is 0"), "take one frame of a video at least"));
         }
         if self.max_tiles == Some(0) {
-            return Err(Error::input(of("max-tiles is 0"), "allow one tile at least"));
+            return Err(Error::input(of("max_tiles is 0"), "allow one tile at least"));
+        }
+        match (&self.scenes, self.layout == Layout::Scenes) {
+            (Some(scenes), true) => scenes.check()?,
+            (None, true) => {
+                return Err(Error::input(
+                    of("the layout is scenes and none are described"),
+                    "write scenes = { task = \"needles\" }",
+                ));
+            }
+            (Some(_), false) => {
+                return Err(Error::input(of("it describes scenes in another layout"), "write layout = \"scenes\""));
+            }
+            (None, false) if self.path.as_os_str().is_empty() => {
+                return Err(Error::input(of("it has no path"), "name a file or a folder"));
+            }
+            (None, false) => {}
         }
         if self.layout == Layout::Text && self.labels != Labelling::Pretrain {
             return Err(Error::input(of("plain text has no answers"), "write labels = \"pretrain\""));

@@ -22,7 +22,8 @@ fn sets(folder: &Folder) -> (Vec<Dataset>, Mix) {
     let seen = ["image\": \"coins.png", "image\": \"page.png", "video\": \"ball.gif"];
     let seen: Vec<String> = seen.iter().map(|s| format!(r#"{{"{s}", "conversations": {}}}"#, turns("a b c"))).collect();
     let look = folder.write("look.json", format!("[{}]", seen.join(",\n")));
-    let texts: Vec<String> = (1..12).map(|n| format!("{}\nline\n\n", "lorem ipsum dolor ".repeat(n * n))).collect();
+    let texts: Vec<String> =
+        (1..12).map(|n| format!("{}\nline\n\n", "lorem ipsum dolor ".repeat(if n == 7 { 120 } else { n }))).collect();
     let text = folder.write("book.txt", texts.join(" \n"));
     let chat: String = (0..17).map(|n| format!("{{\"conversations\": {}}}\n", turns(&"no ".repeat(n + 1)))).collect();
     let chat = folder.write("chat.jsonl", chat);

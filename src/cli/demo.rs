@@ -16,47 +16,56 @@ pub struct Args {
 }
 
 macro_rules! carried {
-    ($($name:literal),+ $(,)?) => { &[$(($name, include_bytes!(concat!("../../models/tiny/", $name)))),+] };
+    ($($name:literal),+ $(,)?) => { &[$(($name, include_bytes!(concat!("../../models/needle/", $name)))),+] };
 }
 
 /// The model and the video that the command carries.
-const TINY: &[(&str, &[u8])] = carried![
+const NEEDLE: &[(&str, &[u8])] = carried![
     "config.json",
     "generation_config.json",
     "model.safetensors",
     "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    "ball.gif"
+    "demo.gif"
 ];
-const QUESTION: &str = "What happens in this video?";
-const FRAMES: usize = 8;
+const QUESTIONS: [&str; 4] =
+    ["Which shape moves?", "How many digits are there?", "Which digit comes first?", "Which digit comes last?"];
+const FRAMES: usize = 12;
 
 /// Shows the demo.
 pub fn run(args: &Args) -> Result<(), Error> {
     let dir = unpack()?;
     let model = Model::open(&dir.to_string_lossy())?;
     let tiler = model.tiler()?;
-    let video = tile_video(&dir.join("ball.gif"), FRAMES, &tiler, TileMode::Single, &mut |_, _| {})?;
+    let video = tile_video(&dir.join("demo.gif"), FRAMES, &tiler, TileMode::Single, &mut |_, _| {})?;
     note(
-        "the tiny model that the command carries; its weights are random, so the words are noise and the computation is whole",
+        "the small model that the command carries, trained from nothing on rendered scenes; of other videos it knows nothing",
     );
     let device = device::open(args.device.as_deref())?;
     let mut bars = Bars::default();
     let engine = Engine::load(model, device, &EngineOptions::default(), &mut |p| bars.show(p))?;
     bars.end();
     let mut talk = Chat::new(engine, ChatOptions { max_new_tokens: 24, context: 2048, ..ChatOptions::default() })?;
-    note(format!("> {QUESTION}   ({FRAMES} frames of ball.gif)"));
-    chat::ask(&mut talk, QUESTION, vec![video])
+    for (i, question) in QUESTIONS.iter().enumerate() {
+        let (shown, of) = if i == 0 {
+            (vec![video.clone()], format!("   ({FRAMES} frames of demo.gif)"))
+        } else {
+            (vec![], String::new())
+        };
+        note(format!("> {question}{of}"));
+        chat::ask(&mut talk, question, shown)?;
+    }
+    Ok(())
 }
 
 /// Writes the carried files where models are kept, each whole or not at all.
 fn unpack() -> Result<PathBuf, Error> {
-    let dir = home().join(format!("tiny-{}", env!("CARGO_PKG_VERSION")));
+    let dir = home().join(format!("needle-{}", env!("CARGO_PKG_VERSION")));
     std::fs::create_dir_all(&dir).map_err(|e| {
         Error::failed(format!("cannot make {}: {e}; set OMCHAT_HOME to a folder that can be written", dir.display()))
     })?;
-    for (name, bytes) in TINY {
+    for (name, bytes) in NEEDLE {
         let path = dir.join(name);
         if std::fs::read(&path).is_ok_and(|b| b == *bytes) {
             continue;

@@ -109,3 +109,15 @@ impl From<omchat::Error> for Error {
         }
     }
 }
+
+impl From<omchat_recipe::Error> for Error {
+    fn from(e: omchat_recipe::Error) -> Error {
+        match e {
+            omchat_recipe::Error::Stopped(why) => match why.downcast::<omchat::Error>() {
+                Ok(known) => (*known).into(),
+                Err(other) => Error::failed(other),
+            },
+            _ => Error::input(e),
+        }
+    }
+}

@@ -8,6 +8,8 @@ mod device;
 mod doctor;
 mod encode;
 mod error;
+mod eval;
+mod init;
 mod input;
 mod inspect;
 mod ir;
@@ -17,6 +19,7 @@ mod mix;
 mod parity;
 mod place;
 mod progress;
+mod scenes;
 mod score;
 mod step;
 mod train;
@@ -42,7 +45,7 @@ pub struct Cli {
 enum Command {
     /// Answers a question about pictures, a video or nothing; without a question it holds a conversation.
     Chat(chat::Args),
-    /// Answers about a video with the tiny model that the command carries: it needs no download.
+    /// Answers about a video with the small model that the command carries: it needs no download.
     Demo(demo::Args),
     /// Shows a model's parameters, a picture's tiles and tokens, and the memory that they would take.
     Inspect(inspect::Args),
@@ -52,6 +55,16 @@ enum Command {
     /// tiles in the order of their places; and `tile_grids`, i32 [images, 2], the columns and rows of each picture's
     /// canvas, (1, 1) for a frame. Without pictures and videos it holds `input_ids` alone.
     Encode(encode::Args),
+    /// Writes a model from nothing: every tensor that a configuration asks for, drawn from a seed.
+    ///
+    /// Linears are normal with deviation 1 / sqrt(inputs), smaller by sqrt(2 L) where they end a branch of L layers;
+    /// embeddings are normal with deviation 0.5, the output projection 0.02, positions 0.2; norms and layer scales are 1,
+    /// biases 0.
+    Init(init::Args),
+    /// Writes rendered scenes with questions and answers: ms-swift JSONL, and PNG pictures, folders of frames or GIFs.
+    ///
+    /// docs/scenes.md says what is drawn and what is asked.
+    Scenes(scenes::Args),
     /// Writes the logits and the image features of a case.
     Logits(parity::Args),
     /// Writes the ids that the model picks greedily after a case; stop tokens are ignored.
@@ -88,6 +101,9 @@ enum Command {
     /// A schedule enters the table only after it matched the interpreter on odd sizes over poisoned memory. The table
     /// is text, read by every command that runs a model on the same device; `OMCHAT_TUNED` names another, or is `off`.
     Tune(tune::Args),
+    /// Asks a model questions with known answers, and says how many it answers right.
+    #[command(subcommand)]
+    Eval(eval::Command),
 }
 
 /// Runs what the command line asks for.
@@ -97,6 +113,8 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Demo(args) => demo::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Encode(args) => encode::run(&args),
+        Command::Init(args) => init::run(&args),
+        Command::Scenes(args) => scenes::run(&args),
         Command::Logits(args) => parity::run(parity::Door::Logits, &args),
         Command::Generate(args) => parity::run(parity::Door::Generate, &args),
         Command::Loss(args) => loss::loss(&args),
@@ -109,6 +127,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Kernels(args) => kernels::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Tune(args) => tune::run(&args),
+        Command::Eval(command) => eval::run(&command),
     }
 }
 

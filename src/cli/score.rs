@@ -1,9 +1,9 @@
 //! `omchat score`: a reference model's loss of every labelled token of a stage.
 
 use super::progress::Bars;
-use super::{Error, device, note};
+use super::{Error, device, note, say};
 use omchat::Model;
-use omchat::training::{Feeds, score};
+use omchat::training::{Feeds, Scored, score};
 use omchat_recipe::Recipe;
 use std::path::PathBuf;
 
@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let mut bars = Bars::default();
     let done = score(&recipe, stage, &reference, &device, &out, &mut supply, &mut |p| bars.show(p));
     bars.end();
-    let (documents, losses) = done?;
-    note(format!("{losses} losses of {documents} documents are in {}", out.display()));
-    Ok(())
+    let Scored { documents, tokens, mean } = done?;
+    note(format!("{tokens} losses of {documents} documents are in {}", out.display()));
+    say(format!("mean loss {mean:.4} of {tokens} tokens\n"))
 }

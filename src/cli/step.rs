@@ -88,12 +88,13 @@ pub fn run(args: &Args) -> Result<(), Error> {
     bars.end();
     let mut losses = vec![];
     for n in 0..args.steps {
-        let Step { loss, norm, kept, memory, .. } = trainer.step(&batch, &adamw)?;
+        let step = trainer.step(&batch, &adamw)?;
+        let Step { loss, norm, memory, .. } = step;
         let memory = match memory {
             Some(m) => format!(", {} bytes held of {} planned", m.actual, m.planned),
             None => String::new(),
         };
-        let kept = kept.map_or(String::new(), |k| format!(", {k} tokens kept"));
+        let kept = step.kept().map_or(String::new(), |k| format!(", {k} tokens kept"));
         note(format!("step {}: loss {loss:.6}, gradient norm {norm:.4}{kept}{memory}", n + 1));
         losses.push(loss);
     }

@@ -21,6 +21,9 @@ pub struct Args {
     /// Stops after this many steps of the whole run, with a checkpoint.
     #[arg(long, value_name = "STEPS")]
     until: Option<u64>,
+    /// Appends which tokens each selective step kept: JSON, a line a document.
+    #[arg(long, value_name = "FILE")]
+    kept: Option<PathBuf>,
     /// The device to run on; the best that there is if not given.
     #[arg(long)]
     device: Option<String>,
@@ -31,7 +34,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let recipe = Recipe::read(&args.config).map_err(Error::input)?;
     let device = device::open(args.device.as_deref())?;
     let mut supply = Feeds::new(&recipe)?;
-    let options = TrainOptions { out: args.out.clone(), resume: args.resume, until: args.until };
+    let options =
+        TrainOptions { out: args.out.clone(), resume: args.resume, until: args.until, kept: args.kept.clone() };
     let mut shown = Shown::default();
     let outcome = train(&recipe, &device, &options, &mut supply, &mut |w| shown.watch(w));
     shown.end();

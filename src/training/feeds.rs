@@ -101,7 +101,7 @@ impl Packs for Fed {
     }
 
     fn report(&self) -> String {
-        self.0.report().to_string()
+        self.0.report().to_string().trim_end().to_string()
     }
 }
 
@@ -125,7 +125,7 @@ impl Once {
                 self.shard = 0;
                 continue;
             };
-            if self.record >= shard.spans.len() as u64 {
+            if self.record >= shard.records() {
                 (self.shard, self.record) = (self.shard + 1, 0);
                 continue;
             }

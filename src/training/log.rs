@@ -4,6 +4,7 @@ use super::events::Events;
 use crate::Error;
 use omchat_recipe::reference::Scores;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,9 @@ pub struct Line {
     /// Of them those that a selection kept.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub kept: Option<usize>,
+    /// Labelled positions and those kept, by data set, where a selection chose.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub kept_of: BTreeMap<String, [usize; 2]>,
     /// What the scores of a selection were.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub scores: Option<Scores>,

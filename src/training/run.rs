@@ -6,11 +6,14 @@ use super::stage::{adamw, labelled, shares, spec};
 use super::{export, unwritable, write_whole};
 use crate::{Batch, Device, Error, Model, Progress, Select, Snapshot, Step, Trainer};
 use omchat_ir::Dtype;
+use omchat_model::config::IGNORE;
 use omchat_recipe::reference::Scores;
 use omchat_recipe::stage::{Normalizer, Score, Stage, Start, Weigh};
 use omchat_recipe::{Pack, Recipe};
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -57,6 +60,8 @@ pub struct TrainOptions {
     pub resume: bool,
     /// Steps of the whole run after which to stop, with a checkpoint; all of them without.
     pub until: Option<u64>,
+    /// Where each selective step tells which tokens it kept: a line a document.
+    pub kept: Option<PathBuf>,
 }
 
 /// What a run tells while it goes on.
@@ -234,12 +239,15 @@ impl<'a> Run<'a> {
             batches.push(self.batch(stage, pack, supply, &mut references)?);
         }
         let mut parts = batches.iter().cloned().zip(shares).map(Ok);
-        let Step { loss, norm, kept, nll, memory } = match at.trainer.step_of(&mut parts, &adamw) {
+        let Step { loss, norm, keep, nll, memory } = match at.trainer.step_of(&mut parts, &adamw) {
             Err(Error::Numeric { what, value, .. }) => return Err(self.diverged(stage, what, value, &batches, &packs)?),
             other => other?,
         };
         self.place.stage_step += 1;
         self.place.step += 1;
+        if let Some(path) = self.options.kept.as_ref().filter(|_| !keep.is_empty()) {
+            tell_kept(path, self.place.step, &packs, &keep)?;
+        }
         let labels: Vec<i32> = packs.iter().flat_map(|p| &p.labels).copied().collect();
         let scores = stage.select.as_ref().map(|_| Scores::of(&nll, &references, &labels));
         let seconds = start.elapsed().as_secs_f64();
@@ -254,7 +262,8 @@ impl<'a> Run<'a> {
             lr: adamw.lr,
             tokens,
             labelled: packs.iter().map(labelled).sum(),
-            kept,
+            kept: stage.select.as_ref().map(|_| keep.iter().filter(|k| **k).count()),
+            kept_of: by_set(&packs, &keep),
             scores,
             fill: packs.iter().map(Pack::fill).sum::<f64>() / packs.len().max(1) as f64,
             seconds,
@@ -326,6 +335,41 @@ fn write_batch(path: &Path, batch: &Batch) -> Result<(), Error> {
         views.push((*name, TensorView::new(dtype, t.ty.shape.clone(), &t.bytes).map_err(fail)?));
     }
     write_whole(path, &safetensors::serialize(views, None).map_err(fail)?)
+}
+
+/// Appends a line a document: where it came from, its labels, and whether each was kept.
+fn tell_kept(path: &Path, step: u64, packs: &[Pack], keep: &[bool]) -> Result<(), Error> {
+    let (mut text, mut start) = (String::new(), 0);
+    for pack in packs {
+        for part in &pack.parts {
+            let places: Vec<usize> = part.range.clone().filter(|i| pack.labels[*i] != IGNORE).collect();
+            let labels: Vec<i32> = places.iter().map(|i| pack.labels[*i]).collect();
+            let kept: Vec<bool> = places.iter().map(|i| keep.get(start + i).copied().unwrap_or(false)).collect();
+            let o = &part.origin;
+            let line = json!({"step": step, "dataset": o.dataset, "shard": o.shard, "record": o.record, "offset": o.offset, "labels": labels, "kept": kept});
+            text += &format!("{line}\n");
+        }
+        start += pack.len();
+    }
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut f| f.write_all(text.as_bytes())).map_err(|e| unwritable(path, &e))
+}
+
+/// Labelled positions and those kept, by data set; nothing where no selection chose.
+fn by_set(packs: &[Pack], keep: &[bool]) -> BTreeMap<String, [usize; 2]> {
+    let mut out = BTreeMap::<String, [usize; 2]>::new();
+    let mut start = 0;
+    for pack in packs.iter().filter(|_| !keep.is_empty()) {
+        for part in &pack.parts {
+            let counts = out.entry(part.origin.dataset.clone()).or_default();
+            for i in part.range.clone().filter(|i| pack.labels[*i] != IGNORE) {
+                counts[0] += 1;
+                counts[1] += usize::from(keep.get(start + i).copied().unwrap_or(false));
+            }
+        }
+        start += pack.len();
+    }
+    out
 }
 
 pub(super) fn dtype(name: &str) -> Result<Dtype, Error> {

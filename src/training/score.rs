@@ -31,7 +31,18 @@ pub fn meta(recipe: &Recipe, stage: &Stage, model: &Model) -> Result<Meta, Error
     })
 }
 
-/// Scores a stage's data with a reference model into a folder; how many documents and tokens.
+/// What was scored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scored {
+    /// Documents.
+    pub documents: u64,
+    /// Labelled tokens.
+    pub tokens: u64,
+    /// Their mean loss.
+    pub mean: f64,
+}
+
+/// Scores a stage's data with a reference model into a folder.
 ///
 /// Errors: a reference with another tokenizer than the recipe's model; a folder that is there; what running says.
 pub fn score(
@@ -42,7 +53,7 @@ pub fn score(
     dir: &Path,
     supply: &mut dyn Supply,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(u64, u64), Error> {
+) -> Result<Scored, Error> {
     let model = Model::open(&recipe.model)?;
     let (meta, own) = (meta(recipe, stage, reference)?, meta(recipe, stage, &model)?);
     if meta.tokenizer != own.tokenizer {
@@ -54,6 +65,7 @@ pub fn score(
     }
     let mut losses = Losses::new(reference, &Snapshot::default(), device, &recipe.dtype, stage, progress)?;
     let mut writer = Writer::create(dir, meta)?;
+    let mut sum = 0.0;
     let names: Vec<&str> = stage.mix.keys().map(String::as_str).collect();
     for (done, pack) in supply.once(stage, &names)?.enumerate() {
         let pack = pack?;
@@ -62,11 +74,13 @@ pub fn score(
             let labelled = part.range.clone().filter(|i| pack.labels[*i] != IGNORE);
             // Rounding may put the surest token's loss a little below 0.
             let own: Vec<f32> = labelled.map(|i| all[i].max(0.0)).collect();
+            sum += own.iter().map(|x| f64::from(*x)).sum::<f64>();
             writer.push(&part.origin, &own)?;
         }
         progress(Progress { stage: "scoring", done: done + 1, total: 0 });
     }
-    Ok(writer.finish()?)
+    let (documents, tokens) = writer.finish()?;
+    Ok(Scored { documents, tokens, mean: sum / tokens.max(1) as f64 })
 }
 
 /// CRC-32 of files one after the other; those that are not there count as empty.

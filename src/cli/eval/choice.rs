@@ -1,0 +1,146 @@
+//! `omchat eval choice`.
+
+use super::{Common, View, ask, engine, finish, setup};
+use crate::cli::{Error, note};
+use omchat::{AskOptions, Engine, Model};
+use omchat_model::format::Format;
+use omchat_recipe::judge::choice::{Loaded, Reading, by_group, load, questions};
+use omchat_recipe::judge::draw::digest;
+use omchat_recipe::judge::{Grid, Log, Metric, Question, Report, grid};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What a benchmark takes.
+#[derive(clap::Args, Clone)]
+pub struct Args {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub view: View,
+    /// Files of MVBench, MileBench, Mantis-Eval or Q-Bench (.json, .jsonl) or of MMBench (.tsv), or folders with some.
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    data: Vec<PathBuf>,
+    /// The folder of pictures and videos; beside the file if not given.
+    #[arg(long, value_name = "DIR")]
+    media: Option<PathBuf>,
+    /// How many frames of a video are looked at.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    frames: usize,
+    /// Asks only that many questions of each task.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Asks each question once for each rotation of its options; all must be right. MMBench is judged so.
+    #[arg(long)]
+    circular: bool,
+    /// How answers in words are weighed: exact, within, rouge-l or anls; as the benchmark does if not given.
+    #[arg(long, value_name = "METRIC")]
+    metric: Option<String>,
+}
+
+/// Questions that are asked under some setup.
+pub struct Task {
+    questions: Vec<Question>,
+    loaded: Loaded,
+    digest: String,
+}
+
+impl Args {
+    /// The questions.
+    pub fn read(&self) -> Result<Task, Error> {
+        if self.frames == 0 || self.limit == Some(0) {
+            return Err(Error::input("0 frames or questions are asked for; ask for one at least"));
+        }
+        let metric = match self.metric.as_deref() {
+            Some(name) => Some(Metric::named(name).ok_or_else(|| {
+                Error::input(format!("no metric is called `{name}`; name exact, within, rouge-l or anls"))
+            })?),
+            None => None,
+        };
+        let reading = Reading { media: self.media.clone(), frames: self.frames, metric };
+        let loaded = load(&self.data, &reading)?;
+        let mut records = loaded.records.clone();
+        if let Some(limit) = self.limit {
+            let mut counts = std::collections::HashMap::new();
+            records.retain(|record| {
+                // Rotations of one question are one question.
+                let group = record.group.clone().unwrap_or_else(|| record.id.clone());
+                let known: &mut Vec<String> = counts.entry(record.task.clone()).or_default();
+                if known.contains(&group) {
+                    return true;
+                }
+                let takes = known.len() < limit;
+                if takes {
+                    known.push(group);
+                }
+                takes
+            });
+        }
+        for bad in loaded.bad.iter().take(3) {
+            note(format!("{} cannot be used: {}", bad.what, bad.why));
+        }
+        if loaded.bad.len() > 3 {
+            note(format!("and {} more", loaded.bad.len() - 3));
+        }
+        let questions = questions(&records, self.circular);
+        let words: String = questions.iter().map(|q| format!("{}{:?}{}", q.id, q.prompt, q.expected)).collect();
+        let digest = format!("{:016x}", digest(words.as_bytes()));
+        Ok(Task { questions, loaded, digest })
+    }
+}
+
+/// Asks a benchmark.
+pub fn run(args: &Args) -> Result<(), Error> {
+    let task = args.read()?;
+    let model = Model::open(&args.common.model)?;
+    let format = args.view.format(&model)?;
+    let engine = engine(&args.common, model)?;
+    let report = judge(args, &task, &engine, format, &args.common.out)?;
+    finish(&report, &args.common.out)
+}
+
+/// Asks a benchmark in one layout of pictures.
+pub fn judge(args: &Args, task: &Task, engine: &Arc<Engine>, format: Format, out: &Path) -> Result<Report, Error> {
+    let more = json!({
+        "format": format.name, "letters": args.view.letters, "frames": args.frames, "circular": args.circular,
+        "metric": args.metric, "questions": task.digest,
+    });
+    let setup = setup("choice", &args.common, engine, more);
+    let mut log = Log::open(out, &setup, args.common.fresh)?;
+    let options = AskOptions {
+        context: args.view.context,
+        system: args.common.system.clone(),
+        format,
+        raw: args.common.raw,
+        letters: args.view.letters,
+    };
+    let (answers, mut skipped) = ask(&task.questions, &mut log, engine, options)?;
+    skipped.extend(task.loaded.bad.iter().cloned());
+    let outcomes = if args.circular { by_group(&answers) } else { answers };
+    let mut grid = Grid::of(
+        ("task", Grid::names(&outcomes, |o| &o.row)),
+        ("", vec!["score".into(), "guessing".into(), "unread".into()]),
+        &[],
+    );
+    for (row, cells) in grid.rows.iter().zip(&mut grid.cells) {
+        let of: Vec<_> = outcomes.iter().filter(|o| o.row == *row).collect();
+        let mean = |value: &dyn Fn(usize) -> f64| {
+            let values: Vec<f64> = (0..of.len()).map(value).collect();
+            Some(grid::Cell { asked: of.len(), score: grid::mean(&values) })
+        };
+        *cells = vec![mean(&|i| of[i].score), mean(&|i| of[i].chance), mean(&|i| f64::from(of[i].read.is_none()))];
+    }
+    let mut notes = vec![];
+    if args.circular {
+        notes.push(format!("of {} answers, each question is right only if all its rotations are", log.len()));
+    }
+    Ok(Report {
+        title: format!("Questions with options: {}", args.common.model),
+        setup,
+        grid,
+        more: vec![],
+        outcomes,
+        skipped,
+        notes,
+    })
+}

@@ -1,0 +1,196 @@
+//! `omchat eval temporal-needle`.
+
+use super::{Common, View, ask, counts, engine, finish, percents, setup};
+use crate::cli::Error;
+use crate::cli::progress::Bars;
+use omchat::{AskOptions, Engine, Model};
+use omchat_model::format::Format;
+use omchat_model::picture::Picture;
+use omchat_model::tiler::{TileMode, Tiler};
+use omchat_model::video::{sample, sample_indices};
+use omchat_recipe::judge::draw::digest;
+use omchat_recipe::judge::grid::{Cell, mean};
+use omchat_recipe::judge::temporal::{Kind, ONE, Single, Temporal, blank, column, digits, folder, row};
+use omchat_recipe::judge::{Grid, Log, Outcome, Question, Report};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What the temporal needle takes.
+#[derive(clap::Args, Clone)]
+pub struct Args {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub view: View,
+    /// The video that pictures are hidden in: a file, an animated GIF or a folder of frames; a drawn sky if not given.
+    #[arg(long, value_name = "FILE")]
+    video: Option<PathBuf>,
+    /// A folder of pictures to hide, each named as its file; drawn digits if not given.
+    #[arg(long, value_name = "DIR")]
+    needles: Option<PathBuf>,
+    /// How many pictures are hidden.
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    hide: usize,
+    /// Lengths of videos, in frames.
+    #[arg(long, default_value = "8,16,32", value_name = "N,…")]
+    lengths: String,
+    /// Where the first picture stands, in percent of the places that leave room for all; or how many.
+    #[arg(long, default_value = "0,50,100", value_name = "P,…|N")]
+    depths: String,
+    /// Frames from one hidden picture to the next.
+    #[arg(long, default_value = "1,2", value_name = "N,…")]
+    gaps: String,
+    /// What is asked: first, after, count, order.
+    #[arg(long, default_value = "first,after,count,order", value_name = "KIND,…")]
+    kinds: String,
+    /// How often each is asked, with other pictures.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+    /// What the baseline of one frame sees: first (the first hidden picture), random (any frame) or none.
+    #[arg(long, default_value = "first", value_name = "FRAME")]
+    single: String,
+    /// Starts the video over where it has fewer frames than a length.
+    #[arg(long)]
+    repeat: bool,
+}
+
+/// Questions that are asked under some setup.
+pub struct Task {
+    temporal: Temporal,
+    questions: Vec<Question>,
+    digest: String,
+}
+
+impl Args {
+    /// The questions; pictures are as large as the model's tile.
+    pub fn read(&self, model: &Model) -> Result<Task, Error> {
+        let kinds = self.kinds.split(',').map(|name| Kind::named(name.trim())).collect::<Result<Vec<_>, _>>()?;
+        let single = match self.single.as_str() {
+            "first" => Some(Single::First),
+            "random" => Some(Single::Random),
+            "none" => None,
+            other => {
+                return Err(Error::input(format!("`{other}` is no frame to show alone; name first, random or none")));
+            }
+        };
+        let temporal = Temporal {
+            lengths: counts(&self.lengths)?,
+            depths: percents(&self.depths)?,
+            gaps: counts(&self.gaps)?,
+            needles: self.hide,
+            kinds,
+            seeds: (self.seed..self.seed.saturating_add(self.seeds)).collect(),
+            single,
+        };
+        let tiler = model.tiler()?;
+        let pool = match &self.needles {
+            Some(path) => folder(path)?,
+            None => digits(tiler.tile()),
+        };
+        temporal.check(&pool)?;
+        let what = match self.needles {
+            Some(_) => pool.iter().map(|needle| needle.name.as_str()).collect::<Vec<_>>().join(", "),
+            None => "large digits".into(),
+        };
+        let longest = temporal.lengths.iter().copied().max().unwrap_or(0);
+        let video = self.frames(longest, &tiler)?;
+        let mut frames = |length: usize| {
+            Ok(sample_indices(video.len(), length).into_iter().filter_map(|at| video.get(at).cloned()).collect())
+        };
+        let questions = temporal.questions(&pool, &what, &mut frames)?;
+        let drawn = video.iter().chain(pool.iter().map(|needle| &needle.picture)).map(|p| digest(&p.rgb));
+        let sum = drawn.fold(digest(what.as_bytes()), |sum, one| sum.rotate_left(1) ^ one);
+        Ok(Task { temporal, questions, digest: format!("{sum:016x}") })
+    }
+
+    /// The frames of the longest video, squashed to a tile, which is how the model sees them.
+    fn frames(&self, longest: usize, tiler: &Tiler) -> Result<Vec<Arc<Picture>>, Error> {
+        let Some(path) = &self.video else { return Ok(blank(longest, tiler.tile(), self.seed)) };
+        let mut bars = Bars::default();
+        let take = |frame: Picture| {
+            let tile = tiler.cut(&frame, TileMode::Single)?;
+            Picture::new("frame", tile.size, tile.size, tile.rgb).map(Arc::new)
+        };
+        let mut frames = sample(path, longest, &mut |done, total| bars.step("decoding", done, total), take)?;
+        bars.end();
+        if frames.len() < longest && !self.repeat {
+            return Err(Error::input(format!(
+                "{} has {} frames and {longest} are wanted; give a longer video, shorter --lengths, or --repeat",
+                path.display(),
+                frames.len()
+            )));
+        }
+        while frames.len() < longest {
+            let again = frames.len().min(longest - frames.len());
+            frames.extend_from_within(..again);
+        }
+        Ok(frames)
+    }
+}
+
+/// Hides pictures and asks for them.
+pub fn run(args: &Args) -> Result<(), Error> {
+    let model = Model::open(&args.common.model)?;
+    let format = args.view.format(&model)?;
+    let task = args.read(&model)?;
+    let engine = engine(&args.common, model)?;
+    let report = judge(args, &task, &engine, format, &args.common.out)?;
+    finish(&report, &args.common.out)
+}
+
+/// Asks in one layout of pictures.
+pub fn judge(args: &Args, task: &Task, engine: &Arc<Engine>, format: Format, out: &Path) -> Result<Report, Error> {
+    let more = json!({
+        "format": format.name, "letters": args.view.letters, "hide": args.hide, "single": args.single,
+        "pictures": task.digest,
+    });
+    let setup = setup("temporal-needle", &args.common, engine, more);
+    let mut log = Log::open(out, &setup, args.common.fresh)?;
+    let options = AskOptions {
+        context: args.view.context,
+        system: args.common.system.clone(),
+        format,
+        raw: args.common.raw,
+        letters: args.view.letters,
+    };
+    let (outcomes, skipped) = ask(&task.questions, &mut log, engine, options)?;
+    let t = &task.temporal;
+    let rows = t.depths.iter().flat_map(|depth| t.gaps.iter().map(move |gap| row(*depth, *gap))).collect();
+    let mut columns: Vec<String> = t.lengths.iter().map(|length| column(*length)).collect();
+    columns.extend(t.single.map(|_| ONE.to_owned()));
+    let kinds = by_kind(t, &outcomes);
+    let (whole, _): (Vec<Outcome>, Vec<Outcome>) = outcomes.iter().cloned().partition(|o| o.column != ONE);
+    Ok(Report {
+        title: format!("Temporal needle: {}", args.common.model),
+        setup,
+        grid: Grid::of(("first picture", rows), ("", columns), &outcomes),
+        more: vec![kinds],
+        outcomes: whole,
+        skipped,
+        notes: vec![
+            "the construction is ours; OmChat's own videos and questions are not published".into(),
+            "the score is of whole videos; `one frame` and `guessing` are what it must be above".into(),
+        ],
+    })
+}
+
+/// A row for each kind of question: whole videos, one frame, guessing.
+fn by_kind(t: &Temporal, outcomes: &[Outcome]) -> Grid {
+    let names: Vec<String> = t.kinds.iter().map(|kind| kind.name().to_owned()).collect();
+    let columns = vec!["video".into(), ONE.to_owned(), "guessing".into()];
+    let mut grid = Grid::of(("kind", names), ("", columns), &[]);
+    for (name, cells) in grid.rows.iter().zip(&mut grid.cells) {
+        let of = |one: bool| {
+            let kind = |o: &&Outcome| o.params.get("kind").and_then(Value::as_str) == Some(name.as_str());
+            outcomes.iter().filter(kind).filter(move |o| (o.column == ONE) == one).collect::<Vec<_>>()
+        };
+        let cell = |scores: Vec<f64>| (!scores.is_empty()).then(|| Cell { asked: scores.len(), score: mean(&scores) });
+        let score = |list: Vec<&Outcome>| cell(list.iter().map(|o| o.score).collect());
+        *cells = vec![score(of(false)), score(of(true)), cell(of(false).iter().map(|o| o.chance).collect())];
+    }
+    grid
+}
