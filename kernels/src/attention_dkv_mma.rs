@@ -1,4 +1,4 @@
-//! Cotangents of attention's keys and values on matrix units, for bf16 or f16: blocks of keys over tiles of queries.
+//! Cotangents of attention's keys and values on matrix units, for bf16: blocks of keys over tiles of queries.
 //!
 //! A cube takes a block of keys and walks the queries of all the heads of its group in tiles, so that a group's sums are
 //! made in one place and in one order. Scores lie on their side, keys by queries: what becomes of them in registers
@@ -6,8 +6,8 @@
 //!
 //! Implements  `@attention_dkv`
 //! Schedule    a cube `m` keys, a plane `rows` of them, `share` planes a part of D each; `n` queries a tile, `stages` tiles of queries or cotangents
-//! Needs       CUDA of compute capability 8.0; bf16 or f16; D a multiple of 16, at most 256
-//! Cost        8·D FLOP a visible pair; weights and the scores' cotangents are rounded to halves before they weigh; no atomics
+//! Needs       CUDA of compute capability 8.0; bf16 (cotangents of scores may be too large for f16); D a multiple of 16, at most 256
+//! Cost        8·D FLOP a visible pair; weights and the scores' cotangents are rounded to bf16 before they weigh; no atomics
 //! Source      Dao 2023, FlashAttention-2, arXiv:2307.08691, section 3.1; PTX ISA, `mma.sync` and `ldmatrix`
 
 use cubecl::prelude::*;
@@ -15,8 +15,8 @@ use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::attention::{BackPlaces, back_places, backward, blocks};
 use crate::attention_fragments::{
-    Frame, Lines, MASKED, Shape, Sums, add_weighed, bring, corner, flat, framed, level, line, multiplies, own_column,
-    own_row, power, reach, schedules, scores, tall, view, write_row, zero,
+    Frame, Lines, MASKED, Shape, Sums, add_weighed, bring, corner, differentiates, flat, framed, level, line,
+    own_column, own_row, power, reach, schedules, scores, tall, view, write_row, zero,
 };
 use crate::attention_sight::{Mask, at, hi, lo};
 use crate::bind::Buffers;
@@ -66,7 +66,7 @@ impl Kernel for AttentionDkvMma {
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let (n, operands, _) = backward(work, "attention_dkv", 2)?;
-        multiplies(target, &n, &operands[0])?;
+        differentiates(target, &n, &operands[0])?;
         schedules(target, n.d, (n.b * n.h, n.s), &SHAPES, words, held)
     }
 }

@@ -1,12 +1,12 @@
-//! Cotangents of attention's queries on matrix units, for bf16 or f16: blocks of queries over tiles of keys.
+//! Cotangents of attention's queries on matrix units, for bf16: blocks of queries over tiles of keys.
 //!
 //! A cube takes the block that `attention.mma` takes and walks the keys the same way. Scores and the values' side of the
 //! softmax are products along D; what they give stays in registers and weighs the keys' rows.
 //!
 //! Implements  `@attention_dq`
 //! Schedule    a cube `m` queries, a plane `rows` of them; `n` keys a tile, `stages` tiles of keys or values under way
-//! Needs       CUDA of compute capability 8.0; bf16 or f16; D a multiple of 16, at most 256
-//! Cost        6·D FLOP a visible pair; the scores' cotangents are rounded to halves before they weigh; no atomics
+//! Needs       CUDA of compute capability 8.0; bf16 (cotangents of scores may be too large for f16); D a multiple of 16, at most 256
+//! Cost        6·D FLOP a visible pair; the scores' cotangents are rounded to bf16 before they weigh; no atomics
 //! Source      Dao 2023, FlashAttention-2, arXiv:2307.08691, section 3.1; PTX ISA, `mma.sync` and `ldmatrix`
 
 use cubecl::prelude::*;
@@ -14,8 +14,8 @@ use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::attention::{BackPlaces, back_places, backward, blocks};
 use crate::attention_fragments::{
-    Frame, Lines, Shape, Sums, add_weighed, bring, corner, flat, framed, hide_keys, level, line, multiplies, own_row,
-    power, schedules, scores, seek, tall, view, write_row, zero,
+    Frame, Lines, Shape, Sums, add_weighed, bring, corner, differentiates, flat, framed, hide_keys, level, line,
+    own_row, power, schedules, scores, seek, tall, view, write_row, zero,
 };
 use crate::attention_sight::{Mask, hi, lo};
 use crate::bind::Buffers;
@@ -58,7 +58,7 @@ impl Kernel for AttentionDqMma {
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let (n, operands, _) = backward(work, "attention_dq", 1)?;
-        multiplies(target, &n, &operands[0])?;
+        differentiates(target, &n, &operands[0])?;
         schedules(target, n.d, (n.b * n.h, n.g * n.t), &SHAPES, words, held)
     }
 }

@@ -161,6 +161,14 @@ pub(crate) fn multiplies(target: &Target, n: &Sizes, q: &Type) -> Result<(), Ref
     Ok(())
 }
 
+/// The same for the backward: what a query's weight costs has no bound that f16 could hold, and bf16 reaches as far as f32.
+pub(crate) fn differentiates(target: &Target, n: &Sizes, q: &Type) -> Result<(), Refusal> {
+    if q.dtype == Dtype::F16 {
+        return Err(Refusal("cotangents of scores may be too large for f16".into()));
+    }
+    multiplies(target, n, q)
+}
+
 /// Rows of a head as they are counted: query heads of a group by turns, then times; keys are a group of one.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Lines {
