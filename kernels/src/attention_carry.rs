@@ -18,6 +18,7 @@ pub(crate) struct Carry {
 
 /// A query's highest score so far.
 #[cube]
+#[allow(clippy::single_match)]
 pub(crate) fn carried_top(operands: &Buffers, query: usize, #[comptime] carry: Option<Carry>) -> f32 {
     let mut top = MASKED.runtime();
     match comptime!(carry) {
@@ -39,6 +40,7 @@ pub(crate) fn carried_weight(top: f32, #[comptime] carry: Option<Carry>) -> f32 
 
 /// An element of the values so far.
 #[cube]
+#[allow(clippy::single_match)]
 pub(crate) fn carried_value(operands: &Buffers, at: usize, weight: f32, #[comptime] carry: Option<Carry>) -> f32 {
     let mut value = 0.0f32.runtime();
     match comptime!(carry) {

@@ -190,6 +190,7 @@ fn softmax(
 
 /// Rows go on from an earlier result, where there is one.
 #[cube]
+#[allow(clippy::single_match)]
 fn carry_on(operands: &Buffers, s: &mut Softmax, out: &mut Sums, rows: &Shared<[u32]>, #[comptime] plan: Plan) {
     match comptime!(plan.carry) {
         Some(c) => {

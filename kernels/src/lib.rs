@@ -55,6 +55,8 @@ mod layer_norm_rows;
 mod loops;
 mod map_plain;
 mod nest;
+mod norm_dx_rows;
+mod norm_dx_shared;
 mod norm_shared;
 mod packed;
 mod prepared;
@@ -93,6 +95,8 @@ pub const LIST: &[&dyn Launch] = &[
     &norm_shared::NormShared,
     &rms_norm_rows::RmsNormRows,
     &layer_norm_rows::LayerNormRows,
+    &norm_dx_shared::NormDxShared,
+    &norm_dx_rows::NormDxRows,
     &einsum_wgmma::EinsumWgmma,
     &einsum_mma::EinsumMma,
     &einsum_tiled::EinsumTiled,

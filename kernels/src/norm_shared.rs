@@ -18,7 +18,7 @@ use crate::vector::{Lane, read_float};
 use crate::{Launch, LaunchError};
 
 /// The narrowest row that a cube pays for.
-const NARROW: usize = 32;
+pub(crate) const NARROW: usize = 32;
 
 /// Norms rows by cubes.
 pub struct NormShared;
@@ -122,6 +122,13 @@ fn row_sum(
         }
         i += units;
     }
+    cube_sum(shared, sum, units)
+}
+
+/// The sum of a number of each unit of a cube, in every unit.
+#[cube]
+pub(crate) fn cube_sum(shared: &mut Shared<[f32]>, sum: f32, #[comptime] units: usize) -> f32 {
+    let at = UNIT_POS as usize;
     shared[at] = sum;
     sync_cube();
     #[unroll]

@@ -80,6 +80,14 @@ fn norm(name: &str, dtype: Dtype) -> Work {
     Work::Function { name: name.into(), binds: Default::default(), operands, results }
 }
 
+fn norm_back(name: &str, dtype: Dtype) -> Work {
+    let (rows, stat) = (Type::new(dtype, [9, 600]), Type::new(Dtype::F32, [9]));
+    let operands = vec![rows.clone(), Type::new(dtype, [600]), Type::new(Dtype::F32, []), rows.clone()];
+    let mut results = vec![rows, stat.clone(), stat.clone()];
+    results.extend((name == "layer_norm_dx").then_some(stat));
+    Work::Function { name: name.into(), binds: Default::default(), operands, results }
+}
+
 fn attention(dtype: Dtype) -> Work {
     let f = |shape: &[usize]| Type::new(dtype, shape);
     let i = |shape: &[usize]| Type::new(Dtype::I32, shape);
@@ -130,6 +138,8 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
             sums(dtype),
             norm("rms_norm", dtype),
             norm("layer_norm", dtype),
+            norm_back("rms_norm_dx", dtype),
+            norm_back("layer_norm_dx", dtype),
             kth(9),
             kth(5000),
         ] {
@@ -156,7 +166,8 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
             }
         }
     }
-    for name in ["fold.shared", "norm.shared", "layer_norm.rows", "kth_largest.radix"] {
+    for name in ["fold.shared", "norm.shared", "layer_norm.rows", "norm_dx.shared", "norm_dx.rows", "kth_largest.radix"]
+    {
         assert!(seen.contains(name), "{name} gave no text: {seen:?}");
     }
     for name in ["map.plain", "fold.plain", "einsum.dot", "kth_largest.plain", "scatter_add.plain", "attention.plain"] {

@@ -89,7 +89,8 @@ impl Plan {
         if m.parts == 0 || total < m.parts {
             return bad(format!("{} parts of {total} steps", m.parts), "give each part a step or more");
         }
-        if !(m.decay > 0.0 && m.decay.is_finite()) || !(0.0..=1.0).contains(&m.end) {
+        let sound = m.decay > 0.0 && m.decay.is_finite() && (0.0..=1.0).contains(&m.end);
+        if !sound {
             return bad(format!("decay {} and end {}", m.decay, m.end), "give a decay above 0 and an end from 0 to 1");
         }
         if let Some(name) = m.held_out.keys().find(|n| recipe.data.contains_key(*n)) {

@@ -79,7 +79,8 @@ fn losses_come_back_where_the_labels_are() {
 fn what_does_not_fit_is_refused() {
     let dir = folder("fit");
     Writer::create(&dir, meta()).unwrap().finish().unwrap();
-    let cases: [(&str, fn(&mut Meta)); 4] = [
+    type Change = fn(&mut Meta);
+    let cases: [(&str, Change); 4] = [
         ("tokenizer", |m| m.tokenizer = "ffffffff".into()),
         ("context of 16, and 32", |m| m.context = 32),
         ("format F3, and F0", |m| m.format = "F0".into()),

@@ -11,11 +11,11 @@ if [ -z "${OMCHAT:-}" ]; then
 fi
 mkdir -p "$(dirname "$work")" && mkdir "$work"
 work=$(cd "$work" && pwd)
-draw() { "$OMCHAT" scenes --kind captions --ask what --ask colour --ask count --turns 3 "$@" >/dev/null; }
-draw --seed 1 --count 800 --out "$work/right"
-draw --seed 2 --count 800 --out "$work/source"
-draw --seed 3 --count 1600 --out "$work/good"
-draw --seed 4 --count 200 --held-out --out "$work/held"
+draw() { "$OMCHAT" scenes --kind captions --frames 2 --ask what --ask colour --ask count --turns 3 "$@" >/dev/null; }
+draw --seed 1 --count 2400 --out "$work/right"
+draw --seed 2 --count 2400 --out "$work/source"
+draw --seed 3 --count 4800 --out "$work/good"
+draw --seed 4 --count 600 --held-out --out "$work/held"
 python3 scripts/experiments/svlm.py spoil "$work/source" "$work/wrong" 5
 "$OMCHAT" init --config models/needle --seed 7 --out "$work/start"
 
