@@ -81,7 +81,12 @@ impl Frame {
         self.tall() * self.wide() / 8
     }
 
-    /// The scale of scores times log2 e, and log2 e.
+    /// Copies of a tile that a unit starts at once, each with an address.
+    fn copies(&self) -> usize {
+        (self.n * self.d / CHUNK).div_ceil(self.units())
+    }
+
+    /// The scale of scores times log2 e.
     pub(crate) fn scale(&self) -> f32 {
         (1.0 / (self.d as f64).sqrt() * std::f64::consts::LOG2_E) as f32
     }
@@ -104,14 +109,14 @@ pub(crate) fn schedules(
     let frames = shapes.iter().map(|&s| frame(d, s, false, "bf16"));
     let fits = |f: &Frame| {
         4 * words(f) <= target.shared_bytes
-            && held(f) <= HELD
+            && held(f) + f.copies() <= HELD
             && f.wide().is_multiple_of(FRAGMENT)
             && f.d >= f.share * 16
     };
     let mut all: Vec<Frame> = frames.filter(fits).collect();
     if all.is_empty() {
         return Err(Refusal(format!(
-            "no tile of heads {d} wide fits {} bytes of shared memory and {HELD} sums a unit",
+            "no tile of heads {d} wide fits {} bytes of shared memory and {HELD} registers a unit",
             target.shared_bytes
         )));
     }
@@ -133,8 +138,8 @@ pub(crate) fn schedules(
     Ok(all.iter().map(of).collect())
 }
 
-/// Sums that a unit may hold in registers: with addresses and factors beside them none goes to the stack.
-const HELD: usize = 192;
+/// Sums and copies that a unit may have: with factors and what else it knows none goes to the stack.
+const HELD: usize = 200;
 
 fn frame(d: usize, [m, n, rows, share, depth]: Shape, grouped: bool, dtype: &'static str) -> Frame {
     Frame { d, m, n, rows, share, depth, grouped, dtype }
