@@ -107,6 +107,7 @@ fn plain(flops: f64, schedule: &Schedule, target: &Target, rates: &Rates) -> f64
     let hidden = (sums / rates.sums).clamp(0.25, 1.0);
     let rate = match target.family {
         Family::Cpu => workers(schedule, rates) * lanes,
+        _ if schedule.0.contains_key("stages") => rates.cores * MATRIX * rates.lanes,
         _ => rates.cores * rates.lanes,
     };
     flops / 2.0 / (rate * rates.lane * hidden)

@@ -4,6 +4,7 @@
 use cubecl::prelude::*;
 
 use crate::attention::{BackPlaces, Places};
+use crate::attention_fragments::PLANE;
 use crate::attention_panels::Tiling;
 use crate::bind::{Buffers, Slot};
 
@@ -86,6 +87,43 @@ pub(crate) fn bounds(operands: &Buffers, from: usize, until: usize, #[comptime] 
         far = max(far, place);
     }
     (near, far)
+}
+
+/// The least and the greatest place of up to `size` keys from `first` on, found by a plane together.
+#[cube]
+pub(crate) fn reach(
+    operands: &Buffers,
+    first: usize,
+    count: usize,
+    #[comptime] size: usize,
+    #[comptime] mask: Mask,
+) -> (i32, i32) {
+    let mut near = i32::MAX.runtime();
+    let mut far = i32::MIN.runtime();
+    for i in 0..comptime![size.div_ceil(PLANE)] {
+        let s = min(UNIT_POS as usize % PLANE + i * PLANE, count - 1);
+        let place = at(operands, first + s, mask);
+        near = min(near, place);
+        far = max(far, place);
+    }
+    (plane_min(near), plane_max(far))
+}
+
+/// What `count` queries from `first` on see, found by a plane together.
+#[cube]
+pub(crate) fn view(operands: &Buffers, first: usize, count: usize, #[comptime] mask: Mask) -> Sight {
+    let mut lowest = i32::MAX.runtime();
+    let mut highest = i32::MIN.runtime();
+    let mut from = i32::MIN.runtime();
+    let mut until = i32::MAX.runtime();
+    for i in 0..count.div_ceil(PLANE) {
+        let t = first + min(UNIT_POS as usize % PLANE + i * PLANE, count - 1);
+        lowest = min(lowest, lo(operands, t, mask));
+        highest = max(highest, hi(operands, t, mask));
+        from = max(from, lo(operands, t, mask));
+        until = min(until, hi(operands, t, mask));
+    }
+    Sight { lowest: plane_min(lowest), highest: plane_max(highest), from: plane_max(from), until: plane_min(until) }
 }
 
 /// Where `size` queries start: all query heads of a group, neighbours in time. Those past the end repeat the last.

@@ -24,6 +24,8 @@ mod attention_dkv_tiled;
 mod attention_dq_plain;
 mod attention_dq_rows;
 mod attention_dq_tiled;
+mod attention_fragments;
+mod attention_mma;
 mod attention_panels;
 mod attention_plain;
 mod attention_rows;
@@ -84,6 +86,7 @@ fingerprint::listed! {
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
     &attention_split::AttentionSplit,
+    &attention_mma::AttentionMma,
     &attention_tiled::AttentionTiled,
     &attention_dq_rows::AttentionDqRows,
     &attention_dq_tiled::AttentionDqTiled,

@@ -148,6 +148,15 @@ void compare(Site& s) {
         fail(s.line, "no such comparison: %s", s.instruction->opcode.c_str());
     s.put(a[0], yes);
 }
+// Two floats to a word of halves, the first in the upper bits.
+void narrow_pair(Site& s) {
+    const auto& a = s.args();
+    const float high = s.get_float(a[1]), low = s.get_float(a[2]);
+    const bool brain = s.instruction->has("bf16x2");
+    const uint32_t top = brain ? AsBrain::narrow(high) : AsHalf::narrow(high);
+    const uint32_t rest = brain ? AsBrain::narrow(low) : AsHalf::narrow(low);
+    s.put(a[0], top << 16 | rest);
+}
 void to_shared(Site& s) { s.put(s.args()[0], shared_address(reinterpret_cast<const void*>(s.get(s.args()[1])))); }
 // atom: 32 bits at a generic address, or at one of the block's memory.
 void atomic(Site& s) {
@@ -196,6 +205,8 @@ const struct {
     {"rcp.", reciprocal},
     {"selp.", select},
     {"setp.", compare},
+    {"cvt.rn.bf16x2.f32", narrow_pair},
+    {"cvt.rn.f16x2.f32", narrow_pair},
     {"cvta.to.shared", to_shared},
     {"atom.", atomic},
     {"bar.warp.sync", meet_warp},
