@@ -234,13 +234,16 @@ impl<'a> Run<'a> {
         let packs = (0..stage.packs()).map(|_| at.packs.pack()).collect::<Result<Vec<_>, _>>()?;
         let adamw = adamw(&self.recipe.adamw, stage, self.place.stage_step);
         let shares = shares(stage, &packs);
-        let (mut batches, mut references) = (vec![], vec![]);
-        for pack in &packs {
-            batches.push(self.batch(stage, pack, supply, &mut references)?);
-        }
-        let mut parts = batches.iter().cloned().zip(shares).map(Ok);
-        let Step { loss, norm, keep, nll, memory } = match at.trainer.step_of(&mut parts, &adamw) {
-            Err(Error::Numeric { what, value, .. }) => return Err(self.diverged(stage, what, value, &batches, &packs)?),
+        let mut references = vec![];
+        // One batch at a time: a step's pixels together may be more than the machine has room for.
+        let mut parts = packs.iter().zip(shares).map(|(pack, share)| {
+            let batch = self.batch(stage, pack, supply, &mut references)?;
+            Ok((batch, share))
+        });
+        let taken = at.trainer.step_of(&mut parts, &adamw);
+        drop(parts);
+        let Step { loss, norm, keep, nll, memory } = match taken {
+            Err(Error::Numeric { what, value, .. }) => return Err(self.diverged(stage, what, value, &packs, supply)?),
             other => other?,
         };
         self.place.stage_step += 1;
@@ -302,15 +305,16 @@ impl<'a> Run<'a> {
         stage: &Stage,
         what: &'static str,
         value: f32,
-        batches: &[Batch],
         packs: &[Pack],
+        supply: &mut dyn Supply,
     ) -> Result<Error, Error> {
         let folder = self.options.out.join("failed");
         std::fs::create_dir_all(&folder).map_err(|e| unwritable(&folder, &e))?;
         let step = self.place.step + 1;
-        for (i, (batch, pack)) in batches.iter().zip(packs).enumerate() {
+        for (i, pack) in packs.iter().enumerate() {
             let to = folder.join(format!("step-{step}-{i}"));
-            write_batch(&to.with_extension("safetensors"), batch)?;
+            let batch = self.batch(stage, pack, supply, &mut vec![])?;
+            write_batch(&to.with_extension("safetensors"), &batch)?;
             let told: Vec<Value> = pack
                 .parts
                 .iter()
