@@ -14,6 +14,7 @@ pub mod mixture;
 pub mod order;
 pub mod pack;
 pub mod packer;
+pub mod passkeys;
 mod pool;
 pub mod recipe;
 pub mod record;

@@ -1,13 +1,15 @@
-//! `omchat scenes`: rendered scenes with questions and answers, as files.
+//! `omchat scenes`: drawn data with questions and answers, as files: rendered scenes, and numbers hidden in texts.
 
 use super::{Error, note};
+use omchat_recipe::passkeys;
 use omchat_recipe::scenes::{Options, Scenes, Split, Task, write};
 use std::path::PathBuf;
 
 /// What `omchat scenes` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// What is drawn: single pictures, videos whose frames all differ, or digits among moving shapes.
+    /// What is drawn: single pictures, videos whose frames all differ, digits among moving shapes, numbers in a text, or a
+    /// text to hide numbers in.
     #[arg(long, value_enum, default_value_t = Kind::Needles)]
     kind: Kind,
     /// What the scenes are drawn from: the same seed, the same files.
@@ -22,9 +24,15 @@ pub struct Args {
     /// Frames of a video: a number, or the fewest and the most as in 4-16.
     #[arg(long, default_value = "8", value_name = "N|N-N")]
     frames: String,
-    /// Digits of a video with needles: a number, or the fewest and the most as in 1-3.
+    /// Digits of a video with needles, numbers of a text with passkeys: a number, or the fewest and the most as in 1-3.
     #[arg(long, default_value = "1-3", value_name = "N|N-N")]
     needles: String,
+    /// Other sentences of a text with passkeys, or of a haystack: a number, or the fewest and the most as in 4-12.
+    #[arg(long, default_value = "4-12", value_name = "N|N-N")]
+    sentences: String,
+    /// Digits of each passkey: a number, or the fewest and the most as in 3-7.
+    #[arg(long, default_value = "7", value_name = "N|N-N")]
+    digits: String,
     /// Where a lone needle stands: 0 is the first frame, 1 the last; anywhere if not given.
     #[arg(long, value_name = "SHARE")]
     depth: Option<f32>,
@@ -46,7 +54,7 @@ pub struct Args {
     /// Writes each video as an animated GIF instead of a folder of PNG frames.
     #[arg(long)]
     gif: bool,
-    /// The folder to write `data.jsonl` and `media/` into.
+    /// The folder to write `data.jsonl` and `media/` into; `haystack.txt` of a haystack.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
@@ -56,6 +64,8 @@ enum Kind {
     Captions,
     Stories,
     Needles,
+    Passkeys,
+    Haystack,
 }
 
 /// Writes the scenes.
@@ -64,6 +74,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
         Kind::Captions => Task::Captions,
         Kind::Stories => Task::Stories,
         Kind::Needles => Task::Needles,
+        Kind::Passkeys => return passkeys(args),
+        Kind::Haystack => return haystack(args),
     };
     let options = Options {
         seed: args.seed,
@@ -81,6 +93,27 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let scenes = Scenes::new(&options).map_err(Error::input)?;
     write(&scenes, args.first, args.count, &args.out, args.gif).map_err(Error::input)?;
     note(format!("{}: {} samples", args.out.join("data.jsonl").display(), args.count));
+    Ok(())
+}
+
+/// Writes texts with passkeys.
+fn passkeys(args: &Args) -> Result<(), Error> {
+    let options = passkeys::Options {
+        sentences: range("--sentences", &args.sentences)?,
+        needles: range("--needles", &args.needles)?,
+        digits: range("--digits", &args.digits)?,
+        turns: args.turns,
+    };
+    passkeys::write(&options, args.seed, args.first, args.count, &args.out).map_err(Error::input)?;
+    note(format!("{}: {} documents", args.out.join("data.jsonl").display(), args.count));
+    Ok(())
+}
+
+/// Writes a text to hide passkeys in: the most sentences of the range.
+fn haystack(args: &Args) -> Result<(), Error> {
+    let [_, sentences] = range("--sentences", &args.sentences)?;
+    let path = passkeys::write_haystack(sentences, args.seed, &args.out).map_err(Error::input)?;
+    note(format!("{}: {sentences} sentences", path.display()));
     Ok(())
 }
 
