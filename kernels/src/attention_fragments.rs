@@ -166,6 +166,14 @@ pub(crate) fn multiplies(target: &Target, n: &Sizes, q: &Type) -> Result<(), Ref
     Ok(())
 }
 
+/// The same for the backward: what a query's weight costs has no bound that f16 could hold, and bf16 reaches as far as f32.
+pub(crate) fn differentiates(target: &Target, n: &Sizes, q: &Type) -> Result<(), Refusal> {
+    if q.dtype == Dtype::F16 {
+        return Err(Refusal("cotangents of scores may be too large for f16".into()));
+    }
+    multiplies(target, n, q)
+}
+
 /// Rows of a head as they are counted: query heads of a group by turns, then times; keys are a group of one.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Lines {
@@ -476,4 +484,10 @@ pub(crate) fn write_row(
         two.insert(1usize, four.extract(comptime![r % 2 * 2 + 1]) * scale);
         write_float::<Const<2>>(results, at * f.d + column + own_column(j), 1usize, two, slot, Lane::One);
     }
+}
+
+/// The logarithm to base 2 of a row's sum; of one that sees nothing 0, so that its masked scores weigh 2^-huge = 0.
+#[cube]
+pub(crate) fn level(lse: f32) -> f32 {
+    select(lse > -1e29f32, lse * std::f32::consts::LOG2_E, 0.0f32)
 }

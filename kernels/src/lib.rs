@@ -18,9 +18,11 @@
 
 mod attention;
 mod attention_carry;
+mod attention_dkv_mma;
 mod attention_dkv_plain;
 mod attention_dkv_rows;
 mod attention_dkv_tiled;
+mod attention_dq_mma;
 mod attention_dq_plain;
 mod attention_dq_rows;
 mod attention_dq_tiled;
@@ -89,8 +91,10 @@ pub const LIST: &[&dyn Launch] = &[
     &attention_mma::AttentionMma,
     &attention_tiled::AttentionTiled,
     &attention_dq_rows::AttentionDqRows,
+    &attention_dq_mma::AttentionDqMma,
     &attention_dq_tiled::AttentionDqTiled,
     &attention_dkv_rows::AttentionDkvRows,
+    &attention_dkv_mma::AttentionDkvMma,
     &attention_dkv_tiled::AttentionDkvTiled,
     &norm_shared::NormShared,
     &rms_norm_rows::RmsNormRows,
