@@ -2,7 +2,7 @@
 //!
 //! Implements  `@attention`, `@attention_partial`, `@attention_onto`
 //! Schedule    `units` a cube, a query each
-//! Needs       D <= 256: a query and its sum are kept in registers; D <= 128 where a software driver runs WGSL
+//! Needs       D <= 256: a query and its sum are kept in registers; D <= 128 in WGSL
 //! Cost        keys and values are read once a query: right everywhere, fast nowhere
 //! Source      online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867
 
@@ -35,8 +35,8 @@ impl Kernel for AttentionPlain {
             return Err(Refusal(format!("a head may be 256 wide, is {}", n.d)));
         }
         // Seen with lavapipe: the first number of a row of 256, and the row's sum, are wrong; rows of 128 are right.
-        if n.d > 128 && target.software && target.family == Family::Wgpu {
-            return Err(Refusal(format!("a software driver keeps no row of {} right in a unit", n.d)));
+        if n.d > 128 && target.family == Family::Wgpu {
+            return Err(Refusal(format!("WGSL may not keep a row of {} right in a unit", n.d)));
         }
         Ok(vec![units(target, usize::MAX)])
     }

@@ -32,9 +32,11 @@ fn perfect(question: &Question) -> Result<String, Refusal> {
     })
 }
 
-/// A new folder for a test.
+/// A new folder, another for each call: tests run side by side.
 fn folder(name: &str) -> PathBuf {
-    let dir = std::env::temp_dir().join(format!("omchat-judge-{}-{name}", std::process::id()));
+    static CALLS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let call = CALLS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let dir = std::env::temp_dir().join(format!("omchat-judge-{}-{call}-{name}", std::process::id()));
     let _ = std::fs::remove_dir_all(&dir);
     std::fs::create_dir_all(&dir).unwrap();
     dir
