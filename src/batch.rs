@@ -162,6 +162,10 @@ impl Batch {
         self.tiles
     }
 
+    pub(crate) fn into_inputs(self) -> Vec<(&'static str, HostTensor)> {
+        self.inputs
+    }
+
     pub(crate) fn inputs(&self) -> &[(&'static str, HostTensor)] {
         &self.inputs
     }

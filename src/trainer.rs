@@ -226,7 +226,7 @@ impl Trainer {
         for batch in batches {
             let (batch, share) = batch?;
             fits(&self.spec, &batch)?;
-            let mut feed = batch.inputs().to_vec();
+            let mut feed = batch.into_inputs();
             match self.apply {
                 Some(_) => feed.push(("share", scalar(share))),
                 None if taken > 0 => return Err(Error::Input("several batches for a trainer without parts".into())),

@@ -1,7 +1,6 @@
 //! Tensors in safetensors files, as the commands read and write them.
 
 use super::{Error, write_whole};
-use omchat::Model;
 use omchat_ir::{Tensor, Type};
 use omchat_runtime::HostTensor;
 use safetensors::tensor::TensorView;
@@ -45,25 +44,6 @@ impl Data {
         };
         Data { dtype, shape, bytes: HostTensor::from_tensor(t).bytes }
     }
-}
-
-/// A tensor of a checkpoint as its files hold it, a part at a time.
-///
-/// Errors: there is none of that name.
-pub fn raw(model: &Model, name: &str) -> Result<Vec<Data>, Error> {
-    let bytes = model.checkpoint.bytes(name)?;
-    let mut start = 0;
-    let parts = model.checkpoint.stored(name)?;
-    let one = |part: &omchat_model::Stored| {
-        let n = part.shape.iter().product::<usize>() * bytes.len() / elements(&parts).max(1);
-        start += n;
-        Data { dtype: part.dtype, shape: part.shape.to_vec(), bytes: bytes[start - n..start].to_vec() }
-    };
-    Ok(parts.iter().map(one).collect())
-}
-
-fn elements(parts: &[omchat_model::Stored]) -> usize {
-    parts.iter().map(|p| p.shape.iter().product::<usize>()).sum()
 }
 
 /// Writes tensors under their names.

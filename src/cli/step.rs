@@ -2,12 +2,12 @@
 
 use super::case::{self, Data};
 use super::input::Case;
-use super::loss::{TrainArgs, batch, dtype, spelled};
+use super::loss::{TrainArgs, batch, dtype};
 use super::progress::Bars;
 use super::{Error, device, note};
 use omchat::{AdamW, Device, Model, Select, Selection, Step, TrainSpec, Trainer};
 use omchat_ir::Dtype;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What `omchat step` takes.
 #[derive(clap::Args)]
@@ -100,7 +100,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     }
     case::write(&args.output, &[("adamw_losses".into(), Data::f32(vec![losses.len()], &losses))])?;
     match &args.save {
-        Some(dir) => save(&model, &trainer, dir),
+        Some(dir) => Ok(omchat::training::export(&model, &trainer.weights()?.into_iter().collect(), None, None, dir)?),
         None => Ok(()),
     }
 }
@@ -153,33 +153,4 @@ impl Args {
         adamw.check()?;
         Ok(adamw)
     }
-}
-
-/// The model's folder with the trained weights, in f32, in place of its own. What was not trained stays as it is stored.
-fn save(model: &Model, trainer: &Trainer, dir: &Path) -> Result<(), Error> {
-    let fail = |what: &Path, e: std::io::Error| Error::input(format!("cannot write {}: {e}", what.display()));
-    if model.dir.canonicalize().ok() == dir.canonicalize().ok() && dir.exists() {
-        return Err(Error::input(format!("{} is the model's own folder; save to another", dir.display())));
-    }
-    std::fs::create_dir_all(dir).map_err(|e| fail(dir, e))?;
-    let trained: std::collections::BTreeMap<_, _> = trainer.weights()?.into_iter().collect();
-    let untouched: Vec<String> =
-        model.checkpoint.names().filter(|n| !trained.contains_key(*n)).map(String::from).collect();
-    let mut tensors = spelled(model, trained)?;
-    for name in untouched {
-        for (part, data) in model.checkpoint.stored(&name)?.iter().zip(case::raw(model, &name)?) {
-            if let Some(slot) = tensors.iter_mut().find(|(n, _)| n == part.name) {
-                slot.1 = data;
-            }
-        }
-    }
-    case::write(&dir.join("model.safetensors"), &tensors)?;
-    for entry in std::fs::read_dir(&model.dir).map_err(|e| fail(&model.dir, e))?.flatten() {
-        let (from, name) = (entry.path(), entry.file_name());
-        let weights = name.to_string_lossy().contains(".safetensors");
-        if from.is_file() && !weights {
-            std::fs::copy(&from, dir.join(name)).map_err(|e| fail(dir, e))?;
-        }
-    }
-    Ok(())
 }
