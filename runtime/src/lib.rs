@@ -3,6 +3,7 @@
 
 mod bound;
 mod ceilings;
+pub mod collective;
 mod compiled;
 mod device;
 mod error;
