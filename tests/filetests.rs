@@ -57,7 +57,7 @@ fn pass(file: &mut FileTest, command: &Command) -> Outcome {
         let target = target(command.option("target").unwrap_or("cpu"))?;
         let unit = passes::run(
             Unit { module, entry },
-            &Context { target: &target, kernels: &list(), tuned: None },
+            &Context { target: &target, kernels: &list(), tuned: None, ranks: 1 },
             Some(name),
         );
         Ok(answer(unit.map(|u| u.module.to_string())))
@@ -74,7 +74,7 @@ fn plan(file: &mut FileTest, command: &Command) -> Outcome {
         let (module, entry) = module(file, command)?;
         let target = target(command.words.first().map_or("", String::as_str))?;
         Ok(answer(
-            compile(&module, entry, &Context { target: &target, kernels: &list(), tuned: None }).map(|p| p.to_string()),
+            compile(&module, entry, &Context { target: &target, kernels: &list(), tuned: None, ranks: 1 }).map(|p| p.to_string()),
         ))
     };
     match inner(file) {

@@ -6,6 +6,7 @@ mod assign;
 mod body;
 mod class;
 mod collapse;
+mod collective;
 mod compile;
 mod cost;
 mod error;
@@ -22,6 +23,7 @@ mod tuned;
 
 pub use amount::{Amount, Seen, flops_of};
 pub use body::{Body, Kind, Step};
+pub use collective::{Collective, How};
 pub use compile::{compile, compile_with};
 pub use error::Error;
 pub use kernel::{Implements, Kernel, Refusal, Schedule, Work};
