@@ -7,8 +7,8 @@ use crate::body::{Body, Kind, Step};
 use crate::nest::{At, Fold, Nest, Read, Start, Write};
 use crate::{Error, Work};
 use index::{Affine, Contraction, Index, contraction, operand_index, rearranged, sliced, unit, zero};
-use omchat_ir::ops::{ArgMax, Cast, Concat, Einsum, FoldKind, Gather, Reduce, UpdateSlice};
-use omchat_ir::{Action, Dtype, Fault, Function, Node, Op, Scalar, Type, Value, strides};
+use omchat_ir::ops::{AllGather, ArgMax, Cast, Concat, Einsum, FoldKind, Gather, Reduce, ReduceScatter, UpdateSlice};
+use omchat_ir::{Action, Code, Dtype, Fault, Function, Node, Op, Scalar, Type, Value, strides};
 
 /// What a function lowers to.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,7 +46,14 @@ pub fn lower(f: &Function) -> Result<Lowered, Error> {
             // A copy is its operand's memory while both are wanted: nothing writes over what another value holds.
             Op::Copy(_) => return Ok(Lowered::Alias),
             // A program runs one rank: what it sends to its ring is what it receives.
-            Op::CollectivePermute(_) | Op::AllReduce(_) => return Ok(Lowered::Alias),
+            Op::CollectivePermute(_) | Op::AllReduce(_) if node.operands.len() == 1 => return Ok(Lowered::Alias),
+            Op::AllGather(AllGather { parts: 1 }) | Op::ReduceScatter(ReduceScatter { parts: 1 }) => {
+                return Ok(Lowered::Alias);
+            }
+            Op::CollectivePermute(_) | Op::AllGather(_) | Op::ReduceScatter(_) => {
+                let what = format!("`{}` of several ranks has no program", op.write().0);
+                return Err(Error::Invalid(Fault::new(Code::Rank, what).into()));
+            }
             Op::Concat(c) if !l.written_in_place(node) => return Ok(l.concat(node, c)),
             _ => {}
         }
