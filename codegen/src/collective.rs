@@ -12,8 +12,8 @@ pub enum How {
         shift: i64,
         /// Ranks of a ring; it divides the number of ranks.
         ring: usize,
-        /// A rank sends only if its second operand, an i32, is at least this; else its receiver gets zeros.
-        reach: Option<i64>,
+        /// Whether a second operand, a bool, says if a rank sends; else its receiver gets zeros.
+        gated: bool,
     },
     /// The fold of all ranks' operands, on every rank.
     AllReduce {

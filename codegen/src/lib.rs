@@ -27,7 +27,7 @@ pub use collective::{Collective, How};
 pub use compile::{compile, compile_with};
 pub use error::Error;
 pub use kernel::{Implements, Kernel, Refusal, Schedule, Work};
-pub use lower::{Lowered, lower};
+pub use lower::{Lowered, lower, ranks_of};
 pub use meaning::{Element, Point, Twice, each};
 pub use nest::{At, Fold, Nest, Read, Start, Write};
 pub use passes::{Context, PIPELINE, Pass, Unit};

@@ -7,6 +7,7 @@ mod scatter;
 use crate::body::{Body, Kind, Step};
 use crate::nest::{At, Fold, Nest, Read, Start, Write};
 use crate::{Error, Work};
+pub use collective::ranks_of;
 use index::{Affine, Contraction, Index, contraction, operand_index, rearranged, sliced, unit, zero};
 use omchat_ir::ops::{ArgMax, Cast, Concat, Einsum, FoldKind, Gather, Reduce, UpdateSlice};
 use omchat_ir::{Action, Dtype, Fault, Function, Node, Op, Scalar, Type, Value, strides};
@@ -46,8 +47,9 @@ pub fn lower(f: &Function, ranks: usize) -> Result<Lowered, Error> {
             }
             // A copy is its operand's memory while both are wanted: nothing writes over what another value holds.
             Op::Copy(_) => return Ok(Lowered::Alias),
-            Op::CollectivePermute(_) | Op::AllReduce(_) if ranks == 1 => return Ok(Lowered::Alias),
-            Op::CollectivePermute(_) | Op::AllReduce(_) => return collective::lower(&l, node, op, ranks),
+            Op::CollectivePermute(_) | Op::AllReduce(_) | Op::AllGather(_) | Op::ReduceScatter(_) => {
+                return collective::lower(&l, node, op, ranks);
+            }
             Op::Concat(c) if !l.written_in_place(node) => return Ok(l.concat(node, c)),
             _ => {}
         }

@@ -83,10 +83,7 @@ impl Ranked<'_> {
         };
         let data = read(0, c.elements * c.dtype.bytes())?;
         let sends = match c.how {
-            How::Permute { reach: Some(least), .. } => {
-                let reach = read(1, 4)?.first_chunk().map_or(0, |b| i32::from_le_bytes(*b));
-                i64::from(reach) >= least
-            }
+            How::Permute { gated: true, .. } => read(1, 4)?.iter().any(|b| *b != 0),
             _ => true,
         };
         Ok(self.world.start(c, &l.label, data, sends))
