@@ -75,7 +75,12 @@ fn plan(file: &mut FileTest, command: &Command) -> Outcome {
         let (module, entry) = module(file, command)?;
         let target = target(command.words.first().map_or("", String::as_str))?;
         Ok(answer(
-            compile(&module, entry, &Context { target: &target, kernels: &list(), tuned: None, ranks: ranks_of(&module) }).map(|p| p.to_string()),
+            compile(
+                &module,
+                entry,
+                &Context { target: &target, kernels: &list(), tuned: None, ranks: ranks_of(&module) },
+            )
+            .map(|p| p.to_string()),
         ))
     };
     match inner(file) {

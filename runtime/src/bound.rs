@@ -52,7 +52,8 @@ impl Bound {
             return Ok(true);
         }
         // What crosses ranks goes through the host, which a recording does not.
-        let able = c.program.ranks == 1 && c.program.target.family != Family::Cpu && matches!(self.recording, Recording::None);
+        let able =
+            c.program.ranks == 1 && c.program.target.family != Family::Cpu && matches!(self.recording, Recording::None);
         if !able || self.runs <= WARM {
             return Ok(false);
         }

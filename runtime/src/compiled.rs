@@ -2,11 +2,11 @@
 
 use crate::Error;
 use crate::bound::Bound;
+use crate::collective::World;
 use crate::device::Device;
 use crate::executable::Timing;
 use crate::faults;
 use crate::host::HostTensor;
-use crate::collective::World;
 use crate::launches::{self, Ready, buffer, enqueue, launches, prepare};
 use crate::ranked::Ranked;
 use crate::store::Store;

@@ -48,7 +48,9 @@ impl Ready {
     ) -> Result<(), Error> {
         match self {
             Ready::Kernel(ready, meta) => Ok(ready.launch(client, &Args { operands, results, meta })?),
-            Ready::Collective(c) => Err(failed(program, format!("a trial of {}, which takes {} ranks", c.name(), c.ranks))),
+            Ready::Collective(c) => {
+                Err(failed(program, format!("a trial of {}, which takes {} ranks", c.name(), c.ranks)))
+            }
         }
     }
 }

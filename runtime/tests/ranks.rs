@@ -62,7 +62,7 @@ fn ranked(device: &Device, module: &Module, entry: Func, inputs: &[Vec<Tensor>])
 fn check(device: &Device, text: &str, ranks: usize, seed: &mut u64) -> Vec<Flow> {
     let module = parse(text).unwrap_or_else(|e| panic!("{e}"));
     let entry = module.named("f").unwrap();
-    let types: Vec<Type> = module.function(entry).param_types().into_iter().cloned().collect();
+    let types: Vec<Type> = module.function(entry).param_types();
     let inputs: Vec<Vec<Tensor>> = (0..ranks).map(|_| types.iter().map(|t| random(t, seed)).collect()).collect();
     let exact = interpret(&module, entry, inputs.clone(), Mode::Exact).unwrap();
     let typed = interpret(&module, entry, inputs.clone(), Mode::Typed).unwrap();
@@ -107,7 +107,12 @@ fn every_collective_on_every_number_of_ranks() {
             }
         }
     }
-    check(&device, "func @f(%x: f32[5]) -> f32[5] { %y = collective_permute %x shift=1 ring=2 return %y }", 4, &mut seed);
+    check(
+        &device,
+        "func @f(%x: f32[5]) -> f32[5] { %y = collective_permute %x shift=1 ring=2 return %y }",
+        4,
+        &mut seed,
+    );
 }
 
 /// What is sent on before it was used, written over, and used late: exchanges beside launches.

@@ -19,7 +19,9 @@ pub enum Failure {
         here: usize,
     },
     /// Two ranks met in different collectives: they do not run the same program on the same sizes.
-    #[error("ranks {here} and {rank} do not run the same: {here} is at {ours}, {rank} at {theirs}; give all the same options")]
+    #[error(
+        "ranks {here} and {rank} do not run the same: {here} is at {ours}, {rank} at {theirs}; give all the same options"
+    )]
     Apart {
         /// The other rank.
         rank: usize,

@@ -8,12 +8,8 @@ use omchat_ir::ops::FoldKind;
 pub(super) fn fold(kind: FoldKind, dtype: Dtype, parts: &[Vec<u8>]) -> Vec<u8> {
     match dtype {
         Dtype::F32 => floats(kind, parts, |b| f32::from_le_bytes(b), |x| x.to_le_bytes()),
-        Dtype::Bf16 => {
-            floats(kind, parts, |b| bf16::from_le_bytes(b).to_f32(), |x| bf16::from_f32(x).to_le_bytes())
-        }
-        Dtype::F16 => {
-            floats(kind, parts, |b| f16::from_le_bytes(b).to_f32(), |x| f16::from_f32(x).to_le_bytes())
-        }
+        Dtype::Bf16 => floats(kind, parts, |b| bf16::from_le_bytes(b).to_f32(), |x| bf16::from_f32(x).to_le_bytes()),
+        Dtype::F16 => floats(kind, parts, |b| f16::from_le_bytes(b).to_f32(), |x| f16::from_f32(x).to_le_bytes()),
         Dtype::I32 | Dtype::Bool => {
             let join = |a: i32, b: i32| if kind == FoldKind::Sum { a.wrapping_add(b) } else { a.max(b) };
             each::<i32, 4>(parts, join, i32::from_le_bytes, i32::to_le_bytes)

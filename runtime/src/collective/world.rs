@@ -42,9 +42,14 @@ struct Request {
 }
 
 enum What {
-    Collective { of: Collective, sends: bool },
+    Collective {
+        of: Collective,
+        sends: bool,
+    },
     /// Bytes of any length, of every rank to one rank, or to all.
-    Gather { to: Option<usize> },
+    Gather {
+        to: Option<usize>,
+    },
 }
 
 /// A collective on its way.

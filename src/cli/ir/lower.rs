@@ -3,7 +3,9 @@
 use super::pick::{Pick, Picked};
 use crate::cli::{Error, note, say};
 use omchat::{After, Dump, watched};
-use omchat_codegen::{Chosen, Context, Kernel, PIPELINE, Program, Schedule, Target, Tuned, Unit, Work, passes, ranks_of};
+use omchat_codegen::{
+    Chosen, Context, Kernel, PIPELINE, Program, Schedule, Target, Tuned, Unit, Work, passes, ranks_of,
+};
 use omchat_kernels::{Dialect, LIST, by_name};
 use omchat_runtime::Table;
 use std::panic::{AssertUnwindSafe, catch_unwind};
