@@ -29,6 +29,7 @@ pub(super) fn spec(model: &Model, device: &Device, dtype: Dtype, stage: &Stage) 
     let forward = ForwardSpec { tiles: stage.tiles, ..ForwardSpec::text(stage.context) };
     let base = TrainSpec {
         forward,
+        data: 1,
         parts,
         recompute: Recompute::Nothing,
         weigh: match stage.weigh {
