@@ -30,7 +30,7 @@ const SPIN: Duration = Duration::from_micros(30);
 /// How long a rank that gives up tries to tell the others.
 const TELL: Duration = Duration::from_millis(200);
 
-/// What the process's one `Mpi` does, for [`abort`], which any thread may call.
+/// What the process's one `Mpi` does, for `abort`, which any thread may call.
 static STATE: AtomicU8 = AtomicU8::new(NONE);
 const NONE: u8 = 0;
 const RUNS: u8 = 1;
@@ -53,9 +53,9 @@ pub enum MpiError {
 
 /// A rank of an MPI run. Made, used and dropped on one thread.
 ///
-/// Dropped after all is well it waits for the others to drop theirs, and finalizes MPI. After a [`Lost`], or in a panic,
-/// it tells the others and never calls MPI again: the process must then end by [`abort`], since MPI's own end would wait
-/// for the rank that is gone.
+/// Where all is well, `leave` (or dropping it) waits for the others to leave, and finalizes MPI. After a [`Lost`], or in
+/// a panic, it tells the others and never calls MPI again: the process must then end by [`exit`](super::exit), since
+/// MPI's own end would wait for the rank that is gone.
 pub struct Mpi {
     universe: ManuallyDrop<Universe>,
     rank: usize,
@@ -106,13 +106,6 @@ impl Mpi {
         STATE.store(RUNS, Ordering::SeqCst);
         mpi.beat(now).map_err(|lost| MpiError::Call(lost.to_string()))?;
         Ok(mpi)
-    }
-
-    /// Waits until all ranks came to their end, then finalizes MPI. Dropping does the same, and tells no error.
-    ///
-    /// Errors: a rank is gone, or gave up.
-    pub fn leave(mut self) -> Result<(), Lost> {
-        self.end()
     }
 
     fn end(&mut self) -> Result<(), Lost> {
@@ -318,6 +311,11 @@ impl Transport for Mpi {
         let looked = self.look();
         self.settle(looked)
     }
+
+    /// Finalizes MPI too; after it nothing can be exchanged.
+    fn leave(&mut self) -> Result<(), Lost> {
+        self.end()
+    }
 }
 
 impl Drop for Mpi {
@@ -326,11 +324,8 @@ impl Drop for Mpi {
             return;
         }
         let rank = self.rank;
-        let done = if std::thread::panicking() {
-            self.settle(Err(Lost { rank, why: "panicked".into() }))
-        } else {
-            self.end()
-        };
+        let done =
+            if std::thread::panicking() { self.settle(Err(Lost { rank, why: "panicked".into() })) } else { self.end() };
         // Nobody is left to be given it.
         if let Err(lost) = done {
             eprintln!("rank {rank}: at its end: {lost}");
@@ -340,7 +335,7 @@ impl Drop for Mpi {
 
 /// Ends the process with an exit code, after an error was printed: tells the other ranks, then exits at once, without
 /// MPI's own end, which would wait for ranks that are gone. Any thread may call it.
-pub fn abort(code: i32) -> ! {
+pub(super) fn abort(code: i32) -> ! {
     use std::io::Write;
     let start = Instant::now();
     if STATE.compare_exchange(RUNS, GIVE_UP, Ordering::SeqCst, Ordering::SeqCst).is_ok() {

@@ -61,13 +61,15 @@ pub(super) struct Lives {
     failed: Option<Lost>,
     asked: Option<Instant>,
     looked: Instant,
+    /// Whether this process itself stood still for long: then others may have given it up.
+    stood: bool,
 }
 
 impl Lives {
     /// All live, from now on. `silence` is how long nothing may be heard of a rank.
     pub fn new(rank: usize, ranks: usize, silence: Duration, now: Instant) -> Self {
         let (heard, ended) = (vec![now; ranks], vec![false; ranks]);
-        Lives { rank, silence, heard, ended, failed: None, asked: None, looked: now }
+        Lives { rank, silence, heard, ended, failed: None, asked: None, looked: now, stood: false }
     }
 
     /// Takes down what a rank said.
@@ -117,11 +119,13 @@ impl Lives {
         // Who did not look cannot say who was silent: this process itself was stopped, or its machine was.
         if now.duration_since(self.looked) > self.silence / 2 {
             self.heard.fill(now);
+            self.stood = true;
         }
         self.looked = now;
         let mut others = self.heard.iter().enumerate().filter(|(r, _)| *r != self.rank && !self.ended(*r));
         match self.asked {
             Some(at) if now.duration_since(at) >= ASKED => Some(match others.find(|(_, heard)| **heard < at) {
+                _ if self.stood => Lost { rank: self.rank, why: "stood still, and was told to end (SIGTERM)".into() },
                 Some((rank, _)) => Lost { rank, why: "is silent, and the launcher tells all to end".into() },
                 None => Lost { rank: self.rank, why: "was told to end (SIGTERM)".into() },
             }),

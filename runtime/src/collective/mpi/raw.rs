@@ -77,13 +77,7 @@ pub(super) fn take(into: &mut [u8], tag: i32) -> Result<Option<usize>, Fault> {
     let mut status = std::mem::MaybeUninit::<ffi::MPI_Status>::uninit();
     // SAFETY: the status is written where the flag is set, and read only then.
     let source = unsafe {
-        check(ffi::MPI_Iprobe(
-            ffi::RSMPI_ANY_SOURCE,
-            tag,
-            ffi::RSMPI_COMM_WORLD,
-            &mut flag,
-            status.as_mut_ptr(),
-        ))?;
+        check(ffi::MPI_Iprobe(ffi::RSMPI_ANY_SOURCE, tag, ffi::RSMPI_COMM_WORLD, &mut flag, status.as_mut_ptr()))?;
         if flag == 0 {
             return Ok(None);
         }

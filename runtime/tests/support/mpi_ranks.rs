@@ -7,10 +7,15 @@
 //! mpirun -n 4 mpi_ranks early RANK             this rank ends after 20 rounds, the others go on
 //! mpirun -n 4 mpi_ranks error RANK             this rank gives up after 20 rounds
 //! mpirun -n 2 mpi_ranks speed                  latency and bandwidth between ranks 0 and 1
+//! mpirun -n 4 mpi_ranks world SEED             programs with every collective against the interpreter's ranks
+//! mpirun -n 4 mpi_ranks steps                  a program without end, while the device computes too
+//! mpirun -n 4 mpi_ranks apart                  rank 1 runs a program of another size
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use omchat_runtime::collective::{Lost, Mpi, Transport, abort};
+use omchat_ir::{Mode, Tensor, interpret, parse};
+use omchat_runtime::collective::{Failure, Launched, Lost, Mpi, Transport, World, exit};
+use omchat_runtime::{Device, Error, Executable, HostTensor, Store};
 use std::time::{Duration, Instant};
 
 /// Shortened by tests that wait for it.
@@ -74,7 +79,7 @@ fn rounds(mpi: &mut Mpi, seed: u64, range: std::ops::Range<u64>) {
     for n in range {
         if let Err(lost) = round(mpi, seed, n) {
             eprintln!("error: rank {}: exchange of round {n}: {lost}", mpi.rank());
-            abort(1);
+            exit(1);
         }
         if n % 16 == 0 {
             println!("rank {} round {n}", mpi.rank());
@@ -87,7 +92,7 @@ fn pause(mpi: &mut Mpi, time: Duration) {
     while start.elapsed() < time {
         if let Err(lost) = mpi.idle() {
             eprintln!("error: rank {}: a pause: {lost}", mpi.rank());
-            abort(1);
+            exit(1);
         }
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -108,8 +113,93 @@ fn ping(mpi: &mut Mpi, bytes: usize, times: u32) -> Duration {
     start.elapsed() / times / 2
 }
 
+/// One program with every collective, on this rank and in lockstep by the interpreter: the numbers must be near.
+fn program(device: &Device, world: &World, n: usize, seed: u64) {
+    let (rank, ranks) = (world.rank(), world.ranks());
+    let text = format!(
+        "func @f(%x: f32[{n}], %all: f32[{m}], %sends: bool) -> (f32[{n}], f32[{n}], f32[{n}], f32[{m}], f32[{n}], f32[{n}]) {{
+            %a = collective_permute %x shift=1
+            %s = all_reduce.sum %x
+            %u = mul %a, %s
+            %t = all_reduce.max %u
+            %g = all_gather %u parts={ranks}
+            %r = reduce_scatter.sum %all parts={ranks}
+            %p = collective_permute %r, %sends shift=-1
+            return %a, %s, %t, %g, %r, %p
+        }}",
+        m = n * ranks
+    );
+    let module = parse(&text).unwrap_or_else(|e| panic!("{e}"));
+    let entry = module.named("f").unwrap();
+    let types = module.function(entry).param_types();
+    let value = |r: usize, p: usize, i: usize| (draw(seed, (r * 8 + p) as u64 * 1_000_003 + i as u64) >> 40) as f64;
+    let inputs: Vec<Vec<Tensor>> = (0..ranks)
+        .map(|r| {
+            let of = |(p, ty): (usize, &omchat_ir::Type)| {
+                let data = (0..ty.elements()).map(|i| value(r, p, i));
+                let data = if p == 2 { data.map(|x| x % 2.0).collect() } else { data.map(|x| x / 1e7 - 0.8).collect() };
+                Tensor::new(ty.clone(), data).unwrap().rounded()
+            };
+            types.iter().enumerate().map(of).collect()
+        })
+        .collect();
+    let want = interpret(&module, entry, inputs.clone(), Mode::Typed).unwrap().swap_remove(rank);
+    let exe = Executable::load_tuned(device, &module, entry, None, Some(world), &mut |_, _| {}).unwrap();
+    let feed: Vec<(&str, HostTensor)> =
+        ["x", "all", "sends"].into_iter().zip(inputs[rank].iter().map(HostTensor::from_tensor)).collect();
+    let have = exe.run(&feed, &mut Store::default()).unwrap_or_else(|e| panic!("{e}"));
+    for (i, (h, w)) in have.iter().map(HostTensor::to_tensor).zip(&want).enumerate() {
+        for (j, (x, y)) in h.data.iter().zip(&w.data).enumerate() {
+            assert!((x - y).abs() <= 1e-5 * (1.0 + y.abs()), "rank {rank}, result {i}[{j}] of n = {n}: {x} is not {y}");
+        }
+    }
+}
+
+/// Steps of a small program without end; the error of a run names rank, op and step.
+fn steps(device: &Device, world: &World, n: usize) -> Error {
+    let text = format!("func @f(%x: f32[{n}]) -> f32[{n}] {{ %y = all_reduce.sum %x %z = mul %y, %y return %z }}");
+    let module = parse(&text).unwrap();
+    let exe =
+        Executable::load_tuned(device, &module, module.named("f").unwrap(), None, Some(world), &mut |_, _| {}).unwrap();
+    let x = HostTensor::f32([n], &vec![1.0; n]);
+    for step in 0.. {
+        world.at_step(step);
+        if let Err(e) = exe.run(&[("x", x.clone())], &mut Store::default()) {
+            return e;
+        }
+        if step % 16 == 0 {
+            println!("rank {} round {step}", world.rank());
+        }
+    }
+    unreachable!()
+}
+
+/// The modes in which a `World` owns the transport.
+fn worldly(mode: &str, seed: u64) {
+    let world = Launched::here().unwrap().expect("start it by mpirun").join().unwrap_or_else(|e| panic!("{e}"));
+    println!("rank {} of {} is process {}", world.rank(), world.ranks(), std::process::id());
+    world.on_failure(|f: &Failure| eprintln!("alarm: {f}"));
+    let device = Device::open("cpu").unwrap();
+    match mode {
+        "world" => [1, 7, 30, 1009, 70_001].iter().for_each(|n| program(&device, &world, *n, seed)),
+        _ => {
+            let n = if mode == "apart" && world.rank() == 1 { 8 } else { 7 };
+            eprintln!("error: rank {}: {}", world.rank(), steps(&device, &world, n));
+            exit(1);
+        }
+    }
+    if let Err(e) = world.leave() {
+        eprintln!("error: rank {}: at the end: {e}", world.rank());
+        exit(1);
+    }
+    println!("rank {} is done", world.rank());
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(mode @ ("world" | "steps" | "apart")) = args.first().map(String::as_str) {
+        return worldly(mode, args.get(1).map_or(0, |s| s.parse().unwrap()));
+    }
     let number = |i: usize| args.get(i).expect("a number is missing").parse::<u64>().unwrap();
     let mut mpi = Mpi::start(silence()).unwrap_or_else(|e| panic!("{e}"));
     let (rank, ranks) = (mpi.rank(), mpi.ranks());
@@ -130,7 +220,7 @@ fn main() {
             rounds(&mut mpi, 1, 0..20);
             if me && how == "error" {
                 eprintln!("error: rank {rank}: no such file");
-                abort(3);
+                exit(3);
             }
             if !me {
                 rounds(&mut mpi, 1, 20..u64::MAX);
@@ -149,7 +239,7 @@ fn main() {
     }
     if let Err(lost) = mpi.leave() {
         eprintln!("error: rank {rank}: at the end: {lost}");
-        abort(1);
+        exit(1);
     }
     println!("rank {rank} is done");
 }
