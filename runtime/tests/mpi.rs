@@ -35,7 +35,18 @@ struct Run {
 impl Run {
     fn start(ranks: usize, args: &[&str], silence_ms: u64) -> Run {
         let mut child = Command::new("mpirun")
-            .args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()])
+            // Twice the time that the launcher leaves ranks for their errors: other tests use the cores too.
+            .args([
+                "--allow-run-as-root",
+                "--oversubscribe",
+                "--bind-to",
+                "none",
+                "--mca",
+                "odls_base_sigkill_timeout",
+                "2",
+                "-n",
+                &ranks.to_string(),
+            ])
             .arg(env!("CARGO_BIN_EXE_mpi_ranks"))
             .args(args)
             .env("SILENCE_MS", silence_ms.to_string())

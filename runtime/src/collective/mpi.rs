@@ -10,7 +10,7 @@ mod raw;
 mod signal;
 
 use super::{Lost, Transport};
-use lives::{BEAT, BYTES, Beat, Lives};
+use lives::{BEAT, BYTES, Beat, Counts, Lives};
 use mpi::Threading;
 use mpi::environment::Universe;
 use mpi::traits::Communicator;
@@ -62,8 +62,11 @@ pub struct Mpi {
     ranks: usize,
     lives: Lives,
     beats: Vec<Option<Pending>>,
-    /// What the beats under way read. Replaced only when none is.
-    said: Box<[u8; BYTES]>,
+    /// What the beat under way to each rank reads. Written only when none is.
+    said: Vec<Box<[u8; BYTES]>>,
+    /// The messages exchanged with each rank.
+    counts: Vec<Counts>,
+    leaves: bool,
     beaten: Option<Instant>,
     looked: Instant,
     own: VecDeque<Vec<u8>>,
@@ -96,7 +99,9 @@ impl Mpi {
             ranks,
             lives: Lives::new(rank, ranks, silence, now),
             beats: (0..ranks).map(|_| None).collect(),
-            said: Box::new(Beat::Lives.encode()),
+            said: (0..ranks).map(|_| Box::new(Beat::Lives.encode())).collect(),
+            counts: vec![Counts::default(); ranks],
+            leaves: false,
             beaten: None,
             looked: now,
             own: VecDeque::new(),
@@ -121,7 +126,7 @@ impl Mpi {
 
     fn farewell(&mut self) -> Result<(), Lost> {
         self.quiet(None)?;
-        *self.said = Beat::Ended.encode();
+        self.leaves = true;
         self.beaten = None;
         let mut wait = Wait::new();
         while !self.lives.all_ended() {
@@ -168,13 +173,14 @@ impl Mpi {
     /// Tells the others of a loss, and falls silent: from here on MPI is not called.
     fn settle<T>(&mut self, result: Result<T, Lost>) -> Result<T, Lost> {
         if let Err(lost) = &result {
-            // A beat under way reads `said`: it stays, and the news has bytes of its own, which stay for good.
+            // A beat under way reads what was said, which stays, and the news has bytes of its own, which stay for good.
             let news: &'static [u8; BYTES] = Box::leak(Box::new(Beat::Failed(lost.clone()).encode()));
             for slot in &mut self.beats {
                 std::mem::forget(slot.take());
             }
-            std::mem::forget(std::mem::replace(&mut self.said, Box::new(*news)));
-            for rank in (0..self.ranks).filter(|r| *r != self.rank && *r != lost.rank && !self.lives.ended(*r)) {
+            std::mem::forget(std::mem::take(&mut self.said));
+            for rank in (0..self.ranks).filter(|r| *r != self.rank && *r != lost.rank && self.lives.ended(*r).is_none())
+            {
                 // SAFETY: the bytes stay for good.
                 self.beats[rank] = unsafe { raw::send(news, rank, TAG_BEAT) }.ok();
             }
@@ -196,7 +202,9 @@ impl Mpi {
             return Err(Lost { rank: self.rank, why: "ended with an error".into() });
         }
         if signal::told() && !self.lives.asked() {
-            self.lives.ask(now);
+            // What was said before counts as before.
+            self.hear()?;
+            self.lives.ask(Instant::now());
             self.beaten = None;
         }
         // Who was told to end asks more often: the time is short.
@@ -225,8 +233,10 @@ impl Mpi {
             };
             // A rank that takes no beats gets no more of them.
             if !busy {
-                // SAFETY: `said` is changed only when no beat is under way.
-                *slot = Some(unsafe { raw::send(&self.said[..], rank, TAG_BEAT) }.map_err(|f| unreachable(rank, &f))?);
+                let (Some(said), Some(counts)) = (self.said.get_mut(rank), self.counts.get(rank)) else { continue };
+                **said = if self.leaves { Beat::Ended(*counts) } else { Beat::Lives }.encode();
+                // SAFETY: it is written only when no beat to this rank is under way, and stays as long as one is.
+                *slot = Some(unsafe { raw::send(&said[..], rank, TAG_BEAT) }.map_err(|f| unreachable(rank, &f))?);
             }
         }
         Ok(())
@@ -237,9 +247,6 @@ impl Mpi {
         let mut wait = Wait::new();
         loop {
             self.look()?;
-            // What a rank sent before it ended is here: so ends are looked at before, and judged after.
-            let ended = |rank: usize| self.lives.ended(rank).then(|| Lost { rank, why: "ended".into() });
-            let gone = out.as_ref().and_then(|s| ended(s.peer())).or(into.as_ref().and_then(|r| ended(r.peer())));
             let mut moved = false;
             if let Some(sending) = out {
                 moved |= sending.step().map_err(|fault| unreachable(sending.peer(), &fault))?;
@@ -250,14 +257,28 @@ impl Mpi {
             if out.as_ref().is_none_or(Sending::done) && into.as_ref().is_none_or(Receiving::done) {
                 return Ok(());
             }
-            match gone {
-                Some(lost) if !moved => return Err(lost),
-                _ if moved => wait = Wait::new(),
-                _ => {}
+            if moved {
+                wait = Wait::new();
+            }
+            let unmet = |sending: &Sending| self.unmet(sending.peer(), |theirs, ours| theirs.received <= ours.sent);
+            if let Some(lost) = out.as_ref().filter(|s| !s.done()).and_then(unmet) {
+                return Err(lost);
+            }
+            let unmet =
+                |receiving: &Receiving| self.unmet(receiving.peer(), |theirs, ours| theirs.sent <= ours.received);
+            if let Some(lost) = into.as_ref().filter(|r| !r.done()).and_then(unmet) {
+                return Err(lost);
             }
             let flows = out.as_ref().is_some_and(Sending::flows) || into.as_ref().is_some_and(Receiving::flows);
             wait.pause(flows);
         }
+    }
+
+    /// A rank that came to its end without the message at hand. News of the end may overtake a message's last bytes, so
+    /// messages are counted.
+    fn unmet(&self, rank: usize, lacks: impl Fn(Counts, Counts) -> bool) -> Option<Lost> {
+        let (theirs, ours) = (self.lives.ended(rank)?, *self.counts.get(rank)?);
+        lacks(theirs, ours).then(|| Lost { rank, why: "ended".into() })
     }
 
     fn known(&self, rank: Option<usize>) -> Result<(), Lost> {
@@ -295,6 +316,12 @@ impl Transport for Mpi {
             // MPI may still hold their addresses.
             std::mem::forget((out, into));
             return Err(lost);
+        }
+        if let Some(counts) = out.and_then(|s| self.counts.get_mut(s.peer())) {
+            counts.sent += 1;
+        }
+        if let Some(counts) = into.as_ref().and_then(|r| self.counts.get_mut(r.peer())) {
+            counts.received += 1;
         }
         match (into, from) {
             (Some(receiving), _) => Ok(receiving.bytes()),

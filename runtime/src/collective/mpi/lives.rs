@@ -6,11 +6,18 @@ use std::time::{Duration, Instant};
 /// How often a rank says that it lives.
 pub(super) const BEAT: Duration = Duration::from_millis(200);
 /// How long a rank that was told to end listens for the others: two beats, well within the second after which `mpirun` kills.
-const ASKED: Duration = Duration::from_millis(450);
+const ASKED: Duration = Duration::from_millis(400);
 /// The longest reason that a beat carries.
 const WHY: usize = 160;
-/// Bytes of a beat on the wire: what it says, the rank it blames, and why.
-pub(super) const BYTES: usize = 5 + WHY;
+/// Bytes of a beat on the wire: what it says, the rank it blames, two counts, and why.
+pub(super) const BYTES: usize = 21 + WHY;
+
+/// How many messages a rank sent to another, and has of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub sent: u64,
+    pub received: u64,
+}
 
 /// What a rank says of itself several times a second.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +25,7 @@ pub(super) enum Beat {
     /// It works or waits.
     Lives,
     /// It needs no other rank any more, and came to its end without an error.
-    Ended,
+    Ended(Counts),
     /// It gives up: this rank is gone, which may be itself.
     Failed(Lost),
 }
@@ -26,25 +33,28 @@ pub(super) enum Beat {
 impl Beat {
     pub fn encode(&self) -> [u8; BYTES] {
         let mut out = [0; BYTES];
-        let (kind, rank, why) = match self {
-            Beat::Lives => (0, 0, ""),
-            Beat::Ended => (1, 0, ""),
-            Beat::Failed(lost) => (2, lost.rank, lost.why.as_str()),
+        let (kind, rank, counts, why) = match self {
+            Beat::Lives => (0, 0, Counts::default(), ""),
+            Beat::Ended(counts) => (1, 0, *counts, ""),
+            Beat::Failed(lost) => (2, lost.rank, Counts::default(), lost.why.as_str()),
         };
         out[0] = kind;
         out[1..5].copy_from_slice(&u32::try_from(rank).unwrap_or(u32::MAX).to_le_bytes());
+        out[5..13].copy_from_slice(&counts.sent.to_le_bytes());
+        out[13..21].copy_from_slice(&counts.received.to_le_bytes());
         let end = (0..=why.len().min(WHY)).rev().find(|n| why.is_char_boundary(*n)).unwrap_or(0);
-        out[5..5 + end].copy_from_slice(&why.as_bytes()[..end]);
+        out[21..21 + end].copy_from_slice(&why.as_bytes()[..end]);
         out
     }
 
     pub fn decode(bytes: &[u8; BYTES]) -> Beat {
+        let count = |at: usize| bytes[at..].first_chunk().map_or(0, |n| u64::from_le_bytes(*n));
         match bytes[0] {
             0 => Beat::Lives,
-            1 => Beat::Ended,
+            1 => Beat::Ended(Counts { sent: count(5), received: count(13) }),
             _ => {
                 let rank = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
-                let why = String::from_utf8_lossy(&bytes[5..]);
+                let why = String::from_utf8_lossy(&bytes[21..]);
                 Beat::Failed(Lost { rank, why: why.trim_end_matches('\0').to_string() })
             }
         }
@@ -57,7 +67,8 @@ pub(super) struct Lives {
     rank: usize,
     silence: Duration,
     heard: Vec<Instant>,
-    ended: Vec<bool>,
+    /// The counts with which each came to its end.
+    ended: Vec<Option<Counts>>,
     failed: Option<Lost>,
     asked: Option<Instant>,
     looked: Instant,
@@ -68,7 +79,7 @@ pub(super) struct Lives {
 impl Lives {
     /// All live, from now on. `silence` is how long nothing may be heard of a rank.
     pub fn new(rank: usize, ranks: usize, silence: Duration, now: Instant) -> Self {
-        let (heard, ended) = (vec![now; ranks], vec![false; ranks]);
+        let (heard, ended) = (vec![now; ranks], vec![None; ranks]);
         Lives { rank, silence, heard, ended, failed: None, asked: None, looked: now, stood: false }
     }
 
@@ -79,9 +90,9 @@ impl Lives {
         }
         match beat {
             Beat::Lives => {}
-            Beat::Ended => {
+            Beat::Ended(counts) => {
                 if let Some(ended) = self.ended.get_mut(rank) {
-                    *ended = true;
+                    *ended = Some(counts);
                 }
             }
             // The first that gave up saw the cause; the others see its end.
@@ -101,14 +112,14 @@ impl Lives {
         self.asked.is_some()
     }
 
-    /// Whether a rank came to its end.
-    pub fn ended(&self, rank: usize) -> bool {
-        self.ended.get(rank).copied().unwrap_or(false)
+    /// What a rank had sent to this one and had of it when it came to its end, if it did.
+    pub fn ended(&self, rank: usize) -> Option<Counts> {
+        self.ended.get(rank).copied().flatten()
     }
 
     /// Whether all others came to their end.
     pub fn all_ended(&self) -> bool {
-        self.ended.iter().enumerate().all(|(r, ended)| *ended || r == self.rank)
+        self.ended.iter().enumerate().all(|(r, ended)| ended.is_some() || r == self.rank)
     }
 
     /// Whether a rank is gone, by all that was heard until now. Call it after all that came was heard.
@@ -122,7 +133,7 @@ impl Lives {
             self.stood = true;
         }
         self.looked = now;
-        let mut others = self.heard.iter().enumerate().filter(|(r, _)| *r != self.rank && !self.ended(*r));
+        let mut others = self.heard.iter().enumerate().filter(|(r, _)| *r != self.rank && self.ended(*r).is_none());
         match self.asked {
             Some(at) if now.duration_since(at) >= ASKED => Some(match others.find(|(_, heard)| **heard < at) {
                 _ if self.stood => Lost { rank: self.rank, why: "stood still, and was told to end (SIGTERM)".into() },
@@ -178,11 +189,11 @@ mod tests {
     #[test]
     fn who_ended_may_be_silent() {
         let (lives, lost) = watch(60_000, |l, _, now| {
-            l.hear(0, Beat::Ended, now);
+            l.hear(0, Beat::Ended(Counts::default()), now);
             l.hear(2, Beat::Lives, now);
         });
         assert_eq!(lost, None);
-        assert!(lives.ended(0) && !lives.ended(2) && !lives.all_ended());
+        assert!(lives.ended(0).is_some() && lives.ended(2).is_none() && !lives.all_ended());
     }
 
     #[test]
@@ -227,7 +238,8 @@ mod tests {
     #[test]
     fn beats_come_back_as_they_were_said() {
         let long = "ä".repeat(200);
-        for beat in [Beat::Lives, Beat::Ended, Beat::Failed(Lost { rank: 7, why: "ended".into() })] {
+        let counts = Counts { sent: u64::MAX - 1, received: 3 };
+        for beat in [Beat::Lives, Beat::Ended(counts), Beat::Failed(Lost { rank: 7, why: "ended".into() })] {
             assert_eq!(Beat::decode(&beat.encode()), beat);
         }
         let cut = Beat::Failed(Lost { rank: 70_000, why: long.chars().take(80).collect() });
