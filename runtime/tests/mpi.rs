@@ -34,6 +34,11 @@ struct Run {
 
 impl Run {
     fn start(ranks: usize, args: &[&str], silence_ms: u64) -> Run {
+        Run::over(None, ranks, args, silence_ms)
+    }
+
+    /// Ranks that Open MPI carries between by the named means only, on this machine alone.
+    fn over(means: Option<&str>, ranks: usize, args: &[&str], silence_ms: u64) -> Run {
         let mut child = Command::new("mpirun")
             // Twice the time that the launcher leaves ranks for their errors: other tests use the cores too.
             .args([
@@ -50,6 +55,8 @@ impl Run {
             .arg(env!("CARGO_BIN_EXE_mpi_ranks"))
             .args(args)
             .env("SILENCE_MS", silence_ms.to_string())
+            .envs(means.map(|m| ("OMPI_MCA_btl", m)))
+            .env("OMPI_MCA_btl_tcp_if_include", "lo")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -158,9 +165,9 @@ fn every_byte_of_drawn_exchanges_arrives() {
         return;
     }
     let _turn = turn();
-    for ranks in [1, 2, 3, 4] {
+    for (ranks, means) in [(1, None), (2, None), (3, None), (4, None), (3, Some("self,tcp"))] {
         let seed = drawn(1 << 30).to_string();
-        let (well, text) = Run::start(ranks, &["check", &seed, "150"], 5000).end(120);
+        let (well, text) = Run::over(means, ranks, &["check", &seed, "150"], 5000).end(120);
         assert!(well && text.matches(" is done").count() == ranks, "{ranks} ranks, seed {seed}:\n{text}");
     }
 }
@@ -182,9 +189,12 @@ fn who_is_killed_is_named_by_all() {
         return;
     }
     let _turn = turn();
-    for mode in ["endless", "endless", "endless", "endless", "steps", "steps"] {
+    let tcp = Some("self,tcp");
+    for (mode, means) in
+        [("endless", None), ("endless", None), ("endless", tcp), ("steps", None), ("steps", None), ("steps", tcp)]
+    {
         let (gone, wait, seed) = (drawn(4) as usize, drawn(1500), drawn(1 << 30).to_string());
-        let mut run = Run::start(4, &[mode, &seed], 5000);
+        let mut run = Run::over(means, 4, &[mode, &seed], 5000);
         run.until(|t| (0..4).all(|r| t.contains(&format!("rank {r} round 0"))), 60);
         thread::sleep(Duration::from_millis(wait));
         signal("KILL", run.process(gone));

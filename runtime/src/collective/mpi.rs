@@ -4,6 +4,7 @@
 //! its silence. Each rank says several times a second that it lives, at its end that it ended, and where it gives up
 //! whom it blames. MPI itself is left only when all ranks came to their end; else it would wait for the dead.
 
+mod help;
 mod lives;
 mod parcel;
 mod raw;
@@ -88,6 +89,7 @@ impl Mpi {
             return Err(MpiError::Threads(threading));
         }
         raw::report_errors().map_err(|Fault(text)| MpiError::Call(text))?;
+        help::name_only();
         signal::catch();
         let world = universe.world();
         let number = |n: i32| usize::try_from(n).map_err(|_| MpiError::Call(format!("its rank or size is {n}")));
