@@ -22,6 +22,12 @@ pub struct World {
     here: Arc<Here>,
 }
 
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rank {} of {} over {}", self.rank(), self.ranks(), self.engine())
+    }
+}
+
 struct Here {
     rank: usize,
     ranks: usize,
