@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// How long a wait spins before it sleeps: a small message of a rank that is there takes less.
 const SPIN: Duration = Duration::from_micros(30);
 /// How long a rank that gives up tries to tell the others.
-const TELL: Duration = Duration::from_millis(200);
+const TELL: Duration = Duration::from_millis(100);
 
 /// What the process's one `Mpi` does, for `abort`, which any thread may call.
 static STATE: AtomicU8 = AtomicU8::new(NONE);

@@ -133,24 +133,24 @@ impl Lives {
             self.stood = true;
         }
         self.looked = now;
-        let mut others = self.heard.iter().enumerate().filter(|(r, _)| *r != self.rank && self.ended(*r).is_none());
-        match self.asked {
-            Some(at) if now.duration_since(at) >= ASKED => Some(match others.find(|(_, heard)| **heard < at) {
-                _ if self.stood => Lost { rank: self.rank, why: "stood still, and was told to end (SIGTERM)".into() },
-                Some((rank, _)) => Lost { rank, why: "is silent, and the launcher tells all to end".into() },
-                None => Lost { rank: self.rank, why: "was told to end (SIGTERM)".into() },
-            }),
-            _ => {
-                let (rank, heard) = others.min_by_key(|(_, heard)| **heard)?;
-                let silent = now.duration_since(*heard);
-                let why = format!("has not answered for {:.1} s", silent.as_secs_f64());
-                (silent > self.silence).then_some(Lost { rank, why })
+        let others = self.heard.iter().enumerate().filter(|(r, _)| *r != self.rank && self.ended(*r).is_none());
+        let (rank, heard) = others.min_by_key(|(_, heard)| **heard)?;
+        let told = self.asked.filter(|at| now.duration_since(*at) >= ASKED);
+        let silent = now.duration_since(*heard);
+        match told {
+            Some(_) if self.stood => Some((self.rank, "stood still, and was told to end (SIGTERM)".into())),
+            Some(at) if *heard < at => Some((rank, "is silent, and the launcher tells all to end".into())),
+            Some(_) => Some((self.rank, "was told to end (SIGTERM)".into())),
+            None => {
+                (silent > self.silence).then(|| (rank, format!("has not answered for {:.1} s", silent.as_secs_f64())))
             }
         }
+        .map(|(rank, why)| Lost { rank, why })
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
 
