@@ -41,6 +41,7 @@ impl Run {
     fn over(means: Option<&str>, ranks: usize, args: &[&str], silence_ms: u64) -> Run {
         let mut child = Command::new("mpirun")
             // Twice the time that the launcher leaves ranks for their errors: other tests use the cores too.
+            // Other tests use the cores too: more time to tell an error than a launcher leaves.
             .args([
                 "--allow-run-as-root",
                 "--oversubscribe",

@@ -203,13 +203,18 @@ impl Mpi {
         if STATE.load(Ordering::SeqCst) == GIVE_UP {
             return Err(Lost { rank: self.rank, why: "ended with an error".into() });
         }
-        if signal::told() && !self.lives.asked() {
+        let (woken, told) = (signal::woken(), signal::told() && !self.lives.told());
+        if woken || told {
             // What was said before counts as before.
             self.hear()?;
-            self.lives.ask(Instant::now());
             self.beaten = None;
         }
-        // Who was told to end asks more often: the time is short.
+        match told {
+            true => self.lives.tell(Instant::now()),
+            false if woken => self.lives.ask(Instant::now()),
+            false => {}
+        }
+        // All were sent the signal, and all speak more often: the time is short.
         let due = if self.lives.asked() { BEAT / 4 } else { BEAT };
         if self.beaten.is_none_or(|at| now.duration_since(at) >= due) {
             self.beat(now)?;
