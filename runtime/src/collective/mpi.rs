@@ -63,8 +63,8 @@ pub struct Mpi {
     ranks: usize,
     lives: Lives,
     beats: Vec<Option<Pending>>,
-    /// What the beat under way to each rank reads. Written only when none is.
-    said: Vec<Box<[u8; BYTES]>>,
+    /// What the beat under way to each rank reads. Written only when none is, and never longer or shorter.
+    said: Vec<[u8; BYTES]>,
     /// The messages exchanged with each rank.
     counts: Vec<Counts>,
     leaves: bool,
@@ -101,7 +101,7 @@ impl Mpi {
             ranks,
             lives: Lives::new(rank, ranks, silence, now),
             beats: (0..ranks).map(|_| None).collect(),
-            said: (0..ranks).map(|_| Box::new(Beat::Lives.encode())).collect(),
+            said: vec![Beat::Lives.encode(); ranks],
             counts: vec![Counts::default(); ranks],
             leaves: false,
             beaten: None,
@@ -177,9 +177,7 @@ impl Mpi {
         if let Err(lost) = &result {
             // A beat under way reads what was said, which stays, and the news has bytes of its own, which stay for good.
             let news: &'static [u8; BYTES] = Box::leak(Box::new(Beat::Failed(lost.clone()).encode()));
-            for slot in &mut self.beats {
-                std::mem::forget(slot.take());
-            }
+            self.beats.iter_mut().for_each(|slot| *slot = None);
             std::mem::forget(std::mem::take(&mut self.said));
             for rank in (0..self.ranks).filter(|r| *r != self.rank && *r != lost.rank && self.lives.ended(*r).is_none())
             {
@@ -241,7 +239,7 @@ impl Mpi {
             // A rank that takes no beats gets no more of them.
             if !busy {
                 let (Some(said), Some(counts)) = (self.said.get_mut(rank), self.counts.get(rank)) else { continue };
-                **said = if self.leaves { Beat::Ended(*counts) } else { Beat::Lives }.encode();
+                *said = if self.leaves { Beat::Ended(*counts) } else { Beat::Lives }.encode();
                 // SAFETY: it is written only when no beat to this rank is under way, and stays as long as one is.
                 *slot = Some(unsafe { raw::send(&said[..], rank, TAG_BEAT) }.map_err(|f| unreachable(rank, &f))?);
             }
