@@ -2,7 +2,7 @@
 //! stopped, ends or gives up is named by all others within seconds. Every run has a deadline that kills all it started.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -129,12 +129,14 @@ impl Drop for Run {
     }
 }
 
-fn pour(mut from: impl Read + Send + 'static, into: &Arc<Mutex<String>>) -> thread::JoinHandle<()> {
+/// Whole lines only: two streams meet in one text.
+fn pour(from: impl Read + Send + 'static, into: &Arc<Mutex<String>>) -> thread::JoinHandle<()> {
     let into = into.clone();
     thread::spawn(move || {
-        let mut some = [0; 4096];
-        while let Ok(n @ 1..) = from.read(&mut some) {
-            into.lock().unwrap().push_str(&String::from_utf8_lossy(&some[..n]));
+        let (mut from, mut line) = (BufReader::new(from), vec![]);
+        while let Ok(1..) = from.read_until(b'\n', &mut line) {
+            into.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
+            line.clear();
         }
     })
 }
