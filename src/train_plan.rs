@@ -63,12 +63,12 @@ pub fn plan_training(
     Err(Error::Budget { need: least, have: budget.unwrap_or(0) })
 }
 
-fn is_limit(e: &omchat_runtime::Error) -> bool {
+pub(crate) fn is_limit(e: &omchat_runtime::Error) -> bool {
     matches!(e, omchat_runtime::Error::Codegen(omchat_codegen::Error::Limit { .. }))
 }
 
 /// From the fastest to the leanest; without repetitions where the tokens allow no parts.
-fn candidates(base: &TrainSpec) -> Vec<TrainSpec> {
+pub(crate) fn candidates(base: &TrainSpec) -> Vec<TrainSpec> {
     let tokens = base.forward.tokens;
     let (loss, fewer, mlp) = (parts(tokens, LOSS_TOKENS), parts(tokens, FEW_TOKENS), parts(tokens, MLP_ROWS));
     let list = [
