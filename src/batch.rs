@@ -6,8 +6,8 @@ use omchat_model::config::IGNORE;
 use omchat_model::rope::rope_table;
 use omchat_model::splice::{Slot, Spliced};
 use omchat_recipe::Pack;
-use std::collections::BTreeMap;
 use omchat_runtime::HostTensor;
+use std::collections::BTreeMap;
 
 /// The inputs of a forward pass over whole sequences.
 #[derive(Clone, Debug)]

@@ -56,4 +56,4 @@ pub use sampling::{Sampler, Sampling};
 pub use session::{CHUNKS, Rows, Session, Stats};
 pub use snapshot::Snapshot;
 pub use train_plan::{TrainPlan, plan_training};
-pub use trainer::{Begin, AdamW, Gradients, MemoryUse, Step, Trainer, gradients};
+pub use trainer::{AdamW, Begin, Gradients, MemoryUse, Step, Trainer, gradients};

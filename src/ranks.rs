@@ -1,7 +1,7 @@
 //! This process among the ranks of a training run: rings that share a pack, and rings beside them with packs of their own.
 
-use crate::batch::Piece;
 use crate::Error;
+use crate::batch::Piece;
 use omchat_recipe::Stage;
 use omchat_recipe::ring::Layout;
 use omchat_runtime::collective::World;
@@ -24,7 +24,9 @@ impl Ranks {
         let (ranks, ring) = (world.ranks(), stage.ring.max(1));
         let bad = |what: String| Err(Error::Input(format!("stage `{}`: {what}", stage.name)));
         if !ranks.is_multiple_of(ring) {
-            return bad(format!("{ranks} ranks are no rings of {ring}: start a multiple of {ring}, or give another `ring`"));
+            return bad(format!(
+                "{ranks} ranks are no rings of {ring}: start a multiple of {ring}, or give another `ring`"
+            ));
         }
         let data = ranks / ring;
         if !stage.packs().is_multiple_of(data) {

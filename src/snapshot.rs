@@ -45,8 +45,7 @@ impl Origin<'_> {
         if p.name.starts_with("grad.") {
             return zeros();
         }
-        let kept = p.role == Role::State || self.trained.contains(&Part::of(&p.name));
-        let dtype = if kept { p.ty.dtype } else { self.dtype };
+        let dtype = if self.keeps(p) { p.ty.dtype } else { self.dtype };
         if let Some(given) = self.from.weights.get(&p.name) {
             return self.own(p, dtype, given);
         }
@@ -55,6 +54,11 @@ impl Origin<'_> {
             self.model.checkpoint.check_finite(&p.name)?;
         }
         self.own(p, dtype, &data)
+    }
+
+    /// Whether it is trained: in f32, and of several ranks each has its part.
+    fn keeps(&self, p: &Param) -> bool {
+        p.role == Role::State || self.trained.contains(&Part::of(&p.name))
     }
 
     /// Elements of a whole tensor.
@@ -70,9 +74,9 @@ impl Origin<'_> {
     /// What this rank holds of a tensor.
     fn own(&self, p: &Param, dtype: Dtype, data: &[f32]) -> Result<HostTensor, Error> {
         let (rank, ranks) = self.rank;
-        match p.role {
-            Role::State if ranks > 1 => whole(p, dtype, &shard(data, rank, ranks)),
-            _ => whole(p, dtype, data),
+        match self.keeps(p) && ranks > 1 {
+            true => whole(p, dtype, &shard(data, rank, ranks)),
+            false => whole(p, dtype, data),
         }
     }
 }

@@ -410,8 +410,9 @@ pub(crate) fn load(
     let dump = Dump::of_env()?;
     let name = &module.function(entry).name;
     let tuned = Tables::of(device)?.tuned();
-    let exe =
-        watched(dump.as_ref(), name, |after| Executable::load_tuned(device, module, entry, Some(&tuned), world, after))?;
+    let exe = watched(dump.as_ref(), name, |after| {
+        Executable::load_tuned(device, module, entry, Some(&tuned), world, after)
+    })?;
     let params: Vec<_> =
         exe.params().into_iter().filter(|p| p.role != Role::Input && !store.contains(&p.name)).collect();
     let need: u64 = params.iter().map(|p| p.ty.bytes() as u64).sum();

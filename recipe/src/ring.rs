@@ -58,7 +58,8 @@ mod tests {
 
     #[test]
     fn zigzag_sees_as_many_pairs_on_every_rank() {
-        let pairs = |ranks: Vec<Vec<usize>>| ranks.iter().map(|r| r.iter().map(|i| i + 1).sum()).collect::<Vec<usize>>();
+        let pairs =
+            |ranks: Vec<Vec<usize>>| ranks.iter().map(|r| r.iter().map(|i| i + 1).sum()).collect::<Vec<usize>>();
         let even = pairs(Layout::Zigzag.positions(64, 4));
         assert!(even.iter().all(|p| *p == even[0]), "{even:?}");
         let uneven = pairs(Layout::Contiguous.positions(64, 4));

@@ -345,13 +345,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn batch(
-        &self,
-        stage: &Stage,
-        pack: &Pack,
-        piece: &Piece,
-        reference: Option<&Vec<f32>>,
-    ) -> Result<Batch, Error> {
+    fn batch(&self, stage: &Stage, pack: &Pack, piece: &Piece, reference: Option<&Vec<f32>>) -> Result<Batch, Error> {
         let theta = stage.theta.unwrap_or(self.model.config.text.rope_theta);
         let examples = stage.weigh == Weigh::Examples;
         let batch = Batch::placed(self.model, pack, piece, theta, tiles(self.model, stage), examples)?;

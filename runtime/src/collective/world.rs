@@ -22,6 +22,12 @@ pub struct World {
     here: Arc<Here>,
 }
 
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rank {} of {} over {}", self.rank(), self.ranks(), self.engine())
+    }
+}
+
 struct Here {
     rank: usize,
     ranks: usize,
@@ -50,6 +56,8 @@ enum What {
     Gather {
         to: Option<usize>,
     },
+    /// The end of this rank, when all others are at theirs.
+    Leave,
 }
 
 /// A collective on its way.
@@ -139,6 +147,14 @@ impl World {
         self.ask("gather", What::Gather { to }, label, data).parts()
     }
 
+    /// Waits until every rank is here, at its end; the last that is asked of a world. A process that ends without it looks
+    /// to the others like one that died.
+    ///
+    /// Errors: a rank is lost, or asks for something else.
+    pub fn leave(&self) -> Result<(), Failure> {
+        self.ask("leave", What::Leave, "the run", vec![]).parts().map(|_| ())
+    }
+
     fn ask(&self, name: &'static str, what: What, label: &str, data: Vec<u8>) -> Pending {
         let (reply, answer) = channel();
         let step = self.here.step.load(Ordering::Relaxed);
@@ -195,9 +211,9 @@ impl<T: Transport> Server<T> {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     let Some(here) = held.upgrade() else { return };
-                    if self.failed.is_none()
-                        && let Err(lost) = self.transport.idle()
-                    {
+                    // After a failure too: what this rank says of itself then, the others must hear.
+                    let looked = self.transport.idle();
+                    if let (Err(lost), None) = (looked, &self.failed) {
                         let step = here.step.load(Ordering::Relaxed);
                         let op = "what lies between collectives".into();
                         self.fail(Failure::Lost { lost, op, step, here: here.rank }, &here);
@@ -245,6 +261,7 @@ impl Request {
         match &self.what {
             What::Collective { of, .. } => of.name(),
             What::Gather { .. } => "gather",
+            What::Leave => "leave",
         }
     }
 
@@ -255,7 +272,7 @@ impl Request {
             What::Collective { of, .. } => {
                 format!("{name} {label} of {} {}, number {made}, in step {step}", of.elements, of.dtype)
             }
-            What::Gather { .. } => format!("{name} {label}, number {made}, in step {step}"),
+            What::Gather { .. } | What::Leave => format!("{name} {label}, number {made}, in step {step}"),
         }
     }
 }
@@ -275,6 +292,7 @@ impl<T: Transport> Meeting<'_, T> {
         match &self.request.what {
             What::Gather { to } => self.gather(*to),
             What::Collective { of, sends } => Ok(vec![self.collective(of, *sends)?]),
+            What::Leave => self.transport.leave().map(|()| vec![]).map_err(|lost| self.lost(lost)),
         }
     }
 
