@@ -63,7 +63,7 @@ pub fn plan_training(
     Err(Error::Budget { need: least, have: budget.unwrap_or(0) })
 }
 
-pub(crate) fn is_limit(e: &omchat_runtime::Error) -> bool {
+fn is_limit(e: &omchat_runtime::Error) -> bool {
     matches!(e, omchat_runtime::Error::Codegen(omchat_codegen::Error::Limit { .. }))
 }
 

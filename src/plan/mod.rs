@@ -15,11 +15,11 @@ pub use sight::{Sight, documents};
 pub use simulate::{Moved, Outcome, Scene, simulate};
 pub use turn::{Hop, Turn, turn};
 
-use crate::train_plan::{candidates, is_limit};
+use crate::train_plan::candidates;
 use crate::Error;
 use hardware::Machine;
 use omchat_codegen::{Program, Target};
-use omchat_ir::{Dtype, Func};
+use omchat_ir::{Dtype, Func, Module};
 use omchat_model::OmChatConfig;
 use omchat_model::graph::{ForwardSpec, Part, Recompute, TrainSpec, forward_module, ring_chunks, step_module};
 use omchat_recipe::ring::Layout;
@@ -130,7 +130,7 @@ impl Ask {
             None => forward_module(&self.config, way.forward, self.dtype)?,
         };
         let entry = Func(module.functions.len().saturating_sub(1) as u32);
-        Ok(omchat_runtime::program(&module, entry, &Target::cuda(self.machine.sm))?)
+        lowered(&module, entry, self.machine.sm, self.ranks())
     }
 
     /// Who sees whom.
@@ -138,6 +138,11 @@ impl Ask {
         let chunks = ring_chunks(Layout::tokens(self.context, self.ring));
         Sight::of(&self.documents, self.context, self.ring, layout, chunks)
     }
+}
+
+/// A module's entry as the program of one of so many ranks, on CUDA of a compute capability.
+fn lowered(module: &Module, entry: Func, sm: u32, ranks: usize) -> Result<Program, Error> {
+    Ok(omchat_runtime::program_tuned(module, entry, &Target::cuda(sm), None, ranks, &mut |_, _| {})?)
 }
 
 /// The first way that fits, with how it goes; the leanest one if none fits.
@@ -151,7 +156,7 @@ pub fn plan(ask: &Ask) -> Result<Plan, Error> {
     for spec in ask.ways() {
         let program = match ask.program(&spec) {
             Ok(program) => program,
-            Err(Error::Runtime(e)) if is_limit(&e) => {
+            Err(Error::Runtime(e)) if too_large(&e) => {
                 tried.push(Tried { spec, bytes: None });
                 refused = Some(Error::Runtime(e));
                 continue;
@@ -184,6 +189,12 @@ pub fn plan(ask: &Ask) -> Result<Plan, Error> {
     Ok(Plan { spec, program, script, sight, other, outcome, tried, fits })
 }
 
+/// Whether a smaller part may mend it: a buffer that the target does not bind, sizes that no kernel takes.
+fn too_large(e: &omchat_runtime::Error) -> bool {
+    use omchat_codegen::Error::{Limit, NoKernel};
+    matches!(e, omchat_runtime::Error::Codegen(Limit { .. } | NoKernel { .. }))
+}
+
 /// More ranks on which a ring of that context fits, at most `most` in all: the fewest of those doubled.
 ///
 /// Errors: as [`plan`].
@@ -196,7 +207,11 @@ pub fn enough(ask: &Ask, most: usize) -> Result<Option<(usize, u64)>, Error> {
         }
         // The leanest way alone: whether anything fits.
         let Some(way) = more.ways().pop() else { return Ok(None) };
-        let bytes = more.program(&way)?.peak_bytes() as u64;
+        let bytes = match more.program(&way) {
+            Ok(program) => program.peak_bytes() as u64,
+            Err(Error::Runtime(e)) if too_large(&e) => continue,
+            Err(e) => return Err(e),
+        };
         if bytes <= more.machine.budget() {
             return Ok(Some((more.ring, bytes)));
         }

@@ -113,7 +113,9 @@ impl Script {
             after.sort_unstable();
             after.dedup();
             acts.push(Act::Work { kind: l.chosen, hop: at, after });
-            l.results.iter().for_each(|b| drop(hops.remove(b)));
+            for b in &l.results {
+                hops.remove(b);
+            }
         }
         Ok(Script { ranks: program.ranks.max(1), kinds, acts })
     }

@@ -5,7 +5,6 @@ use super::script::{Act, Pace, Script};
 use super::sight::Sight;
 use super::simulate::{Outcome, Scene, simulate};
 use crate::Error;
-use omchat_codegen::Target;
 use omchat_ir::{Dtype, Func};
 use omchat_model::config::TextConfig;
 
@@ -41,13 +40,13 @@ pub fn turn(text: &TextConfig, tokens: usize, ring: usize, dtype: Dtype, sm: u32
          %dq, %dk, %dv = call @ring_attention_reach.vjp[R={ring}](%q, %k, %v, %lo, %hi, %at, %reach, %y, %l, %dy, %dl)\n\
          return %dq, %dk, %dv\n}}\n"
     );
-    Ok(Turn { forward: script(&forward, sm)?, backward: script(&backward, sm)? })
+    Ok(Turn { forward: script(&forward, sm, ring)?, backward: script(&backward, sm, ring)? })
 }
 
-fn script(text: &str, sm: u32) -> Result<Script, Error> {
+fn script(text: &str, sm: u32, ring: usize) -> Result<Script, Error> {
     let module = omchat_ir::parse(text)?;
     let entry = Func(module.functions.len().saturating_sub(1) as u32);
-    Script::of(&omchat_runtime::program(&module, entry, &Target::cuda(sm))?)
+    Script::of(&super::lowered(&module, entry, sm, ring)?)
 }
 
 /// A hop of a turn.

@@ -58,7 +58,7 @@ fn memory(r: &Report) -> String {
     line("in all", plan.program.peak_bytes() as u64);
     line("it may hold", ask.machine.budget());
     for t in &plan.tried {
-        let bytes = t.bytes.map_or("more than a buffer may have".into(), |b| format!("{} GiB", gib(b)));
+        let bytes = t.bytes.map_or("sizes that no kernel takes".into(), |b| format!("{} GiB", gib(b)));
         out += &format!("  does not fit: {}: {bytes}\n", way(&t.spec, ask));
     }
     if plan.fits {
