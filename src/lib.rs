@@ -29,6 +29,7 @@ mod error;
 mod init;
 mod judge;
 mod model;
+pub mod plan;
 mod ranks;
 mod sampling;
 mod session;
