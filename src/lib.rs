@@ -30,6 +30,7 @@ mod init;
 mod judge;
 mod model;
 mod ranks;
+mod owners;
 mod sampling;
 mod session;
 mod snapshot;
