@@ -127,7 +127,13 @@ impl Engine {
 
     /// Name and type of every tensor that the programs read.
     fn weight_types(&self) -> Result<Vec<(String, Type)>, Error> {
-        let spec = DecoderSpec { tokens: 1, capacity: 1, features: false, output: omchat_model::graph::Output::Last, spread: Spread::Alone };
+        let spec = DecoderSpec {
+            tokens: 1,
+            capacity: 1,
+            features: false,
+            output: omchat_model::graph::Output::Last,
+            spread: Spread::Alone,
+        };
         let mut modules = vec![decoder_module(&self.model.config, spec, self.dtype)?];
         if self.model.config.vision.is_some() {
             modules.push(vision_module(&self.model.config, 1, self.dtype)?);
@@ -238,7 +244,13 @@ impl Engine {
     ///
     /// Errors: as a run.
     pub fn profile(&self, tokens: usize, capacity: usize, filled: usize) -> Result<Vec<omchat_runtime::Timing>, Error> {
-        let spec = DecoderSpec { tokens, capacity, features: false, output: omchat_model::graph::Output::Last, spread: Spread::Alone };
+        let spec = DecoderSpec {
+            tokens,
+            capacity,
+            features: false,
+            output: omchat_model::graph::Output::Last,
+            spread: Spread::Alone,
+        };
         let exe = self.decoder(spec)?;
         let mut store = self.store();
         reset(&exe, &self.device, &mut store);

@@ -94,7 +94,11 @@ mod tests {
                 }
                 for rank in 0..ranks {
                     assert_eq!(owners.tokens(rank).count(), owners.filled(rank));
-                    assert!(owners.filled(rank) <= Owners::most(owners.len(), ranks, whole), "{ranks} ranks: {:?}", owners.filled);
+                    assert!(
+                        owners.filled(rank) <= Owners::most(owners.len(), ranks, whole),
+                        "{ranks} ranks: {:?}",
+                        owners.filled
+                    );
                 }
             }
         }

@@ -118,7 +118,11 @@ fn seeded_faults_are_caught() {
         ),
         ("outputs not weighed", "%part = mul %o, %w \"r b h g t d, r b h g t -> r b h g t d\"", "%part = copy %o"),
         ("the highest lse for the sum", "%lse  = add %top, %log", "%lse = copy %top"),
-        ("the first rank for all", "%os    = slice %parts axis=5 start=0 end=D", "%os = rearrange %o \"b h g t d -> r b h g t d\" r=R"),
+        (
+            "the first rank for all",
+            "%os    = slice %parts axis=5 start=0 end=D",
+            "%os = rearrange %o \"b h g t d -> r b h g t d\" r=R",
+        ),
     ] {
         let [o, l] = spread(&s, 4, 3, Dtype::F32, Mode::Exact, &mutant(&text, from, to)).remove(1);
         let off = worst(&o, &out).max(worst(&l, &lse));

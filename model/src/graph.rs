@@ -55,8 +55,11 @@ pub const ACCUMULATE: &str = "accumulate_gradients";
 pub const APPLY: &str = "apply_gradients";
 
 /// Name and text of each file of blocks.
-pub const BLOCKS: &[(&str, &str)] =
-    &[("decoder.oir", include_str!("blocks/decoder.oir")), ("spread.oir", include_str!("blocks/spread.oir")), ("vision.oir", include_str!("blocks/vision.oir"))];
+pub const BLOCKS: &[(&str, &str)] = &[
+    ("decoder.oir", include_str!("blocks/decoder.oir")),
+    ("spread.oir", include_str!("blocks/spread.oir")),
+    ("vision.oir", include_str!("blocks/vision.oir")),
+];
 
 /// Every template of the blocks.
 ///

@@ -10,7 +10,8 @@ use omchat_model::weights::tensors;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-const SPEC: DecoderSpec = DecoderSpec { tokens: 64, capacity: 4096, features: true, output: Output::Last, spread: Spread::Alone };
+const SPEC: DecoderSpec =
+    DecoderSpec { tokens: 64, capacity: 4096, features: true, output: Output::Last, spread: Spread::Alone };
 
 fn models() -> Vec<(&'static str, OmChatConfig)> {
     PRESETS.iter().map(|name| (*name, preset(name).unwrap())).collect()

@@ -6,7 +6,9 @@ use super::{Options, Row, kernels::ways};
 use crate::{CHUNKS, Device, EngineOptions, Error};
 use omchat_codegen::{Amount, Seen};
 use omchat_ir::{Dtype, Func, Module, Role};
-use omchat_model::graph::{DecoderSpec, ForwardSpec, Output, Spread, TrainSpec, decoder_module, step_module, vision_module};
+use omchat_model::graph::{
+    DecoderSpec, ForwardSpec, Output, Spread, TrainSpec, decoder_module, step_module, vision_module,
+};
 use omchat_model::rope::rope_table;
 use omchat_model::{Checkpoint, OmChatConfig};
 use omchat_runtime::{Executable, HostTensor, Store, Times};

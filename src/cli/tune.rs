@@ -123,8 +123,13 @@ fn programs(args: &Args, device: &Device) -> Result<Vec<(String, Program)>, Erro
     let capacity = (args.context as usize).next_multiple_of(CHUNKS[1]) + CHUNKS[0];
     let mut modules: Vec<(String, Module)> = vec![];
     for tokens in CHUNKS {
-        let spec =
-            DecoderSpec { tokens, capacity, features: tokens > 1 && config.vision.is_some(), output: Output::Last, spread: Spread::Alone };
+        let spec = DecoderSpec {
+            tokens,
+            capacity,
+            features: tokens > 1 && config.vision.is_some(),
+            output: Output::Last,
+            spread: Spread::Alone,
+        };
         modules.push((format!("{name}/decoder-{tokens}"), decoder_module(&config, spec, dtype)?));
     }
     if config.vision.is_some() {

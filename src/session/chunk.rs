@@ -161,9 +161,16 @@ mod tests {
 
     #[test]
     fn one_rank_reads_the_largest_chunk_that_is_full() {
-        for (left, size, take) in
-            [(1, 1, 1), (2, 32, 2), (31, 32, 31), (32, 32, 32), (33, 32, 32), (255, 32, 32), (256, 256, 256), (999, 256, 256)]
-        {
+        for (left, size, take) in [
+            (1, 1, 1),
+            (2, 32, 2),
+            (31, 32, 31),
+            (32, 32, 32),
+            (33, 32, 32),
+            (255, 32, 32),
+            (256, 256, 256),
+            (999, 256, 256),
+        ] {
             assert_eq!(Plan::next(left, 1), Plan { size, take, spread: Spread::Alone }, "{left} left");
         }
     }

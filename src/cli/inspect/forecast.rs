@@ -91,7 +91,13 @@ fn modules(config: &OmChatConfig, context: usize, dtype: Dtype) -> Result<Vec<(S
         let tiles = EngineOptions::default().tiles;
         out.push((format!("vision, {tiles} tiles a run"), vision_module(config, tiles, dtype)?));
     }
-    let spec = |tokens, features| DecoderSpec { tokens, capacity: context, features, output: Output::Last, spread: Spread::Alone };
+    let spec = |tokens, features| DecoderSpec {
+        tokens,
+        capacity: context,
+        features,
+        output: Output::Last,
+        spread: Spread::Alone,
+    };
     let chunk = omchat::CHUNKS[0].min(context);
     out.push((
         format!("prompt, {chunk} tokens a run"),
