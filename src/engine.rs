@@ -4,8 +4,9 @@ use crate::tuned::Tables;
 use crate::{Dump, Error, Model, watched};
 use omchat_codegen::Tuned;
 use omchat_ir::{Dtype, Func, Module, Role, Type};
-use omchat_model::graph::{DECODE, DecoderSpec, VISION, decoder_module, vision_module};
+use omchat_model::graph::{DECODE, DecoderSpec, Spread, VISION, decoder_module, vision_module};
 use omchat_model::tiler::check_pixels;
+use omchat_runtime::collective::World;
 use omchat_runtime::{Device, Executable, HostTensor, Store};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -48,6 +49,7 @@ pub struct Engine {
     vision: Mutex<HashMap<usize, Arc<Executable>>>,
     programs: AtomicUsize,
     dump: Option<Dump>,
+    world: Option<World>,
     tables: Tables,
     tuned: Tuned,
 }
@@ -61,6 +63,21 @@ impl Engine {
     /// Errors: a tensor that cannot be read or is not finite; a device too small for the weights; a table
     /// that cannot be read.
     pub fn load(
+        model: Model,
+        device: Device,
+        options: &EngineOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Engine, Error> {
+        Engine::load_among(None, model, device, options, progress)
+    }
+
+    /// As [`Engine::load`], as one rank of several: each holds all weights and a part of every session's cache.
+    ///
+    /// All ranks make the same calls in the same order, on devices of one kind, and get the same answers.
+    ///
+    /// Errors: as [`Engine::load`]; sessions among ranks need a device other than `interp`.
+    pub fn load_among(
+        world: Option<World>,
         model: Model,
         device: Device,
         options: &EngineOptions,
@@ -81,6 +98,7 @@ impl Engine {
             vision: Mutex::default(),
             programs: AtomicUsize::new(0),
             dump: Dump::of_env()?,
+            world,
             tuned: tables.tuned(),
             tables,
         };
@@ -109,7 +127,13 @@ impl Engine {
 
     /// Name and type of every tensor that the programs read.
     fn weight_types(&self) -> Result<Vec<(String, Type)>, Error> {
-        let spec = DecoderSpec { tokens: 1, capacity: 1, features: false, output: omchat_model::graph::Output::Last };
+        let spec = DecoderSpec {
+            tokens: 1,
+            capacity: 1,
+            features: false,
+            output: omchat_model::graph::Output::Last,
+            spread: Spread::Alone,
+        };
         let mut modules = vec![decoder_module(&self.model.config, spec, self.dtype)?];
         if self.model.config.vision.is_some() {
             modules.push(vision_module(&self.model.config, 1, self.dtype)?);
@@ -137,6 +161,25 @@ impl Engine {
         self.dtype
     }
 
+    /// This rank, from 0.
+    pub fn rank(&self) -> usize {
+        self.world.as_ref().map_or(0, World::rank)
+    }
+
+    /// Ranks that share every session's cache; 1 if it is alone.
+    pub fn ranks(&self) -> usize {
+        self.world.as_ref().map_or(1, World::ranks)
+    }
+
+    /// The numbers of each rank, in order.
+    pub(crate) fn gathered(&self, what: &str, own: &[f32]) -> Result<Vec<Vec<f32>>, Error> {
+        let Some(world) = self.world.as_ref().filter(|w| w.ranks() > 1) else { return Ok(vec![own.to_vec()]) };
+        let bytes = own.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let parts = world.gather(what, bytes, None).map_err(omchat_runtime::Error::from)?;
+        let numbers = |part: &Vec<u8>| part.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        Ok(parts.iter().map(numbers).collect())
+    }
+
     /// The table of measured schedules, and whether it is taken.
     pub fn tables(&self) -> &Tables {
         &self.tables
@@ -145,6 +188,15 @@ impl Engine {
     /// Bytes of weights on the device.
     pub fn weight_bytes(&self) -> u64 {
         self.weights.bytes()
+    }
+
+    /// Bytes of the states of a session on this rank, as its programs declare them: the cache. 0 before the first session,
+    /// and of the largest where there were several.
+    pub fn state_bytes(&self) -> u64 {
+        let states = |e: &Arc<Executable>| {
+            e.params().iter().filter(|p| p.role == Role::State).map(|p| p.ty.bytes() as u64).sum::<u64>()
+        };
+        held(&self.decoders).values().map(states).max().unwrap_or(0)
     }
 
     /// Programs lowered so far. A longer conversation lowers no more: its chunks have the same sizes.
@@ -192,7 +244,13 @@ impl Engine {
     ///
     /// Errors: as a run.
     pub fn profile(&self, tokens: usize, capacity: usize, filled: usize) -> Result<Vec<omchat_runtime::Timing>, Error> {
-        let spec = DecoderSpec { tokens, capacity, features: false, output: omchat_model::graph::Output::Last };
+        let spec = DecoderSpec {
+            tokens,
+            capacity,
+            features: false,
+            output: omchat_model::graph::Output::Last,
+            spread: Spread::Alone,
+        };
         let exe = self.decoder(spec)?;
         let mut store = self.store();
         reset(&exe, &self.device, &mut store);
@@ -223,14 +281,14 @@ impl Engine {
     fn lower(&self, m: &Module, entry: &str) -> Result<Arc<Executable>, Error> {
         let f = m.named(entry).unwrap_or(Func(m.functions.len() as u32 - 1));
         let e = watched(self.dump.as_ref(), entry, |after| {
-            Executable::load_tuned(&self.device, m, f, Some(&self.tuned), None, after)
+            Executable::load_tuned(&self.device, m, f, Some(&self.tuned), self.world.as_ref(), after)
         })?;
         let e = Arc::new(e);
         self.programs.fetch_add(1, Ordering::Relaxed);
         Ok(e)
     }
 
-    /// The projected features of tiles, a bounded number of tiles at a time.
+    /// The projected features of tiles, a bounded number of tiles at a time. Ranks share the tiles, and all get all rows.
     ///
     /// `pixels` yields the numbers of a range of tiles, so that no more than one run's need exist.
     ///
@@ -248,9 +306,10 @@ impl Engine {
         let side = vision.image_size;
         let mut store = self.store();
         let mut out = vec![];
-        let mut done = 0;
-        while done < tiles {
-            let n = self.options.tiles.min(tiles - done);
+        let share = |rank: usize| tiles * rank / self.ranks();
+        let (mut done, end) = (share(self.rank()), share(self.rank() + 1));
+        while done < end {
+            let n = self.options.tiles.min(end - done);
             let data = pixels(done..done + n);
             let have = check_pixels(&data, side)?;
             if have != n {
@@ -261,8 +320,9 @@ impl Engine {
             let y = exe.run(&[("pixels", x)], &mut store)?;
             out.extend(y.first().map(HostTensor::to_f32).unwrap_or_default());
             done += n;
-            progress(Progress { stage: "encoding", done, total: tiles });
+            progress(Progress { stage: "encoding", done, total: end });
         }
+        let out = self.gathered("image features", &out)?.concat();
         finite("image features", &out)?;
         Ok(out)
     }

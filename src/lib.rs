@@ -29,6 +29,7 @@ mod error;
 mod init;
 mod judge;
 mod model;
+mod owners;
 pub mod plan;
 mod ranks;
 mod sampling;

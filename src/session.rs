@@ -3,17 +3,23 @@
 //! Tokens are read in chunks of a few fixed sizes, so that programs and kernels are made once however long the
 //! sequence grows. A chunk that is not full is padded: padding sees nothing, its slots are seen by nothing, and
 //! the next chunk writes over them.
+//!
+//! Among ranks each has a part of the cache. A long prompt is read in chunks of which each rank has a part: its keys go
+//! to that rank's slots, its queries to all ranks. Few tokens are read by all ranks alike, and one keeps their keys.
+
+mod chunk;
 
 use crate::engine::{finite, reset};
+use crate::owners::Owners;
 use crate::{Engine, Error, Progress};
-use omchat_model::graph::{DecoderSpec, Output};
-use omchat_model::rope::rope_table;
+use chunk::{Chunk, Plan};
+use omchat_model::graph::{DecoderSpec, Output, Spread};
 use omchat_model::splice::Slot;
 use omchat_runtime::{HostTensor, Store};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Tokens that one run reads, largest first. The last reads one token: a decode step.
+/// Tokens that a rank reads in one run, largest first. The last reads one token: a decode step.
 pub const CHUNKS: [usize; 3] = [256, 32, 1];
 
 /// What of each token is wanted.
@@ -42,15 +48,16 @@ pub struct Stats {
     pub replays: usize,
 }
 
-/// One sequence's cache.
+/// One sequence's cache. Of an engine among ranks it is this rank's part: all ranks make the same calls, each on its
+/// own session, and all get the same answers, bit for bit where all run on devices of one kind.
 pub struct Session {
     engine: Arc<Engine>,
     store: Store,
     /// Tokens that the caller may read.
     context: usize,
-    /// Slots of the cache: the context and room for a padded chunk.
+    /// Slots of this rank's cache: its share of the context and room for a padded chunk.
     capacity: usize,
-    used: usize,
+    owners: Owners,
     stats: Stats,
 }
 
@@ -66,18 +73,25 @@ impl Session {
         if context > most {
             return Err(Error::Input(format!("a context of {context} tokens; the most is {most}")));
         }
-        let capacity = context.next_multiple_of(CHUNKS[1]) + CHUNKS[0];
-        let mut s = Session { store: engine.store(), engine, context, capacity, used: 0, stats: Stats::default() };
+        let ranks = engine.ranks();
+        let capacity = Owners::most(context, ranks, CHUNKS[1]).next_multiple_of(CHUNKS[1]) + CHUNKS[0];
+        let (store, owners) = (engine.store(), Owners::new(ranks));
+        let mut s = Session { store, engine, context, capacity, owners, stats: Stats::default() };
         s.check_memory()?;
-        let exe = s.engine.decoder(s.spec(1, Output::Last))?;
+        let exe = s.engine.decoder(s.spec(Plan::next(1, ranks), Output::Last))?;
         reset(&exe, s.engine.device(), &mut s.store);
         Ok(s)
     }
 
-    fn check_memory(&self) -> Result<(), Error> {
+    /// Bytes of keys and values that this rank's cache holds.
+    pub fn cache_bytes(&self) -> u64 {
         let t = &self.engine.model().config.text;
         let slot = 2 * t.layers * t.kv_heads * t.head_dim * self.engine.dtype().bytes();
-        let need = self.capacity as u64 * slot as u64;
+        self.capacity as u64 * slot as u64
+    }
+
+    fn check_memory(&self) -> Result<(), Error> {
+        let need = self.cache_bytes();
         match self.engine.device().free_bytes() {
             Some(have) if need > have => {
                 let device = self.engine.device().name().to_string();
@@ -95,12 +109,12 @@ impl Session {
 
     /// Tokens read so far.
     pub fn len(&self) -> usize {
-        self.used
+        self.owners.len()
     }
 
     /// Whether nothing was read.
     pub fn is_empty(&self) -> bool {
-        self.used == 0
+        self.len() == 0
     }
 
     /// Room for that many tokens.
@@ -115,10 +129,11 @@ impl Session {
 
     /// Forgets everything after the first `tokens`: what follows is written over.
     pub fn truncate(&mut self, tokens: usize) -> Result<(), Error> {
-        if tokens < self.used {
-            self.used = tokens;
+        if tokens < self.len() {
+            self.owners.truncate(tokens);
             // The slots' indices say what is seen; rewriting them empties the rest.
-            let at: Vec<i32> = (0..self.capacity).map(|i| if i < tokens { i as i32 } else { i32::MAX }).collect();
+            let kept = self.owners.tokens(self.engine.rank()).map(|token| token as i32);
+            let at: Vec<i32> = kept.chain(std::iter::repeat(i32::MAX)).take(self.capacity).collect();
             self.store.upload(self.engine.device(), "cache.at", &HostTensor::i32([1, self.capacity], &at));
         }
         Ok(())
@@ -140,18 +155,13 @@ impl Session {
         let mut out = vec![];
         let mut done = 0;
         while done < slots.len() {
-            let size = self.chunk(slots.len() - done);
-            let part = &slots[done..(done + size).min(slots.len())];
+            let part = self.next(&slots[done..]);
             let output = if rows == Rows::All { Output::All } else { Output::Last };
-            let mut y = self.run(part, size, features, output, None)?;
-            let logits = y.swap_remove(0).to_f32();
+            let logits = self.run(part, features, output, &[])?;
             finite("logits", &logits)?;
             done += part.len();
             match rows {
-                Rows::All => {
-                    let width = logits.len() / size;
-                    out.extend_from_slice(&logits[..part.len() * width]);
-                }
+                Rows::All => out.extend(logits),
                 Rows::Last => out = logits,
             }
             progress(Progress { stage: "reading", done, total: slots.len() });
@@ -172,17 +182,15 @@ impl Session {
         let mut out = vec![];
         while out.len() < slots.len() {
             let done = out.len();
-            let size = self.chunk(slots.len() - done);
-            let part = &slots[done..(done + size).min(slots.len())];
-            let y = self.run(part, size, features, Output::Loss, Some(&labels[done..done + part.len()]))?;
-            out.extend_from_slice(&y[0].to_f32()[..part.len()]);
+            let part = self.next(&slots[done..]);
+            out.extend(self.run(part, features, Output::Loss, &labels[done..done + part.len()])?);
         }
         finite("losses", &out)?;
         Ok(out)
     }
 
     fn room(&self, slots: &[Slot]) -> Result<(), Error> {
-        let need = self.used + slots.len();
+        let need = self.len() + slots.len();
         if need > self.context {
             return Err(Error::Context { need, have: self.context });
         }
@@ -202,8 +210,9 @@ impl Session {
         }
     }
 
-    fn chunk(&self, left: usize) -> usize {
-        CHUNKS.into_iter().find(|c| left >= *c).map_or(1, |c| if c == 1 && left > 1 { CHUNKS[1] } else { c })
+    /// The positions that the next run reads.
+    fn next<'s>(&self, left: &'s [Slot]) -> &'s [Slot] {
+        &left[..Plan::next(left.len(), self.engine.ranks()).take]
     }
 
     fn count(&mut self, tokens: usize, took: Duration) {
@@ -216,77 +225,47 @@ impl Session {
         }
     }
 
-    fn spec(&self, tokens: usize, output: Output) -> DecoderSpec {
-        let features = tokens > 1 && self.engine.model().config.vision.is_some();
-        DecoderSpec { tokens, capacity: self.capacity, features, output }
+    fn spec(&self, plan: Plan, output: Output) -> DecoderSpec {
+        let features = plan.size > 1 && self.engine.model().config.vision.is_some();
+        DecoderSpec { tokens: plan.size, capacity: self.capacity, features, output, spread: plan.spread }
     }
 
-    /// Runs one chunk, padded to `size`.
-    fn run(
-        &mut self,
-        part: &[Slot],
-        size: usize,
-        features: &[f32],
-        output: Output,
-        labels: Option<&[i32]>,
-    ) -> Result<Vec<HostTensor>, Error> {
-        let image = part.iter().any(|s| matches!(s, Slot::Image(_)));
-        let size = if image { size.max(CHUNKS[1]) } else { size };
-        let spec = self.spec(size, output);
-        let exe = self.engine.decoder(spec)?;
-        let t = &self.engine.model().config.text;
-        let n = part.len();
-        let at = |i: usize| (self.used + i) as i32;
-        let pad = |f: &dyn Fn(usize) -> i32, rest: i32| -> Vec<i32> {
-            (0..size).map(|i| if i < n { f(i) } else { rest }).collect()
+    /// Runs one chunk, padded: the logits of its last token, or what there is of each token, in order.
+    fn run(&mut self, part: &[Slot], features: &[f32], output: Output, labels: &[i32]) -> Result<Vec<f32>, Error> {
+        let (rank, ranks) = (self.engine.rank(), self.engine.ranks());
+        let mut plan = Plan::next(part.len(), ranks);
+        if part.iter().any(|s| matches!(s, Slot::Image(_))) {
+            plan.size = plan.size.max(CHUNKS[1]);
+        }
+        let owners = match plan.spread {
+            Spread::Parts(_) => self.owners.in_turn(part.len()),
+            _ => self.owners.whole(part.len()),
         };
-        let ids = pad(
-            &|i| match part[i] {
-                Slot::Text(id) => id as i32,
-                Slot::Image(_) => -1,
-            },
-            -1,
-        );
-        let positions: Vec<u32> = (0..size).map(|i| (self.used + i) as u32).collect();
-        let (cos, sin) = rope_table(&positions, t.head_dim, t.rope_theta);
-        let pairs = t.head_dim / 2;
-        let mut feed = vec![
-            ("ids", HostTensor::i32([size], &ids)),
-            ("cos", HostTensor::f32([size, pairs], &cos)),
-            ("sin", HostTensor::f32([size, pairs], &sin)),
-            // Padding sees nothing: its interval is empty.
-            ("lo", HostTensor::i32([1, size], &pad(&|_| 0, 1))),
-            ("hi", HostTensor::i32([1, size], &pad(&at, 0))),
-            ("slots", HostTensor::i32([1, size], &pad(&at, i32::MAX))),
-            ("start", HostTensor::i32([], &[self.used as i32])),
-        ];
-        if spec.features {
-            feed.push(("features", HostTensor::f32([size, t.hidden], &rows_of(part, size, t.hidden, features)?)));
-        }
-        match output {
-            Output::Last => feed.push(("last", HostTensor::i32([1], &[n as i32 - 1]))),
-            Output::Loss => {
-                feed.push(("labels", HostTensor::i32([size], &pad(&|i| labels.map_or(-100, |l| l[i]), -100))))
+        let start = self.owners.filled(rank);
+        let chunk = Chunk { part, first: self.len(), plan, owners: &owners, rank, start };
+        let spec = self.spec(plan, output);
+        let exe = self.engine.decoder(spec)?;
+        let features = spec.features.then_some(features);
+        let feed = chunk.feed(&self.engine.model().config.text, features, output, labels)?;
+        let mut results = exe.run(&feed, &mut self.store)?;
+        let rows = results.swap_remove(0).to_f32();
+        let rows = if output == Output::Last { rows } else { self.in_order(&chunk, rows)? };
+        self.owners.add(&owners);
+        Ok(rows)
+    }
+
+    /// The rows of a chunk's tokens, from the rows of each rank.
+    fn in_order(&self, chunk: &Chunk, mut rows: Vec<f32>) -> Result<Vec<f32>, Error> {
+        let width = rows.len() / chunk.plan.size;
+        rows.truncate(chunk.read_by(chunk.rank).len() * width);
+        let Spread::Parts(ranks) = chunk.plan.spread else { return Ok(rows) };
+        let parts = self.engine.gathered("rows of a chunk", &rows)?;
+        let mut out = vec![0.0; chunk.part.len() * width];
+        for (rank, part) in (0..ranks).zip(parts) {
+            for (token, row) in chunk.read_by(rank).into_iter().zip(part.chunks(width)) {
+                out[token * width..(token + 1) * width].copy_from_slice(row);
             }
-            Output::All => {}
         }
-        let out = exe.run(&feed, &mut self.store)?;
-        self.used += n;
         Ok(out)
     }
-}
-
-/// The feature row of each position; zeros where text or padding stands.
-fn rows_of(part: &[Slot], size: usize, width: usize, features: &[f32]) -> Result<Vec<f32>, Error> {
-    let mut out = vec![0.0; size * width];
-    for (i, slot) in part.iter().enumerate() {
-        if let Slot::Image(row) = slot {
-            let from = *row as usize * width;
-            let have = features
-                .get(from..from + width)
-                .ok_or_else(|| Error::Input(format!("feature row {row} of {}", features.len() / width.max(1))))?;
-            out[i * width..(i + 1) * width].copy_from_slice(have);
-        }
-    }
-    Ok(out)
 }

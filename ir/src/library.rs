@@ -16,6 +16,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("ring_vjp.oir", include_str!("../library/ring_vjp.oir")),
     ("rope.oir", include_str!("../library/rope.oir")),
     ("select.oir", include_str!("../library/select.oir")),
+    ("spread_attention.oir", include_str!("../library/spread_attention.oir")),
     ("two_pass.oir", include_str!("../library/two_pass.oir")),
     ("weight.oir", include_str!("../library/weight.oir")),
 ];

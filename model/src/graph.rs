@@ -25,7 +25,7 @@ mod tower;
 mod train;
 mod vision;
 
-pub use decoder::{DecoderSpec, Output, decoder_module};
+pub use decoder::{DecoderSpec, Output, Spread, decoder_module};
 pub use forward::{ForwardSpec, forward_module, ring_chunks};
 pub use shard::shard_elements;
 pub use step::{accumulate_module, apply_module, decays, step_module};
@@ -55,8 +55,11 @@ pub const ACCUMULATE: &str = "accumulate_gradients";
 pub const APPLY: &str = "apply_gradients";
 
 /// Name and text of each file of blocks.
-pub const BLOCKS: &[(&str, &str)] =
-    &[("decoder.oir", include_str!("blocks/decoder.oir")), ("vision.oir", include_str!("blocks/vision.oir"))];
+pub const BLOCKS: &[(&str, &str)] = &[
+    ("decoder.oir", include_str!("blocks/decoder.oir")),
+    ("spread.oir", include_str!("blocks/spread.oir")),
+    ("vision.oir", include_str!("blocks/vision.oir")),
+];
 
 /// Every template of the blocks.
 ///

@@ -4,13 +4,14 @@
 
 use omchat_ir::{Action, Dtype, Module, Role};
 use omchat_model::config::OmChatConfig;
-use omchat_model::graph::{self, DecoderSpec, ForwardSpec, Output};
+use omchat_model::graph::{self, DecoderSpec, ForwardSpec, Output, Spread};
 use omchat_model::presets::{PRESETS, preset};
 use omchat_model::weights::tensors;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-const SPEC: DecoderSpec = DecoderSpec { tokens: 64, capacity: 4096, features: true, output: Output::Last };
+const SPEC: DecoderSpec =
+    DecoderSpec { tokens: 64, capacity: 4096, features: true, output: Output::Last, spread: Spread::Alone };
 
 fn models() -> Vec<(&'static str, OmChatConfig)> {
     PRESETS.iter().map(|name| (*name, preset(name).unwrap())).collect()

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use omchat_ir::{Dtype, Func, Function, Mode, Module, Role, Tensor, Type, interpret};
-use omchat_model::graph::{self, DecoderSpec, ForwardSpec, Output, Recompute, TrainSpec};
+use omchat_model::graph::{self, DecoderSpec, ForwardSpec, Output, Recompute, Spread, TrainSpec};
 use omchat_model::rope::rope_table;
 use omchat_model::splice::{Slot, splice};
 use omchat_model::{Checkpoint, OmChatConfig};
@@ -144,7 +144,7 @@ const EMPTY: f64 = i32::MAX as f64;
 
 impl<'c> Session<'c> {
     fn new(case: &'c Case, capacity: usize) -> Self {
-        let spec = DecoderSpec { tokens: 1, capacity, features: false, output: Output::All };
+        let spec = DecoderSpec { tokens: 1, capacity, features: false, output: Output::All, spread: Spread::Alone };
         let module = graph::decoder_module(&case.config, spec, Dtype::F32).unwrap();
         let states = graph::params(graph::entry(&module).unwrap(), Role::State);
         // Whatever an empty slot holds must not matter.
@@ -156,7 +156,13 @@ impl<'c> Session<'c> {
     /// Runs these tokens in a module of `tokens`, the rest padded; yields what comes before the states.
     fn feed(&mut self, ids: &[f64], features: &[f64], tokens: usize, output: Output, labels: &[f64]) -> Vec<Tensor> {
         let (n, width) = (ids.len(), self.case.config.text.hidden);
-        let spec = DecoderSpec { tokens, capacity: self.capacity, features: !features.is_empty(), output };
+        let spec = DecoderSpec {
+            tokens,
+            capacity: self.capacity,
+            features: !features.is_empty(),
+            output,
+            spread: Spread::Alone,
+        };
         let module = graph::decoder_module(&self.case.config, spec, Dtype::F32).unwrap();
         let at: Vec<f64> = (self.used..self.used + n).map(|i| i as f64).collect();
         let positions: Vec<u32> = (0..tokens).map(|i| (self.used + i) as u32).collect();

@@ -6,7 +6,9 @@ use super::{Options, Row, kernels::ways};
 use crate::{CHUNKS, Device, EngineOptions, Error};
 use omchat_codegen::{Amount, Seen};
 use omchat_ir::{Dtype, Func, Module, Role};
-use omchat_model::graph::{DecoderSpec, ForwardSpec, Output, TrainSpec, decoder_module, step_module, vision_module};
+use omchat_model::graph::{
+    DecoderSpec, ForwardSpec, Output, Spread, TrainSpec, decoder_module, step_module, vision_module,
+};
 use omchat_model::rope::rope_table;
 use omchat_model::{Checkpoint, OmChatConfig};
 use omchat_runtime::{Executable, HostTensor, Store, Times};
@@ -94,7 +96,7 @@ fn decoding(whole: &Whole, suite: &str, chunk: usize, tokens: usize, starts: &[u
     let t = &whole.config.text;
     // The cache of a session: its context and room for a padded chunk.
     let capacity = tokens.next_multiple_of(CHUNKS[1]) + CHUNKS[0];
-    let spec = DecoderSpec { tokens: chunk, capacity, features: false, output: Output::Last };
+    let spec = DecoderSpec { tokens: chunk, capacity, features: false, output: Output::Last, spread: Spread::Alone };
     let module = decoder_module(whole.config, spec, whole.dtype)?;
     let context = starts.last().copied().unwrap_or(0);
     let name = format!("{suite}/{}/{}/t{}", whole.name, whole.dtype, if chunk == 1 { context } else { tokens });

@@ -6,7 +6,7 @@ use omchat_codegen::Pick;
 use omchat_ir::{Func, Module};
 use omchat_kernels::{LIST, fingerprint};
 use omchat_model::OmChatConfig;
-use omchat_model::graph::{DecoderSpec, Output, decoder_module, vision_module};
+use omchat_model::graph::{DecoderSpec, Output, Spread, decoder_module, vision_module};
 use omchat_model::presets::preset;
 use omchat_runtime::tune::{Outcome, Task, Tuning, tasks, tune};
 use omchat_runtime::{Entry, Table};
@@ -123,8 +123,13 @@ fn programs(args: &Args, device: &Device) -> Result<Vec<(String, Program)>, Erro
     let capacity = (args.context as usize).next_multiple_of(CHUNKS[1]) + CHUNKS[0];
     let mut modules: Vec<(String, Module)> = vec![];
     for tokens in CHUNKS {
-        let spec =
-            DecoderSpec { tokens, capacity, features: tokens > 1 && config.vision.is_some(), output: Output::Last };
+        let spec = DecoderSpec {
+            tokens,
+            capacity,
+            features: tokens > 1 && config.vision.is_some(),
+            output: Output::Last,
+            spread: Spread::Alone,
+        };
         modules.push((format!("{name}/decoder-{tokens}"), decoder_module(&config, spec, dtype)?));
     }
     if config.vision.is_some() {

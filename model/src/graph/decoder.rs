@@ -3,7 +3,7 @@
 use super::entry::{Entry, verified};
 use super::{DECODE, scope};
 use crate::config::{OmChatConfig, TextConfig};
-use omchat_ir::ops::UpdateSlice;
+use omchat_ir::ops::{AllReduce, FoldKind, UpdateSlice};
 use omchat_ir::{Diagnostics, Dtype, Module, Value};
 
 /// What one run of `@decode` takes and yields.
@@ -18,6 +18,31 @@ pub struct DecoderSpec {
     pub features: bool,
     /// What comes out.
     pub output: Output,
+    /// How tokens and cache are spread over ranks.
+    pub spread: Spread,
+}
+
+/// How tokens and cache are spread over ranks. Each rank has slots of its own, as many as the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Spread {
+    /// One rank has all.
+    Alone,
+    /// That many ranks read the same tokens; one of them gives their slots indices, and so keeps them. What comes out
+    /// is the same on all, bit for bit.
+    Same(usize),
+    /// That many ranks read T tokens each. What comes out is of each rank's own tokens, but [`Output::Last`] is
+    /// of the one token that one rank names, the same on all.
+    Parts(usize),
+}
+
+impl Spread {
+    /// How many ranks there are.
+    pub fn ranks(self) -> usize {
+        match self {
+            Spread::Alone => 1,
+            Spread::Same(n) | Spread::Parts(n) => n,
+        }
+    }
 }
 
 /// What `@decode` yields before the next states.
@@ -38,17 +63,20 @@ pub enum Output {
 /// the spec says so (added to the embedding; 0 where text stands), `cos: f32[T, P]` and `sin: f32[T, P]`
 /// (P = head size / 2, by [`crate::rope::rope_table`]), `lo: i32[1, T]` and `hi: i32[1, T]` (what each token sees), `slots: i32[1, T]`
 /// (the `at` that each token's slot gets; `i32::MAX` for padding), `start: i32` (the first slot written), and `last`
-/// or `labels` by the output. Then weights. Then states: `cache.at: i32[1, S]` (`i32::MAX` where a slot is empty),
+/// or `labels` by the output. Of several ranks with tokens of their own, `lo` and `hi` are i32[R, 1, T], row s of the
+/// rank s to the left, and `last` is −1 on every rank but one. Then weights. Then states: `cache.at: i32[1, S]` (`i32::MAX` where a slot is empty),
 /// and `cache.k.N: E[1, H, S, D]`, `cache.v.N` of each layer N.
 ///
 /// Results: see [`Output`]; then the next states, in the order of the states.
 ///
-/// Shapes: T tokens, S slots, C width, V vocabulary, H key heads, D head size, E `dtype`. Batch is 1.
-/// Errors: a spec without tokens, or with fewer slots than tokens; a `dtype` that is no float.
+/// Shapes: T tokens, S slots, both a rank, R ranks, C width, V vocabulary, H key heads, D head size, E `dtype`. Batch
+/// is 1.
+/// Errors: a spec without tokens or ranks, or with fewer slots than tokens; a `dtype` that is no float.
 pub fn decoder_module(config: &OmChatConfig, spec: DecoderSpec, dtype: Dtype) -> Result<Module, Diagnostics> {
     let (mut module, scope, t) = (Module::default(), scope()?, &config.text);
     let mut e = Entry::new(&mut module, &scope, DECODE, dtype)?;
     e.positive("tokens", spec.tokens)?;
+    e.positive("ranks", spec.spread.ranks())?;
     e.fits("tokens", spec.tokens, "capacity", spec.capacity)?;
     let given = Given::declare(&mut e, t, &spec);
     let weights = Weights::declare(&mut e, t);
@@ -60,12 +88,12 @@ pub fn decoder_module(config: &OmChatConfig, spec: DecoderSpec, dtype: Dtype) ->
         x = e.call("x", "add_features", &[x, features])?;
     }
     let at = e.op("at", UpdateSlice { axis: 1 }, &[cache.at, given.slots, given.start])?;
-    let block = if t.qkv_bias() { "qwen2_cached_layer" } else { "llama_cached_layer" };
+    let (block, ranks) = block(t, spec.spread);
     let mut next = vec![at];
     for (layer, (keys, values)) in weights.layers.iter().zip(&cache.layers) {
         let mut operands = vec![x, given.cos, given.sin, given.lo, given.hi, at, given.start, *keys, *values, eps];
         operands.extend(layer);
-        let out = e.calls(&["x", "k", "v"], block, &operands)?;
+        let out = e.calls_with(&["x", "k", "v"], block, ranks.as_slice(), &operands)?;
         x = out[0];
         next.extend(&out[1..]);
     }
@@ -73,6 +101,18 @@ pub fn decoder_module(config: &OmChatConfig, spec: DecoderSpec, dtype: Dtype) ->
     results.extend(next);
     e.finish(results);
     verified(module)
+}
+
+/// The block of a layer, and the letter that its operands do not tell.
+fn block(t: &TextConfig, spread: Spread) -> (&'static str, Option<(&'static str, usize)>) {
+    match (spread, t.qkv_bias()) {
+        (Spread::Alone, true) => ("qwen2_cached_layer", None),
+        (Spread::Alone, false) => ("llama_cached_layer", None),
+        (Spread::Same(n), true) => ("qwen2_spread_layer", Some(("R", n))),
+        (Spread::Same(n), false) => ("llama_spread_layer", Some(("R", n))),
+        (Spread::Parts(_), true) => ("qwen2_query_ring_layer", None),
+        (Spread::Parts(_), false) => ("llama_query_ring_layer", None),
+    }
 }
 
 fn head(
@@ -90,7 +130,11 @@ fn head(
         }
         (_, last) => {
             let x = match last {
-                Some(last) => e.rows("x", x, last)?,
+                // One rank has the row, the others 0: the sum is that row on all.
+                Some(last) => match (e.rows("x", x, last)?, spec.spread) {
+                    (x, Spread::Parts(_)) => e.op("x", AllReduce { fold: FoldKind::Sum }, &[x])?,
+                    (x, _) => x,
+                },
                 None => x,
             };
             let x = e.call("x", "rms_norm", &[x, w.norm, eps])?;
@@ -115,13 +159,17 @@ struct Given {
 impl Given {
     fn declare(e: &mut Entry, t: &TextConfig, spec: &DecoderSpec) -> Given {
         let (n, pairs) = (spec.tokens, t.head_dim / 2);
+        let seen = match spec.spread {
+            Spread::Parts(ranks) => vec![ranks, 1, n],
+            _ => vec![1, n],
+        };
         Given {
             ids: e.input("ids", Dtype::I32, &[n]),
             features: spec.features.then(|| e.input("features", Dtype::F32, &[n, t.hidden])),
             cos: e.input("cos", Dtype::F32, &[n, pairs]),
             sin: e.input("sin", Dtype::F32, &[n, pairs]),
-            lo: e.input("lo", Dtype::I32, &[1, n]),
-            hi: e.input("hi", Dtype::I32, &[1, n]),
+            lo: e.input("lo", Dtype::I32, &seen),
+            hi: e.input("hi", Dtype::I32, &seen),
             slots: e.input("slots", Dtype::I32, &[1, n]),
             start: e.input("start", Dtype::I32, &[]),
             asked: match spec.output {

@@ -6,7 +6,7 @@ use omchat::{Device, Dump, EngineOptions, Memory, Program, watched};
 use omchat_codegen::{Family, Target};
 use omchat_ir::{Dtype, Func, Module};
 use omchat_model::OmChatConfig;
-use omchat_model::graph::{DecoderSpec, Output, decoder_module, vision_module};
+use omchat_model::graph::{DecoderSpec, Output, Spread, decoder_module, vision_module};
 use serde_json::{Map, Value, json};
 
 /// Adds the forecast to the report. A program that the device cannot hold is said, not an error: nothing was to run.
@@ -91,7 +91,13 @@ fn modules(config: &OmChatConfig, context: usize, dtype: Dtype) -> Result<Vec<(S
         let tiles = EngineOptions::default().tiles;
         out.push((format!("vision, {tiles} tiles a run"), vision_module(config, tiles, dtype)?));
     }
-    let spec = |tokens, features| DecoderSpec { tokens, capacity: context, features, output: Output::Last };
+    let spec = |tokens, features| DecoderSpec {
+        tokens,
+        capacity: context,
+        features,
+        output: Output::Last,
+        spread: Spread::Alone,
+    };
     let chunk = omchat::CHUNKS[0].min(context);
     out.push((
         format!("prompt, {chunk} tokens a run"),

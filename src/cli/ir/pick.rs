@@ -8,7 +8,7 @@ use omchat_ir::text::{Template, instantiate_call};
 use omchat_ir::{Action, Bind, Builder, Diagnostics, Dtype, Func, Module, Scope, Value};
 use omchat_model::OmChatConfig;
 use omchat_model::graph::{
-    DecoderSpec, ForwardSpec, Output, Recompute, TrainSpec, decoder_module, step_module, vision_module,
+    DecoderSpec, ForwardSpec, Output, Recompute, Spread, TrainSpec, decoder_module, step_module, vision_module,
 };
 use omchat_model::presets::preset;
 use std::collections::BTreeMap;
@@ -198,7 +198,8 @@ fn of_model(model: &str, dtype: &str, name: Option<&str>) -> Result<Vec<Picked>,
     if config.vision.is_some() {
         all.push(("vision", vision_module(&config, EngineOptions::default().tiles, dtype)?));
     }
-    let spec = |tokens, features, output| DecoderSpec { tokens, capacity: SLOTS, features, output };
+    let spec =
+        |tokens, features, output| DecoderSpec { tokens, capacity: SLOTS, features, output, spread: Spread::Alone };
     let features = config.vision.is_some();
     all.push(("prompt", decoder_module(&config, spec(CHUNKS[0], features, Output::Last), dtype)?));
     all.push(("loss", decoder_module(&config, spec(CHUNKS[1], features, Output::Loss), dtype)?));

@@ -1,0 +1,195 @@
+//! What one run of a decoder is fed: a chunk of tokens, padded, as one rank of several reads it.
+
+use super::CHUNKS;
+use crate::Error;
+use omchat_model::config::TextConfig;
+use omchat_model::graph::{Output, Spread};
+use omchat_model::rope::rope_table;
+use omchat_model::splice::Slot;
+use omchat_runtime::HostTensor;
+
+/// How many tokens a run reads, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Tokens that a rank reads, padding included.
+    pub size: usize,
+    /// Tokens that are read, by all ranks together.
+    pub take: usize,
+    pub spread: Spread,
+}
+
+impl Plan {
+    /// The next run, of what is left to read.
+    ///
+    /// One rank takes the largest chunk that is full, and pads what is left over to 32. Of several ranks each takes such
+    /// a chunk of its own, padded where that saves a run; what one chunk of 32 holds they read all together.
+    pub fn next(left: usize, ranks: usize) -> Plan {
+        let [large, small, one] = CHUNKS;
+        let spread = |parts| match (ranks, parts) {
+            (1, _) => Spread::Alone,
+            (n, true) => Spread::Parts(n),
+            (n, false) => Spread::Same(n),
+        };
+        let (size, parts) = match left {
+            n if n >= large * ranks => (large, true),
+            n if n > small && (ranks > 1 || n >= small) => (small, true),
+            n if n > one => (small, false),
+            _ => (one, false),
+        };
+        let room = if parts { size * ranks } else { size };
+        Plan { size, take: left.min(room), spread: spread(parts) }
+    }
+}
+
+/// A chunk as this rank reads it.
+pub(super) struct Chunk<'a> {
+    pub part: &'a [Slot],
+    /// The stream index of the first token.
+    pub first: usize,
+    pub plan: Plan,
+    /// Who keeps each token.
+    pub owners: &'a [u32],
+    pub rank: usize,
+    /// The first slot that this rank writes.
+    pub start: usize,
+}
+
+impl Chunk<'_> {
+    /// Which tokens of the chunk a rank reads.
+    pub fn read_by(&self, rank: usize) -> Vec<usize> {
+        let own = |i: &usize| !matches!(self.plan.spread, Spread::Parts(_)) || self.owners[*i] as usize == rank;
+        (0..self.part.len()).filter(own).collect()
+    }
+
+    /// The inputs of a run.
+    ///
+    /// Errors: a feature row that is not there.
+    pub fn feed(
+        &self,
+        t: &TextConfig,
+        features: Option<&[f32]>,
+        output: Output,
+        labels: &[i32],
+    ) -> Result<Vec<(&'static str, HostTensor)>, Error> {
+        let size = self.plan.size;
+        let mine = self.read_by(self.rank);
+        let pad = |of: &[usize], f: &dyn Fn(usize) -> i32, rest: i32| -> Vec<i32> {
+            of.iter().map(|i| f(*i)).chain(std::iter::repeat(rest)).take(size).collect()
+        };
+        let index = |i: usize| (self.first + i) as i32;
+        let ids = pad(
+            &mine,
+            &|i| match self.part[i] {
+                Slot::Text(id) => id as i32,
+                Slot::Image(_) => -1,
+            },
+            -1,
+        );
+        let positions: Vec<u32> = pad(&mine, &index, 0).iter().map(|p| *p as u32).collect();
+        let (cos, sin) = rope_table(&positions, t.head_dim, t.rope_theta);
+        let kept = |i: usize| if self.owners[i] as usize == self.rank { index(i) } else { i32::MAX };
+        let (lo, hi) = self.intervals(&pad, &index);
+        let pairs = t.head_dim / 2;
+        let mut feed = vec![
+            ("ids", HostTensor::i32([size], &ids)),
+            ("cos", HostTensor::f32([size, pairs], &cos)),
+            ("sin", HostTensor::f32([size, pairs], &sin)),
+            ("lo", lo),
+            ("hi", hi),
+            ("slots", HostTensor::i32([1, size], &pad(&mine, &kept, i32::MAX))),
+            ("start", HostTensor::i32([], &[self.start as i32])),
+        ];
+        if let Some(features) = features {
+            let rows = rows_of(mine.iter().map(|i| self.part[*i]), size, t.hidden, features)?;
+            feed.push(("features", HostTensor::f32([size, t.hidden], &rows)));
+        }
+        match output {
+            // The row of the last token, on the rank that reads it.
+            Output::Last => {
+                let row = mine.iter().position(|i| *i + 1 == self.part.len()).map_or(-1, |row| row as i32);
+                feed.push(("last", HostTensor::i32([1], &[row])));
+            }
+            Output::Loss => {
+                let label = |i: usize| labels.get(i).copied().unwrap_or(-100);
+                feed.push(("labels", HostTensor::i32([size], &pad(&mine, &label, -100))));
+            }
+            Output::All => {}
+        }
+        Ok(feed)
+    }
+
+    /// What the tokens of this rank see, and behind them those of the ranks to the left, where each reads its own.
+    /// Padding sees nothing: its interval is empty.
+    fn intervals(
+        &self,
+        pad: &dyn Fn(&[usize], &dyn Fn(usize) -> i32, i32) -> Vec<i32>,
+        index: &dyn Fn(usize) -> i32,
+    ) -> (HostTensor, HostTensor) {
+        let ranks = if let Spread::Parts(n) = self.plan.spread { n } else { 1 };
+        let (mut lo, mut hi) = (vec![], vec![]);
+        for hop in 0..ranks {
+            let tokens = self.read_by((self.rank + ranks - hop) % ranks);
+            lo.extend(pad(&tokens, &|_| 0, 1));
+            hi.extend(pad(&tokens, index, 0));
+        }
+        let shape = match self.plan.spread {
+            Spread::Parts(n) => vec![n, 1, self.plan.size],
+            _ => vec![1, self.plan.size],
+        };
+        (HostTensor::i32(shape.clone(), &lo), HostTensor::i32(shape, &hi))
+    }
+}
+
+/// The feature row of each position; zeros where text or padding stands.
+fn rows_of(slots: impl Iterator<Item = Slot>, size: usize, width: usize, features: &[f32]) -> Result<Vec<f32>, Error> {
+    let mut out = vec![0.0; size * width];
+    for (i, slot) in slots.enumerate() {
+        if let Slot::Image(row) = slot {
+            let from = row as usize * width;
+            let have = features
+                .get(from..from + width)
+                .ok_or_else(|| Error::Input(format!("feature row {row} of {}", features.len() / width.max(1))))?;
+            out[i * width..(i + 1) * width].copy_from_slice(have);
+        }
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_rank_reads_the_largest_chunk_that_is_full() {
+        for (left, size, take) in [
+            (1, 1, 1),
+            (2, 32, 2),
+            (31, 32, 31),
+            (32, 32, 32),
+            (33, 32, 32),
+            (255, 32, 32),
+            (256, 256, 256),
+            (999, 256, 256),
+        ] {
+            assert_eq!(Plan::next(left, 1), Plan { size, take, spread: Spread::Alone }, "{left} left");
+        }
+    }
+
+    #[test]
+    fn several_ranks_read_what_is_long_in_parts() {
+        let (same, parts) = (Spread::Same(3), Spread::Parts(3));
+        for (left, size, take, spread) in [
+            (1, 1, 1, same),
+            (2, 32, 2, same),
+            (32, 32, 32, same),
+            (33, 32, 33, parts),
+            (96, 32, 96, parts),
+            (97, 32, 96, parts),
+            (767, 32, 96, parts),
+            (768, 256, 768, parts),
+            (5000, 256, 768, parts),
+        ] {
+            assert_eq!(Plan::next(left, 3), Plan { size, take, spread }, "{left} left");
+        }
+    }
+}
