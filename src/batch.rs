@@ -7,6 +7,7 @@ use omchat_model::rope::rope_table;
 use omchat_model::splice::{Slot, Spliced};
 use omchat_recipe::Pack;
 use omchat_runtime::HostTensor;
+use std::collections::BTreeMap;
 
 /// The inputs of a forward pass over whole sequences.
 #[derive(Clone, Debug)]
@@ -14,6 +15,25 @@ pub struct Batch {
     inputs: Vec<(&'static str, HostTensor)>,
     tokens: usize,
     tiles: usize,
+}
+
+/// More positions than padding adds to a pack: a ring of R ranks adds fewer than 2R.
+const PADDED: usize = 1 << 12;
+
+/// What a rank has of a step's packs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Piece<'a> {
+    /// The positions of the pack, in the rank's order; those beyond its end are padding.
+    pub positions: &'a [usize],
+    /// Which of the packs that are read at once, from 0.
+    pub number: usize,
+}
+
+impl Piece<'_> {
+    /// What a pack says of these positions; `none` of padding.
+    pub fn of<T: Clone>(&self, all: &[T], none: T) -> Vec<T> {
+        self.positions.iter().map(|p| all.get(*p).unwrap_or(&none).clone()).collect()
+    }
 }
 
 /// How tokens are selected (Rho-1, SVLM).
@@ -86,42 +106,73 @@ impl Batch {
     ///
     /// Errors: no position; more tiles than `tiles`; a tile for a model without a tower.
     pub fn packed(model: &Model, pack: &Pack, theta: f64, tiles: usize, examples: bool) -> Result<Batch, Error> {
-        let (n, half) = (pack.len(), model.config.text.head_dim / 2);
+        let all: Vec<usize> = (0..pack.len()).collect();
+        Batch::placed(model, pack, &Piece { positions: &all, number: 0 }, theta, tiles, examples)
+    }
+
+    /// What a rank reads of a packed stream: some of its positions, and the tiles that fill them.
+    ///
+    /// Errors: as [`Batch::packed`].
+    pub fn placed(
+        model: &Model,
+        pack: &Pack,
+        piece: &Piece,
+        theta: f64,
+        tiles: usize,
+        examples: bool,
+    ) -> Result<Batch, Error> {
+        let (n, half) = (piece.positions.len(), model.config.text.head_dim / 2);
         if n == 0 {
             return Err(Error::Input("a pack of no positions; give one or more".into()));
         }
-        if pack.tile_count() > tiles {
-            return Err(Error::Input(format!(
-                "a pack of {} tiles where {tiles} fit: raise `tiles`",
-                pack.tile_count()
-            )));
+        let slots: Vec<Slot> = piece.of(&pack.slots, Slot::Text(0));
+        let (ids, mut rows) = filled(&slots);
+        let per_tile = model.tokens_per_tile().max(1);
+        let read = tiles_read(&rows, per_tile);
+        if read.len() > tiles {
+            return Err(Error::Input(format!("a pack of {} tiles where {tiles} fit: raise `tiles`", read.len())));
         }
-        let (ids, rows) = filled(&pack.slots);
+        // Rows count through the tiles of this rank.
+        for row in rows.iter_mut().filter(|r| **r >= 0) {
+            let (tile, within) = (*row as usize / per_tile, *row as usize % per_tile);
+            *row = (read.get(&tile).copied().unwrap_or(0) * per_tile + within) as i32;
+        }
         let mut inputs = vec![];
         if tiles > 0 {
             let side = model.config.vision.as_ref().map_or(0, |v| v.image_size);
             let mut pixels = vec![];
-            if !pack.tiles.is_empty() {
+            let mut tile = 0;
+            for of in &pack.tiles {
                 let tiler = model.tiler()?;
-                pack.tiles.iter().for_each(|t| pixels.extend(tiler.pixels(t, 0..t.count())));
+                let own = (0..of.count()).filter(|i| read.contains_key(&(tile + i)));
+                own.for_each(|i| pixels.extend(tiler.pixels(of, i..i + 1)));
+                tile += of.count();
             }
             pixels.resize(tiles * 3 * side * side, 0.0);
             inputs.push(("pixels", HostTensor::f32([tiles, 3, side, side], &pixels)));
             inputs.push(("rows", HostTensor::i32([n], &rows)));
         }
-        let (cos, sin) = rope_table(&pack.positions, 2 * half, theta);
-        let index: Vec<i32> = (0..n as i32).collect();
+        let (cos, sin) = rope_table(&piece.of(&pack.positions, 0), 2 * half, theta);
+        // Padding sees itself. Packs that several rings read at once differ in every index.
+        let first = (piece.number * (pack.len() + PADDED)) as i32;
+        let own: Vec<i32> = piece.positions.iter().map(|p| *p as i32).collect();
+        let seen = |of: &[i32]| {
+            let at = |p: &i32| of.get(*p as usize).copied().unwrap_or(*p) + first;
+            HostTensor::i32([1, n], &own.iter().map(at).collect::<Vec<i32>>())
+        };
         inputs.extend([
             ("ids", HostTensor::i32([n], &ids)),
             ("cos", HostTensor::f32([n, half], &cos)),
             ("sin", HostTensor::f32([n, half], &sin)),
-            ("lo", HostTensor::i32([1, n], &pack.lo)),
-            ("hi", HostTensor::i32([1, n], &pack.hi)),
-            ("at", HostTensor::i32([1, n], &index)),
-            ("labels", HostTensor::i32([n], &pack.labels)),
+            ("lo", seen(&pack.lo)),
+            ("hi", seen(&pack.hi)),
+            ("at", seen(&[])),
+            ("labels", HostTensor::i32([n], &piece.of(&pack.labels, IGNORE))),
         ]);
         if examples {
-            inputs.push(("document", HostTensor::i32([n], &pack.document)));
+            let of = |d: i32| if d < 0 { d } else { d + (piece.number * pack.len()) as i32 };
+            let document: Vec<i32> = piece.of(&pack.document, -1).into_iter().map(of).collect();
+            inputs.push(("document", HostTensor::i32([n], &document)));
         }
         Ok(Batch { inputs, tokens: n, tiles })
     }
@@ -169,6 +220,14 @@ impl Batch {
     pub(crate) fn inputs(&self) -> &[(&'static str, HostTensor)] {
         &self.inputs
     }
+}
+
+/// The tiles that rows are of, and each one's place among them.
+fn tiles_read(rows: &[i32], per_tile: usize) -> BTreeMap<usize, usize> {
+    let mut read: BTreeMap<usize, usize> =
+        rows.iter().filter(|r| **r >= 0).map(|r| (*r as usize / per_tile, 0)).collect();
+    read.values_mut().enumerate().for_each(|(i, place)| *place = i);
+    read
 }
 
 /// The id and the feature row of each position, −1 where the other stands.

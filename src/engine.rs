@@ -223,7 +223,7 @@ impl Engine {
     fn lower(&self, m: &Module, entry: &str) -> Result<Arc<Executable>, Error> {
         let f = m.named(entry).unwrap_or(Func(m.functions.len() as u32 - 1));
         let e = watched(self.dump.as_ref(), entry, |after| {
-            Executable::load_tuned(&self.device, m, f, Some(&self.tuned), after)
+            Executable::load_tuned(&self.device, m, f, Some(&self.tuned), None, after)
         })?;
         let e = Arc::new(e);
         self.programs.fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! What training holds between steps, on the host; and what a device starts from.
 
+use crate::ranks::shard;
 use crate::{Error, Model};
 use omchat_ir::{Dtype, Role};
 use omchat_model::graph::Part;
@@ -26,6 +27,8 @@ pub(crate) struct Origin<'a> {
     pub dtype: Dtype,
     /// What is trained, and kept in f32.
     pub trained: &'a [Part],
+    /// This rank, of how many: each holds its part of the states.
+    pub rank: (usize, usize),
 }
 
 impl Origin<'_> {
@@ -37,21 +40,44 @@ impl Origin<'_> {
         let moments = [p.name.strip_prefix("adam.m."), p.name.strip_prefix("adam.v.")];
         for (i, name) in moments.into_iter().enumerate() {
             let Some(name) = name else { continue };
-            return self.from.moments.get(name).map_or_else(zeros, |pair| whole(p, p.ty.dtype, &pair[i]));
+            return self.from.moments.get(name).map_or_else(zeros, |pair| self.own(p, p.ty.dtype, &pair[i]));
         }
         if p.name.starts_with("grad.") {
             return zeros();
         }
-        let kept = p.role == Role::State || self.trained.contains(&Part::of(&p.name));
-        let dtype = if kept { p.ty.dtype } else { self.dtype };
+        let dtype = if self.keeps(p) { p.ty.dtype } else { self.dtype };
         if let Some(given) = self.from.weights.get(&p.name) {
-            return whole(p, dtype, given);
+            return self.own(p, dtype, given);
         }
         let data = self.model.checkpoint.tensor_f32(&p.name)?;
         if data.iter().any(|x| !x.is_finite()) {
             self.model.checkpoint.check_finite(&p.name)?;
         }
-        whole(p, dtype, &data)
+        self.own(p, dtype, &data)
+    }
+
+    /// Whether it is trained: in f32, and of several ranks each has its part.
+    fn keeps(&self, p: &Param) -> bool {
+        p.role == Role::State || self.trained.contains(&Part::of(&p.name))
+    }
+
+    /// Elements of a whole tensor.
+    ///
+    /// Errors: a tensor that the model has not.
+    pub fn size(&self, name: &str) -> Result<usize, Error> {
+        match self.from.weights.get(name) {
+            Some(x) => Ok(x.len()),
+            None => Ok(self.model.checkpoint.stored(name)?.iter().map(|p| p.shape.iter().product::<usize>()).sum()),
+        }
+    }
+
+    /// What this rank holds of a tensor.
+    fn own(&self, p: &Param, dtype: Dtype, data: &[f32]) -> Result<HostTensor, Error> {
+        let (rank, ranks) = self.rank;
+        match self.keeps(p) && ranks > 1 {
+            true => whole(p, dtype, &shard(data, rank, ranks)),
+            false => whole(p, dtype, data),
+        }
     }
 }
 

@@ -43,7 +43,8 @@ pub fn plan_training(
     for spec in candidates(base) {
         let module = step_module(config, &spec, dtype)?;
         let entry = Func(module.functions.len() as u32 - 1);
-        let program = match omchat_runtime::program(&module, entry, target) {
+        let ranks = spec.data * spec.forward.ring;
+        let program = match omchat_runtime::program_tuned(&module, entry, target, None, ranks, &mut |_, _| {}) {
             Ok(program) => program,
             // A buffer that the target cannot bind: parts may make it smaller.
             Err(e) if budget.is_some() && is_limit(&e) => {

@@ -1,11 +1,13 @@
 //! Training on one device: gradients of a batch, and steps of AdamW.
 
 use crate::engine::finite;
+use crate::ranks::{Ranks, joined};
 use crate::snapshot::{Origin, Snapshot};
 use crate::tuned::Tables;
 use crate::{Batch, Dump, Error, Model, Progress, watched};
 use omchat_ir::{Dtype, Func, Module, Role};
 use omchat_model::graph::{self, TrainSpec, accumulate_module, apply_module, grads_module, step_module};
+use omchat_runtime::collective::World;
 use omchat_runtime::{Device, Executable, HostTensor, Store};
 use std::collections::BTreeMap;
 
@@ -123,8 +125,8 @@ pub fn gradients(
         f.results.iter().skip(2).map(|v| of(*v)).collect()
     });
     let mut store = Store::default();
-    let origin = Origin { model, from: &Snapshot::default(), dtype, trained: &[] };
-    let exe = load(&origin, device, &module, &mut store, progress)?;
+    let origin = Origin { model, from: &Snapshot::default(), dtype, trained: &[], rank: (0, 1) };
+    let exe = load(&origin, device, &module, &mut store, None, progress)?;
     let mut out = exe.run(batch.inputs(), &mut store)?.into_iter();
     let loss = out.next().map_or(0.0, |t| t.to_f32()[0]);
     let nll = out.next().map_or(vec![], |t| t.to_f32());
@@ -149,6 +151,22 @@ pub struct Trainer {
     steps: u64,
     /// Bytes that the device held before.
     before: u64,
+    ranks: Option<Ranks>,
+    /// Elements of each trained tensor.
+    sizes: BTreeMap<String, usize>,
+}
+
+/// What a training starts from.
+#[derive(Clone, Copy)]
+pub struct Begin<'a> {
+    /// The element type of the forward pass.
+    pub dtype: Dtype,
+    /// Whether a step takes several batches.
+    pub parts: bool,
+    /// Weights and moments; moments that it does not hold are 0.
+    pub from: &'a Snapshot,
+    /// The ranks that train together; each holds its part of the states.
+    pub ranks: Option<&'a Ranks>,
 }
 
 impl Trainer {
@@ -162,33 +180,43 @@ impl Trainer {
         spec: &TrainSpec,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Trainer, Error> {
-        Trainer::resume(model, device, dtype, spec, false, &Snapshot::default(), progress)
+        let begin = Begin { dtype, parts: false, from: &Snapshot::default(), ranks: None };
+        Trainer::resume(model, device, spec, &begin, progress)
     }
 
-    /// Uploads a model for training from where a snapshot was taken. With `parts` a step takes several batches.
+    /// Uploads a model for training from where a snapshot was taken, on any number of ranks.
     ///
-    /// Moments that the snapshot does not hold are 0.
-    /// Errors: as [`Trainer::new`]; a snapshot of another model.
+    /// Errors: as [`Trainer::new`]; a snapshot of another model; a spec of other ranks.
     pub fn resume(
         model: &Model,
         device: Device,
-        dtype: Dtype,
         spec: &TrainSpec,
-        parts: bool,
-        from: &Snapshot,
+        begin: &Begin,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Trainer, Error> {
         let mut store = Store::default();
         let before = device.bytes_in_use().unwrap_or(0);
-        let origin = Origin { model, from, dtype, trained: &spec.parts };
-        let mut load = |module: &Module| load(&origin, &device, module, &mut store, progress);
+        let &Begin { dtype, parts, from, ranks } = begin;
+        let world = ranks.map(Ranks::world);
+        let rank = world.map_or((0, 1), |w| (w.rank(), w.ranks()));
+        let (data, ring) = (spec.data, spec.forward.ring);
+        if data * ring != rank.1 {
+            let have = rank.1;
+            return Err(Error::Input(format!("{data} rings of {ring} ranks on {have} ranks: start {}", data * ring)));
+        }
+        let origin = Origin { model, from, dtype, trained: &spec.parts, rank };
+        let mut load = |module: &Module| load(&origin, &device, module, &mut store, world, progress);
         let (exe, apply) = if parts {
             let exe = load(&accumulate_module(&model.config, spec, dtype)?)?;
             (exe, Some(load(&apply_module(&model.config, spec, dtype)?)?))
         } else {
             (load(&step_module(&model.config, spec, dtype)?)?, None)
         };
-        Ok(Trainer { device, store, exe, apply, spec: spec.clone(), steps: from.steps, before })
+        let ranks = ranks.filter(|r| r.world().ranks() > 1).cloned();
+        let (spec, steps) = (spec.clone(), from.steps);
+        let mut trainer = Trainer { device, store, exe, apply, spec, steps, before, ranks, sizes: BTreeMap::new() };
+        trainer.sizes = trainer.masters().map(|n| origin.size(&n).map(|s| (n, s))).collect::<Result<_, _>>()?;
+        Ok(trainer)
     }
 
     /// Steps taken.
@@ -223,6 +251,9 @@ impl Trainer {
         let hyper = self.hyper(adamw);
         let mut step = Step { loss: 0.0, norm: f32::NAN, keep: vec![], nll: vec![], memory: None };
         let mut taken = 0;
+        if let Some(ranks) = &self.ranks {
+            ranks.world().at_step(self.steps + 1);
+        }
         for batch in batches {
             let (batch, share) = batch?;
             fits(&self.spec, &batch)?;
@@ -239,8 +270,10 @@ impl Trainer {
             finite("the loss", &[loss])?;
             step.loss += (f64::from(loss) * share) as f32;
             if self.spec.select.is_some() {
-                step.keep.extend(kept(&self.spec, &out)?);
-                step.nll.extend(out.get(3).map_or(vec![], HostTensor::to_f32));
+                let (keep, nll) = (kept(&self.spec, &out)?, out.get(3).map_or(vec![], HostTensor::to_f32));
+                let (keep, nll) = self.of_all(keep, nll)?;
+                step.keep.extend(keep);
+                step.nll.extend(nll);
             }
             step.norm = number(out.last());
             taken += 1;
@@ -254,6 +287,14 @@ impl Trainer {
         finite("the gradients' norm", &[step.norm])?;
         self.steps += 1;
         Ok(step)
+    }
+
+    /// What a selection says of all positions of the packs that ranks read at once.
+    fn of_all(&self, keep: Vec<bool>, nll: Vec<f32>) -> Result<(Vec<bool>, Vec<f32>), Error> {
+        let Some(ranks) = &self.ranks else { return Ok((keep, nll)) };
+        let told: Vec<f32> = keep.iter().map(|k| f32::from(u8::from(*k))).collect();
+        let keep = ranks.gathered("keep", &told)?.into_iter().map(|k| k > 0.0).collect();
+        Ok((keep, ranks.gathered("nll", &nll)?))
     }
 
     /// How long each launch of a step takes. The step is taken, but not counted.
@@ -284,22 +325,23 @@ impl Trainer {
         feed
     }
 
-    /// Released name and numbers of each trained tensor, as it is now.
+    /// Released name and numbers of each trained tensor, as it is now; all ranks must ask at once.
     ///
-    /// Errors: what the device answers.
+    /// Errors: what the device answers; a rank that is lost.
     pub fn weights(&self) -> Result<Vec<(String, Vec<f32>)>, Error> {
-        self.masters().map(|name| self.held(&name).map(|x| (name, x))).collect()
+        self.masters().map(|name| self.held(&name, &name).map(|x| (name, x))).collect()
     }
 
-    /// Weights and moments as they are now. What is frozen here keeps what `before` holds of it.
+    /// Weights and moments as they are now. What is frozen here keeps what `before` holds of it. All ranks must ask at
+    /// once.
     ///
-    /// Errors: what the device answers.
+    /// Errors: what the device answers; a rank that is lost.
     pub fn snapshot(&self, before: &Snapshot) -> Result<Snapshot, Error> {
         let mut weights = before.weights.clone();
         weights.extend(self.weights()?);
         let mut moments = BTreeMap::new();
         for name in self.masters() {
-            let of = |at: &str| self.held(&format!("adam.{at}.{name}"));
+            let of = |at: &str| self.held(&format!("adam.{at}.{name}"), &name);
             let pair = [of("m")?, of("v")?];
             moments.insert(name, pair);
         }
@@ -315,8 +357,13 @@ impl Trainer {
         params.into_iter().filter(kept).map(|p| p.name)
     }
 
-    fn held(&self, name: &str) -> Result<Vec<f32>, Error> {
-        Ok(self.store.download(&self.device, name)?.to_f32())
+    /// A state as it is now, of a tensor: whole.
+    fn held(&self, state: &str, tensor: &str) -> Result<Vec<f32>, Error> {
+        let own = self.store.download(&self.device, state)?.to_f32();
+        match (&self.ranks, self.sizes.get(tensor)) {
+            (Some(ranks), Some(size)) => joined(ranks.world(), state, &own, *size),
+            _ => Ok(own),
+        }
     }
 }
 
@@ -356,13 +403,16 @@ pub(crate) fn load(
     device: &Device,
     module: &Module,
     store: &mut Store,
+    world: Option<&World>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Executable, Error> {
     let entry = Func(module.functions.len() as u32 - 1);
     let dump = Dump::of_env()?;
     let name = &module.function(entry).name;
     let tuned = Tables::of(device)?.tuned();
-    let exe = watched(dump.as_ref(), name, |after| Executable::load_tuned(device, module, entry, Some(&tuned), after))?;
+    let exe = watched(dump.as_ref(), name, |after| {
+        Executable::load_tuned(device, module, entry, Some(&tuned), world, after)
+    })?;
     let params: Vec<_> =
         exe.params().into_iter().filter(|p| p.role != Role::Input && !store.contains(&p.name)).collect();
     let need: u64 = params.iter().map(|p| p.ty.bytes() as u64).sum();

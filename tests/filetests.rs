@@ -5,7 +5,7 @@
 mod filetest;
 
 use filetest::{Command, FileTest, Outcome};
-use omchat_codegen::{Context, Error, Kernel, PIPELINE, Target, Unit, compile, passes};
+use omchat_codegen::{Context, Error, Kernel, PIPELINE, Target, Unit, compile, passes, ranks_of};
 use omchat_ir::{Dtype, Func, Mode, Module, Named, Role, Tensor, Type, interpret, parse};
 use omchat_kernels::LIST;
 use omchat_runtime::{Device, Executable, HostTensor, Store};
@@ -55,9 +55,10 @@ fn pass(file: &mut FileTest, command: &Command) -> Outcome {
             return Err(Outcome::Failed(format!("there is no pass `{name}`")));
         }
         let target = target(command.option("target").unwrap_or("cpu"))?;
+        let ranks = ranks_of(&module);
         let unit = passes::run(
             Unit { module, entry },
-            &Context { target: &target, kernels: &list(), tuned: None },
+            &Context { target: &target, kernels: &list(), tuned: None, ranks },
             Some(name),
         );
         Ok(answer(unit.map(|u| u.module.to_string())))
@@ -74,7 +75,12 @@ fn plan(file: &mut FileTest, command: &Command) -> Outcome {
         let (module, entry) = module(file, command)?;
         let target = target(command.words.first().map_or("", String::as_str))?;
         Ok(answer(
-            compile(&module, entry, &Context { target: &target, kernels: &list(), tuned: None }).map(|p| p.to_string()),
+            compile(
+                &module,
+                entry,
+                &Context { target: &target, kernels: &list(), tuned: None, ranks: ranks_of(&module) },
+            )
+            .map(|p| p.to_string()),
         ))
     };
     match inner(file) {

@@ -22,7 +22,7 @@ const MAY: &[(&str, &[&str])] = &[
 const IR: &[&str] = &["half", "thiserror"];
 
 /// Files that may ask which features are compiled in; test devices do so too.
-const FEATURES: &[&str] = &["kernels/src/source.rs", "runtime/src/device"];
+const FEATURES: &[&str] = &["kernels/src/source.rs", "runtime/src/device", "runtime/src/collective"];
 
 /// Longest source file.
 const LINES: usize = 500;

@@ -127,7 +127,7 @@ fn a_selection_trains_on_what_a_reference_scored() {
     assert!(scored.documents == 18 && scored.tokens > 60 && scored.mean > 1.0, "{scored:?}");
     let run = |out: &Path, supply: &mut Source| {
         let kept = Some(out.with_extension("kept"));
-        let options = TrainOptions { out: out.into(), resume: false, until: None, kept };
+        let options = TrainOptions { out: out.into(), resume: false, until: None, kept, world: None };
         let trunk = Recipe { mixture: None, ..recipe.clone() };
         train(&trunk, &device, &options, supply, &mut |_: Watched| {})
     };

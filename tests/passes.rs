@@ -63,7 +63,7 @@ fn apart(a: &[Vec<Tensor>], b: &[Vec<Tensor>]) -> f64 {
 }
 
 fn check(x: &Instance, target: &Target, kernels: &[&dyn Kernel]) -> usize {
-    let context = Context { target, kernels, tuned: None };
+    let context = Context { target, kernels, tuned: None, ranks: 1 };
     let unit = Unit { module: x.module.clone(), entry: x.f };
     let exact = meaning(&unit, &x.operands, Mode::Exact);
     let typed = meaning(&unit, &x.operands, Mode::Typed);

@@ -46,7 +46,7 @@ fn a_few_steps_of_the_first_stage_lower_the_loss() {
         assert_eq!(code, 0, "{text}");
         set.path = work.join(name).join("data.jsonl");
     }
-    let options = TrainOptions { out: work.join("run"), resume: false, until: None, kept: None };
+    let options = TrainOptions { out: work.join("run"), resume: false, until: None, kept: None, world: None };
     let mut supply = Feeds::new(&recipe).unwrap();
     train(&recipe, &Device::open("cpu").unwrap(), &options, &mut supply, &mut |_| {}).unwrap();
     let log = std::fs::read_to_string(work.join("run/log.jsonl")).unwrap();

@@ -6,7 +6,7 @@ mod common;
 
 use common::training::{IGNORE, Source, document, folder, packed, tiny};
 use omchat::training::{Outcome, TrainOptions, Watched, train};
-use omchat::{AdamW, Batch, Device, Error, ForwardSpec, Model, Snapshot, TrainSpec, Trainer, Weigh};
+use omchat::{AdamW, Batch, Begin, Device, Error, ForwardSpec, Model, Snapshot, TrainSpec, Trainer, Weigh};
 use omchat_ir::Dtype;
 use omchat_recipe::{Pack, Recipe};
 use rand::SeedableRng;
@@ -64,8 +64,8 @@ fn a_pack_is_its_documents_and_a_step_its_parts() {
             let batch = |p: &Pack| Batch::packed(&model, p, theta, 1, examples).unwrap();
             let one = whole.step(&batch(&both), &adamw).unwrap();
             let from = Snapshot::default();
-            let mut parts =
-                Trainer::resume(&model, device.clone(), Dtype::F32, &spec, true, &from, &mut |_| {}).unwrap();
+            let begin = Begin { dtype: Dtype::F32, parts: true, from: &from, ranks: None };
+            let mut parts = Trainer::resume(&model, device.clone(), &spec, &begin, &mut |_| {}).unwrap();
             let mut each = alone.iter().map(batch).zip(shares.clone()).map(Ok);
             let two = parts.step_of(&mut each, &adamw).unwrap();
             assert!((one.norm - two.norm).abs() < 1e-4 * one.norm, "norms {} and {}", one.norm, two.norm);
@@ -112,7 +112,7 @@ fn recipe(rate: &str) -> Recipe {
 }
 
 fn run(recipe: &Recipe, out: &Path, resume: bool, until: Option<u64>) -> Result<(Outcome, Vec<String>), Error> {
-    let options = TrainOptions { out: out.into(), resume, until, kept: None };
+    let options = TrainOptions { out: out.into(), resume, until, kept: None, world: None };
     let mut notes = vec![];
     let mut watch = |w: Watched| {
         if let Watched::Note(n) = w {

@@ -52,6 +52,8 @@ impl Amount {
                 let read = (added + touched) * size + *tokens as u64 * 4;
                 Amount { read, written: touched * size, flops: added }
             }
+            // What crosses the wire is read there and written here.
+            Work::Collective(c) => Amount { read: c.wire_bytes(), written: c.wire_bytes(), flops: 0 },
         })
     }
 
@@ -221,7 +223,7 @@ fn walked(axes: &Axes, types: &[&Type]) -> Vec<usize> {
 fn op_flops(op: &Op, types: &[&Type], result: u64) -> u64 {
     let float = types.last().is_some_and(|t| t.dtype.is_float());
     match op {
-        Op::Pointwise(_) | Op::AllReduce(_) if float => result,
+        Op::Pointwise(_) | Op::AllReduce(_) | Op::ReduceScatter(_) if float => result,
         Op::Reduce(_) | Op::ArgMax(_) | Op::KthLargest(_) | Op::ScatterAdd(_) if float => {
             types.last().map_or(0, |t| t.elements() as u64)
         }

@@ -84,6 +84,7 @@ impl Compiler<'_> {
         Ok(Program {
             name: f.name.clone(),
             target,
+            ranks: self.context.ranks,
             buffers: self.buffers,
             slabs,
             params,
@@ -126,7 +127,7 @@ impl Compiler<'_> {
             };
             let g = self.unit.module.function(*callee);
             if let Some(b) = wishes.get(r).copied().filter(|_| !self.is_kernel(g))
-                && lower(g)? == Lowered::Alias
+                && lower(g, self.context.ranks)? == Lowered::Alias
             {
                 wishes.insert(*x, b);
             }
@@ -142,7 +143,7 @@ impl Compiler<'_> {
         let lowered = if self.is_kernel(g) {
             Lowered::Work { pieces: vec![passes::call_work(g)], onto: None }
         } else {
-            lower(g)?
+            lower(g, self.context.ranks)?
         };
         match lowered {
             Lowered::Alias => {
@@ -316,7 +317,7 @@ fn reads(work: &Work, operands: &[usize], buffer: usize) -> bool {
             .iter()
             .any(|r| operands[r.operand] == buffer || r.at.as_ref().is_some_and(|a| operands[a.operand] == buffer)),
         Work::ScatterAdd { ids, rows, .. } => [*ids, *rows].iter().any(|o| operands[*o] == buffer),
-        Work::Function { .. } | Work::KthLargest { .. } => operands.contains(&buffer),
+        Work::Function { .. } | Work::KthLargest { .. } | Work::Collective(_) => operands.contains(&buffer),
     }
 }
 

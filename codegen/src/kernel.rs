@@ -3,6 +3,7 @@
 //! The list itself lives in the `kernels` crate, which implements [`Kernel`] and adds the launch. Codegen
 //! is handed the list, so that decisions build and are tested without any GPU library.
 
+use crate::collective::Collective;
 use crate::nest::Nest;
 use crate::target::Target;
 use omchat_ir::{Bind, Dtype, Type};
@@ -35,6 +36,7 @@ impl Implements {
             Work::Function { name, .. } => self.function(name),
             Work::KthLargest { .. } => self == Implements::KthLargest,
             Work::ScatterAdd { .. } => self == Implements::ScatterAdd,
+            Work::Collective(_) => false,
         }
     }
 }
@@ -80,6 +82,8 @@ pub enum Work {
         /// Index of the rows among the launch's operands.
         rows: usize,
     },
+    /// Ranks meet: no kernel's work, the runtime's.
+    Collective(Collective),
 }
 
 impl Work {
@@ -101,6 +105,7 @@ impl Work {
             Work::Function { operands, results, .. } => operands.len() + results.len(),
             Work::KthLargest { .. } => 2,
             Work::ScatterAdd { .. } => 3,
+            Work::Collective(_) => return 0,
         };
         own + Work::OVERHEAD
     }

@@ -1,11 +1,13 @@
 //! An outlined function to the work it asks for: one nest, or what cannot be one.
 
+mod collective;
 mod index;
 mod scatter;
 
 use crate::body::{Body, Kind, Step};
 use crate::nest::{At, Fold, Nest, Read, Start, Write};
 use crate::{Error, Work};
+pub use collective::ranks_of;
 use index::{Affine, Contraction, Index, contraction, operand_index, rearranged, sliced, unit, zero};
 use omchat_ir::ops::{ArgMax, Cast, Concat, Einsum, FoldKind, Gather, Reduce, UpdateSlice};
 use omchat_ir::{Action, Dtype, Fault, Function, Node, Op, Scalar, Type, Value, strides};
@@ -24,10 +26,10 @@ pub enum Lowered {
     },
 }
 
-/// What a function asks for.
+/// What a function asks for, in a program of so many ranks. With one, a collective is its operand.
 ///
-/// Errors: a movement whose axes do not fit, which `verify` would have found.
-pub fn lower(f: &Function) -> Result<Lowered, Error> {
+/// Errors: a movement whose axes do not fit, which `verify` would have found; a collective over other ranks.
+pub fn lower(f: &Function, ranks: usize) -> Result<Lowered, Error> {
     let l = Lower::new(f);
     // Nodes before the last are free ones that it reads through.
     if let Some(node) = f.nodes.last()
@@ -45,8 +47,9 @@ pub fn lower(f: &Function) -> Result<Lowered, Error> {
             }
             // A copy is its operand's memory while both are wanted: nothing writes over what another value holds.
             Op::Copy(_) => return Ok(Lowered::Alias),
-            // A program runs one rank: what it sends to its ring is what it receives.
-            Op::CollectivePermute(_) | Op::AllReduce(_) => return Ok(Lowered::Alias),
+            Op::CollectivePermute(_) | Op::AllReduce(_) | Op::AllGather(_) | Op::ReduceScatter(_) => {
+                return collective::lower(&l, node, op, ranks);
+            }
             Op::Concat(c) if !l.written_in_place(node) => return Ok(l.concat(node, c)),
             _ => {}
         }

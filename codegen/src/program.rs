@@ -120,6 +120,8 @@ pub struct Program {
     pub name: String,
     /// Where it runs.
     pub target: Target,
+    /// Ranks that run it together.
+    pub ranks: usize,
     /// All memory.
     pub buffers: Vec<BufferPlan>,
     /// Bytes of each slab of the arena.
@@ -167,7 +169,8 @@ impl Program {
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "program @{} for {}", self.name, self.target.name)?;
+        let of = if self.ranks > 1 { format!(", one of {} ranks", self.ranks) } else { String::new() };
+        writeln!(f, "program @{} for {}{of}", self.name, self.target.name)?;
         for m in Memory::ALL {
             writeln!(f, "  {:<10} {:>14} bytes", m.name(), self.bytes(m))?;
             if m == Memory::Weight && self.packed_bytes() > 0 {

@@ -59,6 +59,10 @@ pub fn preferred(offers: &[Offer]) -> Option<usize> {
 ///
 /// Errors: it binds more buffers than the target allows; no kernel takes it.
 pub(crate) fn select(work: Work, context: &Context) -> Result<Chosen, Error> {
+    if let Work::Collective(c) = &work {
+        let (kernel, schedule) = (c.name(), Schedule::new(&[("ranks", c.ranks as u32)]));
+        return Ok(Chosen { kernel, schedule, work, refusals: vec![], by: By::List });
+    }
     let (need, target) = (work.bindings(), context.target);
     if need > target.max_bindings {
         return Err(Error::Limit {
@@ -122,5 +126,6 @@ pub(crate) fn describe(work: &Work) -> String {
         Work::ScatterAdd { dtype, height, width, tokens, .. } => {
             format!("scatter_add of {tokens} rows onto {dtype}[{height}, {width}]")
         }
+        Work::Collective(c) => format!("{} of {} {} over {} ranks", c.name(), c.elements, c.dtype, c.ranks),
     }
 }

@@ -83,7 +83,7 @@ fn check(module: &Module, entry: omchat_ir::Func, label: &str, target: &Target, 
     let f = module.function(entry);
     let inputs: Vec<Tensor> = f.param_types().iter().map(|t| random(t, seed)).collect();
     let want = interpret(module, entry, vec![inputs.clone()], Mode::Exact).unwrap();
-    let context = Context { target, kernels: &[], tuned: None };
+    let context = Context { target, kernels: &[], tuned: None, ranks: 1 };
     let mut unit = Unit { module: module.clone(), entry };
     for pass in PIPELINE {
         unit = (pass.run)(unit, &context).unwrap();
@@ -134,7 +134,7 @@ fn pointwise_work_is_one_launch() {
     let target = Target::cpu(2);
     let unit = omchat_codegen::passes::run(
         Unit { entry: m.named("f").unwrap(), module: m },
-        &Context { target: &target, kernels: &[], tuned: None },
+        &Context { target: &target, kernels: &[], tuned: None, ranks: 1 },
         None,
     )
     .unwrap();
@@ -157,7 +157,7 @@ fn selection_holds_no_table() {
         for (name, most) in [("f", 256), ("g", 96)] {
             let unit = omchat_codegen::passes::run(
                 Unit { entry: m.named(name).unwrap(), module: m.clone() },
-                &Context { target: &target, kernels: &[], tuned: None },
+                &Context { target: &target, kernels: &[], tuned: None, ranks: 1 },
                 None,
             )
             .unwrap();
@@ -175,7 +175,7 @@ fn rope_is_one_launch_and_rms_norm_two() {
     let launches = |name: &str| {
         let unit = omchat_codegen::passes::run(
             Unit { entry: m.named(name).unwrap(), module: m.clone() },
-            &Context { target: &target, kernels: &[], tuned: None },
+            &Context { target: &target, kernels: &[], tuned: None, ranks: 1 },
             None,
         )
         .unwrap();
@@ -186,7 +186,7 @@ fn rope_is_one_launch_and_rms_norm_two() {
     let rope = parse("func @r(%q: f32[1, 2, 3, 5, 4], %cos: f32[5, 2], %sin: f32[5, 2]) -> f32[1, 2, 3, 5, 4] { %r = call @rope(%q, %cos, %sin) return %r }").unwrap();
     let unit = omchat_codegen::passes::run(
         Unit { entry: rope.named("r").unwrap(), module: rope },
-        &Context { target: &target, kernels: &[], tuned: None },
+        &Context { target: &target, kernels: &[], tuned: None, ranks: 1 },
         None,
     )
     .unwrap();
@@ -197,7 +197,7 @@ fn rope_is_one_launch_and_rms_norm_two() {
 fn the_hook_sees_each_pass_once() {
     let m = parse(LIBRARY).unwrap();
     let target = Target::cpu(2);
-    let context = Context { target: &target, kernels: &[], tuned: None };
+    let context = Context { target: &target, kernels: &[], tuned: None, ranks: 1 };
     let unit = Unit { entry: m.named("norms").unwrap(), module: m };
     for to in [None, Some("cse")] {
         let mut seen = vec![];
@@ -257,7 +257,7 @@ fn a_launch_that_binds_too_many_buffers_is_a_limit() {
     let compiled = |max_bindings: usize| {
         let target = Target { max_bindings, ..Target::wgpu() };
         let kernels: [&dyn Kernel; 2] = [&Takes(Implements::Functions(&["attention"])), &Takes(Implements::Nest)];
-        compile(&m, attend, &Context { target: &target, kernels: &kernels, tuned: None })
+        compile(&m, attend, &Context { target: &target, kernels: &kernels, tuned: None, ranks: 1 })
     };
     let error = compiled(8).unwrap_err();
     assert!(matches!(error, Error::Limit { name: "buffers a kernel", need: 10, have: 8, .. }), "{error:?}");

@@ -187,7 +187,7 @@ fn whole_of(text: &str, entry: &str, seed: u64, within: f64) {
     let entry = m.named(entry).unwrap();
     for target in [Target::cpu(2), Target::wgpu(), Target::browser(), Target::cuda(90)] {
         for kernels in [&PLAIN[..], &KEPT[..]] {
-            let context = Context { target: &target, kernels, tuned: None };
+            let context = Context { target: &target, kernels, tuned: None, ranks: 1 };
             let mut unit = passes(text, &m, entry, &context, seed);
             // A folded constant keeps its double in the text; a kernel holds it in its dtype.
             unit.module = sampled::rounded(unit.module);

@@ -34,7 +34,7 @@ fn product(m: usize, n: usize, k: usize, w: &str) -> String {
 
 fn chosen(text: &str, kernels: &[&dyn Kernel], tuned: Option<&Tuned>) -> Chosen {
     let (module, target) = (parse(text).unwrap(), Target::cpu(2));
-    let mut p = compile(&module, Func(0), &Context { target: &target, kernels, tuned }).unwrap();
+    let mut p = compile(&module, Func(0), &Context { target: &target, kernels, tuned, ranks: 1 }).unwrap();
     assert_eq!(p.chosen.len(), 1, "{p}");
     p.chosen.pop().unwrap()
 }

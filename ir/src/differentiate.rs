@@ -15,6 +15,7 @@ mod expr;
 mod recompute;
 mod split;
 
+pub(crate) use emit::axis_words;
 pub use emit::{Emit, Local};
 pub use expr::Expr;
 pub(crate) use expr::Site;

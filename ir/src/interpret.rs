@@ -23,7 +23,7 @@ pub const MOST_ELEMENTS: usize = 1 << 26;
 
 /// The results of a function on every rank, from its operands on every rank.
 ///
-/// Errors: what `verify` finds; `Rank` if there is no rank; `Arity` or `Dim` if a rank's operands are not what
+/// Errors: what `verify` finds; `Rank` if there is no rank or a collective is for another number of them; `Arity` or `Dim` if a rank's operands are not what
 /// the function takes; `Dim` if a value has more than [`MOST_ELEMENTS`].
 pub fn interpret(
     module: &Module,
@@ -60,8 +60,8 @@ pub fn interpret(
 
 /// Whether a function is small enough to interpret on that many ranks, before operands are made.
 ///
-/// Errors: `Name` if the function is not in the module, `Rank` if there is no rank, `Dim` with the largest
-/// value if it is above [`MOST_ELEMENTS`].
+/// Errors: `Name` if the function is not in the module, `Rank` if there is no rank or a collective is for another
+/// number of them, `Dim` with the largest value if it is above [`MOST_ELEMENTS`].
 pub fn check(module: &Module, entry: Func, ranks: usize) -> Result<(), Diagnostics> {
     if ranks == 0 {
         return Err(Fault::new(Code::Rank, "there must be one rank or more").into());
@@ -80,9 +80,12 @@ pub fn check(module: &Module, entry: Func, ranks: usize) -> Result<(), Diagnosti
             continue;
         }
         let f = module.function(f);
+        let place = || Place { function: f.name.clone(), ..Place::default() };
+        for op in f.nodes.iter().filter_map(|n| if let Action::Op(op) = &n.action { Some(op) } else { None }) {
+            op.on_ranks(ranks).map_err(|fault| fault.at(place()))?;
+        }
         for (name, need) in needs(f) {
             if need.saturating_mul(ranks) > MOST_ELEMENTS {
-                let place = Place { function: f.name.clone(), ..Place::default() };
                 let fault = Fault::new(
                     Code::Dim,
                     format!(
@@ -91,7 +94,7 @@ pub fn check(module: &Module, entry: Func, ranks: usize) -> Result<(), Diagnosti
                 );
                 return Err(fault
                     .help("interpret an instance with smaller sizes; a device runs large ones")
-                    .at(place)
+                    .at(place())
                     .into());
             }
         }

@@ -12,6 +12,8 @@ pub const FILES: &[(&str, &str)] = &[
     ("loss.oir", include_str!("../library/loss.oir")),
     ("norm.oir", include_str!("../library/norm.oir")),
     ("optim.oir", include_str!("../library/optim.oir")),
+    ("ring.oir", include_str!("../library/ring.oir")),
+    ("ring_vjp.oir", include_str!("../library/ring_vjp.oir")),
     ("rope.oir", include_str!("../library/rope.oir")),
     ("select.oir", include_str!("../library/select.oir")),
     ("two_pass.oir", include_str!("../library/two_pass.oir")),

@@ -78,7 +78,9 @@ fn described() -> Vec<Described> {
             let name = part.split(' ').next().unwrap_or_default();
             let mnemonic =
                 part.split("vec![\"").nth(1).and_then(|p| p.split('"').next()).unwrap_or_default().to_string();
-            let head = source.split(&format!("pub struct {name}")).next().unwrap_or_default();
+            // Another name may begin with this one.
+            let ends = [" ", ";", "("].map(|c| source.find(&format!("pub struct {name}{c}")));
+            let head = ends.into_iter().flatten().min().map_or("", |at| &source[..at]);
             let doc: Vec<String> = head
                 .lines()
                 .rev()

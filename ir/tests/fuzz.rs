@@ -96,6 +96,14 @@ fn function(module: &mut Module, rng: &mut Rng, stock: &[(Op, Vec<Type>)], index
     b.finish(out);
 }
 
+/// Whether a function, or what it calls, has parts for a number of ranks.
+fn of_one_rank(m: &Module, f: Func) -> bool {
+    m.function(f).nodes.iter().any(|n| match &n.action {
+        Action::Op(op) => op.on_ranks(2).is_err(),
+        Action::Call { callee, .. } => of_one_rank(m, *callee),
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(300), failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -111,11 +119,17 @@ proptest! {
         let again = parse(&text).unwrap_or_else(|e| panic!("{}", e.render("printed", &text)));
         prop_assert_eq!(&again, &m);
         prop_assert_eq!(again.to_string(), text.clone());
-        prop_assert_eq!(format(&text).unwrap(), text);
+        prop_assert_eq!(&format(&text).unwrap(), &text);
         let entry = Func(m.functions.len() as u32 - 1);
-        let ranks = 1 + rng.below(3);
+        // Parts of the samples are for one rank.
+        let parts = text.contains("parts=");
+        let ranks = if parts { 1 } else { 1 + rng.below(3) };
         let operands: Vec<Vec<Tensor>> = (0..ranks).map(|_| m.function(entry).param_types().into_iter()
             .map(|t| { let data = rng.vec(t.elements(), 3.0); tensor(t.dtype, &t.shape, data) }).collect()).collect();
+        if parts && of_one_rank(&m, entry) {
+            let two = interpret(&m, entry, [operands.clone(), operands.clone()].concat(), Mode::Exact);
+            prop_assert_eq!(two.unwrap_err().0[0].code, omchat_ir::Code::Rank);
+        }
         for mode in [Mode::Exact, Mode::Typed] {
             for rank in interpret(&m, entry, operands.clone(), mode).unwrap() {
                 let types: Vec<Type> = rank.iter().map(|t| t.ty.clone()).collect();
@@ -250,7 +264,13 @@ const SOUP: &[&str] = &[
     "select",
     "add %x, 1",
     "collective_permute %x",
+    "collective_permute %x, %y shift=1 ring=2",
     "all_reduce.sum %x",
+    "all_gather %x",
+    "reduce_scatter.sum %x",
+    "parts=0",
+    "parts=3",
+    "ring=0",
     "cast.E %x",
     "%z =",
     "%x, %y =",

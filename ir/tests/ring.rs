@@ -23,8 +23,20 @@ fn ring_is_attention_for_every_layout() {
     }
 }
 
-/// What a hop of `@ring_attention` computes.
+/// What a hop of `@ring_attention` computes; the last stands apart, with nothing to exchange.
 const HOP: &str = "%o, %l = call @attention_onto(%q, %k, %v, %lo, %hi, %at, %o, %l)";
+const LAST: &str = "%o, %l = call @attention_onto(%q, %nk, %nv, %lo, %hi, %na, %o, %l)";
+
+/// Attention and the ring, as the library has them.
+fn text() -> String {
+    let file = |name: &str| library::FILES.iter().find(|f| f.0 == name).unwrap().1;
+    file("attention.oir").to_string() + file("ring.oir")
+}
+
+/// The same with every hop changed.
+fn each_hop(change: impl Fn(&str) -> String) -> String {
+    [HOP, LAST].iter().fold(text(), |text, hop| mutant(&text, hop, &change(hop)))
+}
 
 /// Root mean square error of a bf16 ring against the same numbers in doubles, over seeds.
 fn bf16_error(r: usize, library: &str) -> f64 {
@@ -46,8 +58,7 @@ fn error_does_not_grow_with_ranks() {
     let (two, sixteen) = (bf16_error(2, ""), bf16_error(16, ""));
     println!("bf16 error: R=2 {two:.3e}, R=16 {sixteen:.3e}, ratio {:.4}", sixteen / two);
     assert!(two > 0.0 && sixteen / two <= 1.1, "R=2 {two:e}, R=16 {sixteen:e}");
-    let attention = library::FILES.iter().find(|f| f.0 == "attention.oir").unwrap().1;
-    let rounding = mutant(attention, HOP, &format!("{HOP} %ob = cast.bf16 %o %o = cast.f32 %ob"));
+    let rounding = each_hop(|hop| format!("{hop} %ob = cast.bf16 %o %o = cast.f32 %ob"));
     let (two, sixteen) = (bf16_error(2, &rounding), bf16_error(16, &rounding));
     println!("with a bf16 carry: ratio {:.4}", sixteen / two);
     assert!(sixteen / two > 1.1, "a carry in bf16 must be caught");
@@ -55,32 +66,69 @@ fn error_does_not_grow_with_ranks() {
 
 #[test]
 fn seeded_faults_are_caught() {
-    let attention = library::FILES.iter().find(|f| f.0 == "attention.oir").unwrap().1;
     let own = "%o2, %l2 = call @attention_partial(%q, %k, %v, %lo, %hi, %at)";
-    let end = format!("{HOP}\n    }}\n    %y = cast.E %o\n    return %y, %l\n");
+    // The same of the keys that a hop has, which bear other names in the last.
+    let of = |hop: &str, text: &str| match hop == LAST {
+        true => text.replace("%k", "%nk").replace("%v", "%nv").replace("%at", "%na"),
+        false => text.to_string(),
+    };
+    let one = |from: &str, to: &str| mutant(&text(), from, to);
     let faults = [
-        ("the last hop is missing", "for step in 1..R {", "for step in 1..R - 1 {"),
-        ("positions stay behind", "%at    = collective_permute %at shift=1", "%at = copy %at"),
-        ("values stay behind", "%v     = collective_permute %v shift=1", "%v = copy %v"),
-        ("lse of the last hop", &end, &format!("{own} {}", end.replace("%y, %l", "%y, %l2"))),
-        ("the carry is dropped", HOP, &own.replace('2', "")),
-        ("a carry that saw nothing", HOP, &format!("%l = sub %l, 1e30 {HOP}")),
-        ("merge weights swapped", "%sa    = mul %a, %wa", "%sa = mul %a, %wb"),
-        ("merge without rescaling", "%lse   = add %top, %log", "%lse = add %la, %log"),
-        ("partials added up", HOP, &format!("{own} %o = add %o, %o2 %l = max %l, %l2")),
-        ("unscaled scores", "%score = mul %dot, %scale", "%score = copy %dot"),
+        ("the last hop is missing", one("for step in 2..R {", "for step in 2..R - 1 {")),
+        ("positions stay behind", one("%na = collective_permute %at shift=1 ring=R", "%na = copy %at")),
+        ("values stay behind", one("        %nv = collective_permute %v shift=1 ring=R\n", "%nv = copy %v\n")),
+        ("stale keys", one("return %o, %l, %nk, %nv, %na, %next", "return %o, %l, %k, %nv, %na, %next")),
+        ("a stale buffer", one("return %o, %l, %nk, %nv, %na, %next", "return %o, %l, %k, %v, %at, %next")),
+        ("the last hop has the buffer before", one(LAST, HOP)),
+        ("a hop has the buffer of the next", one(HOP, LAST)),
+        (
+            "another ring",
+            one(
+                "        %nk = collective_permute %k shift=1 ring=R\n",
+                "%nk = collective_permute %k shift=1 ring=R / 2\n",
+            ),
+        ),
+        ("lse of the last hop", one(LAST, &format!("{LAST} {} %l = copy %l2", of(LAST, own)))),
+        ("the carry is dropped", each_hop(|hop| of(hop, &own.replace('2', "")))),
+        ("a carry that saw nothing", each_hop(|hop| format!("%l = sub %l, 1e30 {hop}"))),
+        ("merge weights swapped", one("%sa    = mul %a, %wa", "%sa = mul %a, %wb")),
+        ("merge without rescaling", one("%lse   = add %top, %log", "%lse = add %la, %log")),
+        ("partials added up", each_hop(|hop| format!("{} %o = add %o, %o2 %l = max %l, %l2", of(hop, own)))),
+        ("unscaled scores", one("%score = mul %dot, %scale", "%score = copy %dot")),
         (
             "one key too far",
-            "%until = ge %hi, %at \"b t, b s -> b t s\"",
-            "%h1 = add %hi, 1 %until = ge %h1, %at \"b t, b s -> b t s\"",
+            one(
+                "%until = ge %hi, %at \"b t, b s -> b t s\"",
+                "%h1 = add %hi, 1 %until = ge %h1, %at \"b t, b s -> b t s\"",
+            ),
         ),
     ];
     let s = Stream::new(16, 5, Dtype::F32);
     let (out, lse) = s.oracle();
     let layout = &layouts(16, 4, 3)[2];
-    for (what, from, to) in faults {
-        let (o, l) = s.ring(layout, Dtype::F32, Mode::Exact, &mutant(attention, from, to));
+    for (what, text) in faults {
+        let (o, l) = s.ring(layout, Dtype::F32, Mode::Exact, &text);
         let off = worst(&o, &out).max(worst(&l, &lse));
+        assert!(off > 1e-3, "{what}: only {off:e} off");
+    }
+}
+
+#[test]
+fn rings_beside_one_another_do_not_mix() {
+    let [a, b] = [5, 6].map(|seed| Stream::new(12, seed, Dtype::F32));
+    let layout = &layouts(12, 3, 3)[2];
+    let found = Stream::rings(&[&a, &b], layout, Dtype::F32, Mode::Exact, "");
+    for (s, (o, l)) in [&a, &b].into_iter().zip(&found) {
+        let (out, lse) = s.oracle();
+        near("out", o, &out, 1e-12);
+        near("lse", l, &lse, 1e-12);
+    }
+    // All ranks as one ring, and rings of two.
+    for (what, to) in [("one ring", "shift=1\n"), ("rings of two", "shift=1 ring=2\n")] {
+        let wrong = text().replace("shift=1 ring=R\n", to);
+        assert!(wrong != text());
+        let found = Stream::rings(&[&a, &b], layout, Dtype::F32, Mode::Exact, &wrong);
+        let off = [&a, &b].into_iter().zip(&found).map(|(s, (o, _))| worst(o, &s.oracle().0)).fold(0.0, f64::max);
         assert!(off > 1e-3, "{what}: only {off:e} off");
     }
 }

@@ -97,7 +97,22 @@ fn bf16_errors(r: usize, text: &str) -> [f64; 3] {
 
 fn text() -> String {
     let file = |name: &str| library::FILES.iter().find(|f| f.0 == name).unwrap().1;
-    file("attention.oir").to_string() + file("attention_vjp.oir")
+    ["attention.oir", "attention_vjp.oir", "ring.oir", "ring_vjp.oir"].map(file).concat()
+}
+
+/// The line of a hop that adds its part of dq, dk or dv, and the name of what it is added to.
+fn added(name: &str) -> (String, String) {
+    let held = if name == "dq" { name.to_string() } else { name.replace('d', "h") };
+    (format!("%{name}        = add %{held}, %{name}2"), held)
+}
+
+/// The text with one line of the exchange changed in the backward alone.
+fn passed_otherwise(from: &str, to: &str) -> String {
+    let (text, pass) = (text(), "func @ring_pass[");
+    let own = text.split(";;").find(|part| part.contains(pass)).unwrap();
+    let own = mutant(&own[own.find(pass).unwrap()..], from, to).replace("@ring_pass[", "@pass_back[");
+    let (head, tail) = text.split_once("func @ring_attention.vjp").unwrap();
+    format!("{own}{head}func @ring_attention.vjp{}", tail.replace("@ring_pass[", "@pass_back["))
 }
 
 #[test]
@@ -110,16 +125,16 @@ fn error_does_not_grow_with_ranks() {
     }
     // A hop's part in bf16 under an f32 sum already errs at R=2, so that only one rank, which adds nothing, tells it.
     for (i, name) in ["dq", "dk", "dv"].iter().enumerate() {
-        let from = format!("%{name}        = add %{name}, %{name}2");
-        let to = format!("%{name}b = cast.bf16 %{name}2 %{name}3 = cast.f32 %{name}b %{name} = add %{name}, %{name}3");
+        let (from, held) = added(name);
+        let to = format!("%{name}b = cast.bf16 %{name}2 %{name}3 = cast.f32 %{name}b %{name} = add %{held}, %{name}3");
         let ratio = bf16_errors(16, &mutant(&text(), &from, &to))[i] / one[i];
         println!("{name} with parts in bf16: ratio to R=1 {ratio:.4}");
         assert!(ratio > 1.1, "{name}: parts in bf16 must be caught, their ratio is {ratio}");
     }
     // Accumulators in bf16 must be caught by the same ratio.
     let narrow = |name: &str| {
-        let from = format!("%{name}        = add %{name}, %{name}2");
-        let to = format!("%{name}3 = add %{name}, %{name}2 %{name}b = cast.bf16 %{name}3 %{name} = cast.f32 %{name}b");
+        let (from, held) = added(name);
+        let to = format!("%{name}3 = add %{held}, %{name}2 %{name}b = cast.bf16 %{name}3 %{name} = cast.f32 %{name}b");
         mutant(&text(), &from, &to)
     };
     for (i, name) in ["dq", "dk", "dv"].iter().enumerate() {
@@ -132,53 +147,51 @@ fn error_does_not_grow_with_ranks() {
 
 #[test]
 fn a_ring_that_turns_the_other_way_is_no_fault() {
-    let (head, tail) =
-        text().split_once("func @ring_attention.vjp").map(|(a, b)| (a.to_string(), b.to_string())).unwrap();
-    assert_eq!(tail.matches("shift=1").count(), 7);
-    let turned = head + "func @ring_attention.vjp" + &tail.replace("shift=1", "shift=-1");
+    let text = text();
+    let turned = text.replace("shift=1 ring=R\n", "shift=-1 ring=R\n");
+    assert_eq!(turned.matches("shift=-1").count(), 10);
     let s = Stream::new(16, 5, Dtype::F32);
     let have = backward(&s, &layouts(16, 4, 3)[2], Dtype::F32, Mode::Exact, &turned, true);
     assert!(apart(&have, &one_rank(&s, Dtype::F32)) <= 1e-11);
 }
 
+/// What brings cotangents of keys and values to the next rank.
+const HOME_K: &str = "collective_permute %dk shift=1 ring=R\n";
+const HOME_V: &str = "collective_permute %dv shift=1 ring=R\n";
+/// The head of the backward's loop.
+const LOOP: &str = "    for step in 2..R {\n        %hop = dim.i32 step\n        %dq";
+
 #[test]
 fn seeded_faults_are_caught() {
-    let dq = "        %dq2       = call @attention_dq(%q, %k, %v, %lo, %hi, %at, %lse, %delta, %dy)\n        %dk2, %dv2 = call @attention_dkv(%q, %k, %v, %lo, %hi, %at, %lse, %delta, %dy)";
+    let dq = "    %dq2       = call @attention_dq(%q, %k, %v, %lo, %hi, %at, %lse, %delta, %dy)\n    %dk2, %dv2 = call @attention_dkv(%q, %k, %v, %lo, %hi, %at, %lse, %delta, %dy)";
+    let wrong = |text: &str| text.replace("shift=1", "shift=-1");
     let hop = "        %oh, %lh   = call @attention_partial(%q, %k, %v, %lo, %hi, %at)\n";
     let per_hop_lse = hop.to_string() + &dq.replace("%lse", "%lh");
     let per_hop_delta = hop.to_string()
-        + "        %eh = cast.E %oh\n        %dh = call @attention_delta(%eh, %dy, %dlse)\n"
+        + "        %none = sub %lh, %lh\n        %eh = cast.E %oh\n        %dh = call @attention_delta(%eh, %dy, %none)\n"
         + &dq.replace("%delta", "%dh");
+    let [last_k, last_v, on_k, on_v] = [("hk", HOME_K), ("hv", HOME_V), ("hk       ", HOME_K), ("hv       ", HOME_V)]
+        .map(|(name, from)| format!("    %{name} = {from}"));
     let faults: Vec<(&str, &str, String)> = vec![
         ("log-sum-exp of each hop", dq, per_hop_lse),
         ("delta of each hop", dq, per_hop_delta),
-        ("dk one hop short", "    %dk = collective_permute %dk shift=1\n    %dv", "    %dv".into()),
-        ("dv one hop short", "    %dv = collective_permute %dv shift=1\n    %eq", "    %eq".into()),
-        ("keys stay behind", "        %k         = collective_permute %k shift=1\n", String::new()),
-        ("values stay behind", "        %v         = collective_permute %v shift=1\n", String::new()),
-        ("places stay behind", "        %at        = collective_permute %at shift=1\n", String::new()),
-        ("dk does not travel", "        %dk        = collective_permute %dk shift=1\n", String::new()),
+        ("dk one hop short", &last_k, "    %hk = copy %dk\n".into()),
+        ("dv one hop short", &last_v, "    %hv = copy %dv\n".into()),
+        ("dk does not travel", &on_k, "    %hk = copy %dk\n".into()),
+        ("dv does not travel", &on_v, "    %hv = copy %dv\n".into()),
+        ("dk goes home the wrong way", &last_k, format!("    %hk = {}", wrong(HOME_K))),
+        ("dv goes home the wrong way", &last_v, format!("    %hv = {}", wrong(HOME_V))),
+        ("dk travels against its keys", &on_k, format!("    %hk = {}", wrong(HOME_K))),
         (
-            "the wrong neighbour",
-            "        %k         = collective_permute %k shift=1\n",
-            "        %k         = collective_permute %k shift=-1\n".into(),
+            "a stale buffer",
+            "return %dq, %dk, %dv, %nk, %nv, %na, %next",
+            "return %dq, %dk, %dv, %k, %v, %at, %next".into(),
         ),
         (
-            "dk goes home the wrong way",
-            "    %dk = collective_permute %dk shift=1\n    %dv",
-            "    %dk = collective_permute %dk shift=-1\n    %dv".into(),
+            "the last hop is missing",
+            LOOP,
+            "    for step in 2..R - 1 {\n        %hop = dim.i32 step\n        %dq".into(),
         ),
-        (
-            "dv goes home the wrong way",
-            "    %dv = collective_permute %dv shift=1\n    %eq",
-            "    %dv = collective_permute %dv shift=-1\n    %eq".into(),
-        ),
-        (
-            "dk travels against its keys",
-            "        %dk        = collective_permute %dk shift=1\n",
-            "        %dk        = collective_permute %dk shift=-1\n".into(),
-        ),
-        ("the last hop is missing", "        %dk2, %dv2 = call", "        %dk2, %dv2 = call".into()),
         (
             "an empty row has a large log-sum-exp",
             "    %lse   = select %some, %total, -1e30\n",
@@ -196,15 +209,23 @@ fn seeded_faults_are_caught() {
     let want = one_rank(&s, Dtype::F32);
     let layout = &layouts(16, 4, 3)[2];
     assert!(apart(&backward(&s, layout, Dtype::F32, Mode::Exact, &text(), true), &want) <= 1e-11);
-    for (what, from, to) in faults {
-        let faulty = match what {
-            "the last hop is missing" => {
-                let (head, tail) =
-                    text().split_once("func @ring_attention.vjp").map(|(a, b)| (a.to_string(), b.to_string())).unwrap();
-                head + "func @ring_attention.vjp" + &mutant(&tail, "for step in 1..R {", "for step in 1..R - 1 {")
-            }
-            _ => mutant(&text(), from, &to),
-        };
+    let mut texts: Vec<(&str, String)> =
+        faults.into_iter().map(|(what, from, to)| (what, mutant(&text(), from, &to))).collect();
+    let k = "        %nk = collective_permute %k shift=1 ring=R\n";
+    texts.extend([
+        ("keys stay behind", passed_otherwise(k, "        %nk = copy %k\n")),
+        (
+            "values stay behind",
+            passed_otherwise(&k.replace("%nk", "%nv").replace("%k", "%v"), "        %nv = copy %v\n"),
+        ),
+        (
+            "places stay behind",
+            passed_otherwise("    %na = collective_permute %at shift=1 ring=R\n", "    %na = copy %at\n"),
+        ),
+        ("the wrong neighbour", passed_otherwise(k, &wrong(k))),
+        ("another ring", passed_otherwise(k, &k.replace("ring=R", "ring=R / 2"))),
+    ]);
+    for (what, faulty) in texts {
         let have = backward(&s, layout, Dtype::F32, Mode::Exact, &faulty, true);
         let off = have.iter().zip(&want).map(|(x, y)| {
             x.iter()

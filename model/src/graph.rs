@@ -19,6 +19,7 @@
 mod decoder;
 mod entry;
 mod forward;
+mod shard;
 mod step;
 mod tower;
 mod train;
@@ -26,6 +27,7 @@ mod vision;
 
 pub use decoder::{DecoderSpec, Output, decoder_module};
 pub use forward::{ForwardSpec, forward_module};
+pub use shard::shard_elements;
 pub use step::{accumulate_module, apply_module, decays, step_module};
 pub use train::{Part, Recompute, Selection, TrainSpec, Weigh, grads_module};
 pub use vision::vision_module;

@@ -46,7 +46,7 @@ fn presets_build_quickly_and_ask_for_the_released_tensors() {
     for (name, config) in models() {
         let vision = quick(&format!("{name} @vision"), || graph::vision_module(&config, 7, Dtype::F16).unwrap());
         let decode = quick(&format!("{name} @decode"), || graph::decoder_module(&config, SPEC, Dtype::F16).unwrap());
-        let forward = ForwardSpec { ranks: 4, tokens: 1024, tiles: 2, remat: true, mlp_tiles: 1, loss_tiles: 1 };
+        let forward = ForwardSpec { ring: 4, tokens: 1024, tiles: 2, remat: true, mlp_tiles: 1, loss_tiles: 1 };
         let forward =
             quick(&format!("{name} @forward"), || graph::forward_module(&config, forward, Dtype::Bf16).unwrap());
         assert_eq!(elements(&[&vision, &decode]), wanted(&config), "{name}");
@@ -77,7 +77,7 @@ fn layers_share_one_function() {
 #[test]
 fn modules_print_and_parse_to_themselves() {
     let config = preset("mini").unwrap();
-    let forward = ForwardSpec { ranks: 2, tokens: 8, tiles: 1, remat: true, mlp_tiles: 1, loss_tiles: 1 };
+    let forward = ForwardSpec { ring: 2, tokens: 8, tiles: 1, remat: true, mlp_tiles: 1, loss_tiles: 1 };
     for module in [
         graph::vision_module(&config, 2, Dtype::Bf16).unwrap(),
         graph::decoder_module(&config, SPEC, Dtype::F16).unwrap(),

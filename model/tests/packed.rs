@@ -158,7 +158,7 @@ fn layouts(ranks: usize) -> Vec<(&'static str, Vec<Vec<usize>>)> {
 }
 
 fn spec(ranks: usize) -> TrainSpec {
-    TrainSpec::whole(ForwardSpec { ranks, ..ForwardSpec::text(TOKENS / ranks) })
+    TrainSpec::whole(ForwardSpec { ring: ranks, ..ForwardSpec::text(TOKENS / ranks) })
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn selected_tokens_train_alone() {
 impl Packed {
     /// Each token's loss, tokens in order.
     fn nll(&self, layout: &[Vec<usize>], alone: bool) -> Vec<f64> {
-        let forward = ForwardSpec { ranks: layout.len(), ..ForwardSpec::text(layout[0].len()) };
+        let forward = ForwardSpec { ring: layout.len(), ..ForwardSpec::text(layout[0].len()) };
         let module = graph::forward_module(&self.config, forward, Dtype::F32).unwrap();
         let f = graph::entry(&module).unwrap();
         let labels = self.shifted(layout);
@@ -244,7 +244,7 @@ impl Packed {
     /// Loss and gradients of the sum of each token's loss times its weight, by `@forward` differentiated here:
     /// nothing of the weighing in the graphs. Also the module.
     fn by_hand(&self, layout: &[Vec<usize>], remat: bool, how: Differentiate) -> (Found, Module) {
-        let forward = ForwardSpec { ranks: layout.len(), remat, ..ForwardSpec::text(layout[0].len()) };
+        let forward = ForwardSpec { ring: layout.len(), remat, ..ForwardSpec::text(layout[0].len()) };
         let mut module = graph::forward_module(&self.config, forward, Dtype::F32).unwrap();
         let f = graph::entry(&module).unwrap().clone();
         let roles = f.param_values().zip(&f.params);
@@ -298,8 +298,13 @@ fn what_is_computed_again_changes_no_bit() {
     let total: f64 = alone.iter().map(|(_, n)| n).sum();
     let want = sum(&alone, |n| n / total);
     let own = graph::scope().unwrap();
-    let keeps: [&[&str]; 5] =
-        [&[], &["attention_partial"], &["attention"], &["ring_attention"], &["attention_partial", "attention_onto"]];
+    let keeps: [&[&str]; 5] = [
+        &[],
+        &["attention_partial"],
+        &["attention"],
+        &["ring_attention_reach"],
+        &["attention_partial", "attention_onto"],
+    ];
     for ((name, layout), scope) in
         [1, 4].into_iter().flat_map(layouts).flat_map(|l| [(l.clone(), None), (l, Some(&own))])
     {

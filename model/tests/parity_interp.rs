@@ -271,7 +271,8 @@ fn losses_of_a_ring_are_pytorchs_whatever_rank_a_token_is_on() {
         let mut worst = 0.0f64;
         for ranks in [1, 3] {
             let tokens = n.div_ceil(ranks);
-            let spec = ForwardSpec { ranks, tokens, tiles: case.tiles, remat: ranks == 1, mlp_tiles: 1, loss_tiles: 1 };
+            let spec =
+                ForwardSpec { ring: ranks, tokens, tiles: case.tiles, remat: ranks == 1, mlp_tiles: 1, loss_tiles: 1 };
             let module = graph::forward_module(&case.config, spec, Dtype::F32).unwrap();
             let f = graph::entry(&module).unwrap();
             // Token i is on rank i mod R, so every rank holds keys that others must see; the last are padding.

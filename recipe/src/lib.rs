@@ -20,6 +20,7 @@ pub mod recipe;
 pub mod record;
 pub mod reference;
 pub mod report;
+pub mod ring;
 pub mod scenes;
 pub mod schedule;
 pub mod shards;

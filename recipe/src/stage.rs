@@ -1,6 +1,7 @@
 //! A stage of training: how long its contexts are, what it reads, what it trains and how.
 
 use crate::error::{Error, Result};
+use crate::ring::Layout;
 use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -35,9 +36,12 @@ pub struct Stage {
     /// Positions of a step, whole packs; one pack where none is given. More than one are accumulated.
     #[serde(default)]
     pub batch_tokens: Option<usize>,
-    /// Ranks that share a context.
+    /// Ranks that share a context. Of W ranks W / ring rings train on packs of their own.
     #[serde(default = "one")]
     pub ring: usize,
+    /// How a pack's positions lie on the ranks of a ring.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub ring_layout: Layout,
     /// How labelled tokens weigh.
     #[serde(default)]
     pub weigh: Weigh,
@@ -56,6 +60,10 @@ pub struct Stage {
     /// Steps of the stage whose checkpoints are written and never removed: branches leave from them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep: Vec<u64>,
+}
+
+fn is_default(x: &Layout) -> bool {
+    *x == Layout::default()
 }
 
 fn one() -> usize {
@@ -174,11 +182,8 @@ impl Stage {
         if self.context == 0 {
             return bad("a context of 0 positions".into(), "give 1 or more");
         }
-        if self.ring == 0 || !self.context.is_multiple_of(self.ring) {
-            return bad(
-                format!("a ring of {} ranks for a context of {}", self.ring, self.context),
-                "give a number of ranks that divides the context",
-            );
+        if self.ring == 0 {
+            return bad("a ring of 0 ranks".into(), "give 1 or more");
         }
         if let Some(n) = self.batch_tokens.filter(|n| *n == 0 || !n.is_multiple_of(self.context)) {
             return bad(format!("batch_tokens {n} for a context of {}", self.context), "give whole packs");

@@ -51,7 +51,9 @@ impl Bound {
             unsafe { graph.replay() }.map_err(|e| c.failed(format!("{e:?}")))?;
             return Ok(true);
         }
-        let able = c.program.target.family != Family::Cpu && matches!(self.recording, Recording::None);
+        // What crosses ranks goes through the host, which a recording does not.
+        let able =
+            c.program.ranks == 1 && c.program.target.family != Family::Cpu && matches!(self.recording, Recording::None);
         if !able || self.runs <= WARM {
             return Ok(false);
         }

@@ -2,11 +2,13 @@
 
 use crate::Error;
 use crate::bound::Bound;
+use crate::collective::World;
 use crate::device::Device;
 use crate::executable::Timing;
 use crate::faults;
 use crate::host::HostTensor;
-use crate::launches::{self, buffer, enqueue, launches, prepare};
+use crate::launches::{self, Ready, buffer, enqueue, launches, prepare};
+use crate::ranked::Ranked;
 use crate::store::Store;
 use crate::window;
 use cubecl::bytes::Bytes;
@@ -14,7 +16,6 @@ use cubecl::prelude::Client;
 use cubecl::server::Handle;
 use omchat_codegen::{Port, Program};
 use omchat_ir::{Role, Type};
-use omchat_kernels::{Args, Buffer, Prepared};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -28,7 +29,9 @@ pub(crate) struct Compiled {
     pub(crate) client: Client,
     pub(crate) program: Program,
     /// One a chosen kernel, with its metadata on the device.
-    prepared: Vec<(Prepared, Buffer)>,
+    prepared: Vec<Ready>,
+    /// The ranks that run it together.
+    world: Option<World>,
     slabs: Vec<Handle>,
     /// What each input is written to, by buffer.
     inputs: Vec<Option<Handle>>,
@@ -38,7 +41,12 @@ pub(crate) struct Compiled {
 }
 
 impl Compiled {
-    pub(crate) fn load(device: &Device, client: &Client, program: Program) -> Result<Compiled, Error> {
+    pub(crate) fn load(
+        device: &Device,
+        client: &Client,
+        program: Program,
+        world: Option<World>,
+    ) -> Result<Compiled, Error> {
         let need: u64 = program.slabs.iter().map(|s| *s as u64).sum();
         if let Some(have) = device.free_bytes().filter(|have| need > *have) {
             return Err(Error::OutOfMemory {
@@ -56,11 +64,11 @@ impl Compiled {
         let prepared = prepare(client, device.name(), &program)?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let client = client.clone();
-        Ok(Compiled { id, client, program, prepared, slabs, inputs, turn: Mutex::new(()), replays: 0.into() })
+        Ok(Compiled { id, client, program, prepared, slabs, inputs, world, turn: Mutex::new(()), replays: 0.into() })
     }
 
     pub(crate) fn compilations(&self) -> usize {
-        self.prepared.iter().map(|(p, _)| p.compilations()).sum()
+        self.prepared.iter().map(Ready::compilations).sum()
     }
 
     pub(crate) fn replays(&self) -> usize {
@@ -68,7 +76,7 @@ impl Compiled {
     }
 
     pub(crate) fn planned_bytes(&self) -> u64 {
-        let words: usize = self.prepared.iter().map(|(ready, _)| ready.meta().len() * 4).sum();
+        let words: usize = self.prepared.iter().map(|ready| ready.words() * 4).sum();
         (self.program.peak_bytes() + words) as u64
     }
 
@@ -107,11 +115,10 @@ impl Compiled {
         let bound = self.fed(inputs, store)?;
         let _open = window::open();
         let mut timings = vec![];
-        for (l, (operands, results)) in self.program.launches.iter().zip(&bound.launches) {
-            let (ready, meta) = &self.prepared[l.chosen];
+        for (l, buffers) in self.program.launches.iter().zip(&bound.launches) {
             let start = Instant::now();
-            ready.launch(&self.client, &Args { operands, results, meta })?;
-            let touched: Vec<Handle> = results.iter().map(|b| b.handle.clone()).collect();
+            self.prepared[l.chosen].launch(&self.client, &self.program, buffers)?;
+            let touched: Vec<Handle> = buffers.1.iter().map(|b| b.handle.clone()).collect();
             cubecl::future::block_on(self.client.sync_buffers(touched.iter()))
                 .map_err(|e| self.failed(format!("{e:?}")))?;
             let kernel = self.program.chosen[l.chosen].kernel;
@@ -120,8 +127,12 @@ impl Compiled {
         self.faultless(timings)
     }
 
-    /// Makes every launch, in order.
+    /// Makes every launch, in order, and the exchanges with other ranks.
     pub(crate) fn launch(&self, bound: &Bound) -> Result<(), Error> {
+        if let Some(world) = &self.world {
+            let (client, program, prepared) = (&self.client, &self.program, &self.prepared);
+            return Ranked { client, program, prepared, world }.run(&bound.launches);
+        }
         enqueue(&self.client, &self.program, &self.prepared, &bound.launches, &mut 0)
     }
 

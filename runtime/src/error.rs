@@ -55,6 +55,9 @@ pub enum Error {
         /// The device.
         device: String,
     },
+    /// Ranks can go on no longer together.
+    #[error(transparent)]
+    Ranks(#[from] crate::collective::Failure),
     /// A kernel or its compiler failed on the device; results since the last read are void.
     #[error("the device {device} failed: {message}")]
     Device {

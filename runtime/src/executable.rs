@@ -1,6 +1,7 @@
 //! Executables: a program made ready on a device, run as often as wanted.
 
 use crate::Error;
+use crate::collective::World;
 use crate::compiled::{Compiled, check, missing};
 use crate::device::Device;
 use crate::host::HostTensor;
@@ -58,10 +59,10 @@ pub fn program_with(
     target: &Target,
     after: &mut dyn FnMut(&Pass, &Unit),
 ) -> Result<Program, Error> {
-    program_tuned(module, entry, target, None, after)
+    program_tuned(module, entry, target, None, 1, after)
 }
 
-/// As [`program_with`], and takes what was measured.
+/// As [`program_with`], takes what was measured, and is one rank's of so many.
 ///
 /// Errors: as [`program`].
 pub fn program_tuned(
@@ -69,10 +70,11 @@ pub fn program_tuned(
     entry: Func,
     target: &Target,
     tuned: Option<&Tuned>,
+    ranks: usize,
     after: &mut dyn FnMut(&Pass, &Unit),
 ) -> Result<Program, Error> {
     let kernels: Vec<&dyn Kernel> = LIST.iter().map(|k| *k as &dyn Kernel).collect();
-    Ok(compile_with(module, entry, &Context { target, kernels: &kernels, tuned }, after)?)
+    Ok(compile_with(module, entry, &Context { target, kernels: &kernels, tuned, ranks }, after)?)
 }
 
 impl Executable {
@@ -92,27 +94,35 @@ impl Executable {
         entry: Func,
         after: &mut dyn FnMut(&Pass, &Unit),
     ) -> Result<Executable, Error> {
-        Executable::load_tuned(device, module, entry, None, after)
+        Executable::load_tuned(device, module, entry, None, None, after)
     }
 
-    /// As [`Executable::load_with`], and takes what was measured.
+    /// As [`Executable::load_with`], takes what was measured, and is this rank's part of a run of several.
     ///
-    /// Errors: as [`Executable::load`].
+    /// Errors: as [`Executable::load`]; the interpreter, which runs all ranks in one process or none.
     pub fn load_tuned(
         device: &Device,
         module: &Module,
         entry: Func,
         tuned: Option<&Tuned>,
+        world: Option<&World>,
         after: &mut dyn FnMut(&Pass, &Unit),
     ) -> Result<Executable, Error> {
+        let ranks = world.map_or(1, World::ranks);
         let body = match device {
+            Device::Interp if ranks > 1 => {
+                let name = "interp".to_string();
+                let reason = format!("it runs all {ranks} ranks in one process: take cpu, wgpu or cuda");
+                return Err(Error::NoDevice { name, reason });
+            }
             Device::Interp => {
                 module.verify()?;
                 Body::Interpreted { module: Box::new(module.clone()), entry }
             }
             Device::Cube { client, target } => {
-                let program = program_tuned(module, entry, target, tuned, after)?;
-                Body::Compiled(Box::new(Compiled::load(device, client, program)?))
+                let program = program_tuned(module, entry, target, tuned, ranks, after)?;
+                let world = world.filter(|_| ranks > 1).cloned();
+                Body::Compiled(Box::new(Compiled::load(device, client, program, world)?))
             }
         };
         Ok(Executable { body })

@@ -3,7 +3,7 @@
 use crate::Error;
 use cubecl::prelude::Client;
 use cubecl::server::Handle;
-use omchat_codegen::{Place, Program};
+use omchat_codegen::{Collective, Place, Program, Work};
 use omchat_kernels::{Args, Buffer, Prepared, by_name};
 
 /// Launches that CubeCL's CPU client queues before it makes the host wait.
@@ -12,12 +12,59 @@ pub(crate) const QUEUE: usize = 32;
 /// Operands and results of each launch.
 pub(crate) type Launches = Vec<(Vec<Buffer>, Vec<Buffer>)>;
 
-/// The chosen kernels of a program, each with its metadata on the device.
+/// What was chosen for a piece of work, made ready.
+pub(crate) enum Ready {
+    /// A kernel, with its metadata on the device.
+    Kernel(Prepared, Buffer),
+    /// Ranks meet.
+    Collective(Collective),
+}
+
+impl Ready {
+    /// Words of its metadata.
+    pub(crate) fn words(&self) -> usize {
+        match self {
+            Ready::Kernel(ready, _) => ready.meta().len(),
+            Ready::Collective(_) => 0,
+        }
+    }
+
+    /// Kernels that the device compiled for it.
+    pub(crate) fn compilations(&self) -> usize {
+        match self {
+            Ready::Kernel(ready, _) => ready.compilations(),
+            Ready::Collective(_) => 0,
+        }
+    }
+
+    /// Launches a kernel.
+    ///
+    /// Errors: a collective, in which one rank alone cannot meet; what the device answers.
+    pub(crate) fn launch(
+        &self,
+        client: &Client,
+        program: &Program,
+        (operands, results): &(Vec<Buffer>, Vec<Buffer>),
+    ) -> Result<(), Error> {
+        match self {
+            Ready::Kernel(ready, meta) => Ok(ready.launch(client, &Args { operands, results, meta })?),
+            Ready::Collective(c) => {
+                Err(failed(program, format!("a trial of {}, which takes {} ranks", c.name(), c.ranks)))
+            }
+        }
+    }
+}
+
+/// What was chosen for each piece of a program's work, made ready.
 ///
 /// Errors: a kernel that is not in the list, or that refuses what was chosen for it.
-pub(crate) fn prepare(client: &Client, device: &str, program: &Program) -> Result<Vec<(Prepared, Buffer)>, Error> {
+pub(crate) fn prepare(client: &Client, device: &str, program: &Program) -> Result<Vec<Ready>, Error> {
     let mut prepared = vec![];
     for c in &program.chosen {
+        if let Work::Collective(collective) = &c.work {
+            prepared.push(Ready::Collective(*collective));
+            continue;
+        }
         let kernel = by_name(c.kernel)
             .ok_or_else(|| Error::Device { device: device.into(), message: format!("no kernel {}", c.kernel) })?;
         let ready = kernel.prepare(&c.work, &c.schedule)?;
@@ -25,11 +72,10 @@ pub(crate) fn prepare(client: &Client, device: &str, program: &Program) -> Resul
             handle: client.create_from_slice(bytemuck::cast_slice(ready.meta())),
             elements: ready.meta().len(),
         };
-        prepared.push((ready, meta));
+        prepared.push(Ready::Kernel(ready, meta));
     }
     Ok(prepared)
 }
-
 /// A buffer of a program: in `slabs`, or in `held`, which has every buffer that the caller holds.
 pub(crate) fn buffer(program: &Program, b: usize, held: &[Option<Handle>], slabs: &[Handle]) -> Result<Buffer, Error> {
     let plan = &program.buffers[b];
@@ -63,13 +109,12 @@ pub(crate) fn launches(program: &Program, held: &[Option<Handle>], slabs: &[Hand
 pub(crate) fn enqueue(
     client: &Client,
     program: &Program,
-    prepared: &[(Prepared, Buffer)],
+    prepared: &[Ready],
     buffers: &Launches,
     queued: &mut usize,
 ) -> Result<(), Error> {
-    for (l, (operands, results)) in program.launches.iter().zip(buffers) {
-        let (ready, meta) = &prepared[l.chosen];
-        ready.launch(client, &Args { operands, results, meta })?;
+    for (l, buffers) in program.launches.iter().zip(buffers) {
+        prepared[l.chosen].launch(client, program, buffers)?;
         *queued += 1;
         if queued.is_multiple_of(QUEUE) && !client.is_capturing() {
             client.flush().map_err(|e| failed(program, format!("{e:?}")))?;

@@ -12,6 +12,7 @@ mod facts;
 mod faults;
 mod host;
 mod launches;
+mod ranked;
 mod room;
 mod store;
 mod table;

@@ -5,13 +5,13 @@
 
 use crate::device::Device;
 use crate::faults;
-use crate::launches::{Launches, buffer, enqueue, launches, prepare};
+use crate::launches::{Launches, Ready, buffer, enqueue, launches, prepare};
 use crate::{Error, HostTensor};
 use cubecl::prelude::Client;
 use cubecl::server::Handle;
 use omchat_codegen::{Family, Place, Program, Work};
 use omchat_ir::{Func, Mode, Module, Role, Tensor, interpret};
-use omchat_kernels::{Args, Buffer, Prepared};
+use omchat_kernels::Buffer;
 use std::time::{Duration, Instant};
 
 /// Most copies of the operands.
@@ -92,7 +92,7 @@ struct Compiled {
     client: Client,
     device: String,
     program: Program,
-    prepared: Vec<(Prepared, Buffer)>,
+    prepared: Vec<Ready>,
     /// The buffers of each launch, for each copy of the operands.
     copies: Vec<Launches>,
     /// The results that are no state, of the first copy.
@@ -245,13 +245,13 @@ impl Compiled {
 
     fn examine(&self) -> Result<Vec<Examined>, Error> {
         let mut out: Vec<Examined> = vec![];
-        for (l, (operands, results)) in self.program.launches.iter().zip(&self.copies[0]) {
-            let (ready, meta) = &self.prepared[l.chosen];
+        for (l, buffers) in self.program.launches.iter().zip(&self.copies[0]) {
+            let (operands, results) = buffers;
             let new = !out.iter().any(|e| e.chosen == l.chosen);
             let read = if new { self.read(&l.operands, operands)? } else { vec![] };
             let adds = new && matches!(self.program.chosen[l.chosen].work, Work::ScatterAdd { .. });
             let before = if adds { self.read(&l.results, results)? } else { vec![] };
-            ready.launch(&self.client, &Args { operands, results, meta })?;
+            self.prepared[l.chosen].launch(&self.client, &self.program, buffers)?;
             if new {
                 let results = self.read(&l.results, results)?;
                 out.push(Examined { chosen: l.chosen, operands: read, before, results });

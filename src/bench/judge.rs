@@ -161,7 +161,7 @@ fn reference(device: &Device, work: &Work) -> Result<Program, Error> {
         let kernels: Vec<&dyn Kernel> = all
             .filter(|k| !matches!(k.implements(), Implements::Functions(_)) || (plain && k.name().ends_with(".plain")))
             .collect();
-        compile(&module, entry, &Context { target: &target, kernels: &kernels, tuned: None })
+        compile(&module, entry, &Context { target: &target, kernels: &kernels, tuned: None, ranks: 1 })
     };
     let plain = LIST.iter().any(|k| k.implements().function(name) && k.name().ends_with(".plain"));
     match with(false) {

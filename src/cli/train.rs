@@ -34,8 +34,13 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let recipe = Recipe::read(&args.config).map_err(Error::input)?;
     let device = device::open(args.device.as_deref())?;
     let mut supply = Feeds::new(&recipe)?;
-    let options =
-        TrainOptions { out: args.out.clone(), resume: args.resume, until: args.until, kept: args.kept.clone() };
+    let options = TrainOptions {
+        out: args.out.clone(),
+        resume: args.resume,
+        until: args.until,
+        kept: args.kept.clone(),
+        world: None,
+    };
     let mut shown = Shown::default();
     let outcome = train(&recipe, &device, &options, &mut supply, &mut |w| shown.watch(w));
     shown.end();

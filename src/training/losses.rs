@@ -40,7 +40,14 @@ impl<'a> Losses<'a> {
         let spec = ForwardSpec { tiles: stage.tiles, loss_tiles, ..ForwardSpec::text(n) };
         let module = forward_module(&model.config, spec, dtype)?;
         let mut store = Store::default();
-        let exe = load(&Origin { model, from, dtype, trained: &[] }, device, &module, &mut store, progress)?;
+        let exe = load(
+            &Origin { model, from, dtype, trained: &[], rank: (0, 1) },
+            device,
+            &module,
+            &mut store,
+            None,
+            progress,
+        )?;
         let theta = stage.theta.unwrap_or(model.config.text.rope_theta);
         Ok(Losses { model, exe, store, theta, tiles: stage.tiles })
     }

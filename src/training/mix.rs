@@ -28,7 +28,7 @@ pub fn mix(
         let trunk = out.join("trunk");
         if !checkpoint::at(&trunk, *end).is_dir() {
             let resume = trunk.join("checkpoints").is_dir();
-            let options = TrainOptions { out: trunk.clone(), resume, until: Some(*end), kept: None };
+            let options = TrainOptions { out: trunk.clone(), resume, until: Some(*end), kept: None, world: None };
             train(&plan.trunk, device, &options, supply, watch)?;
         }
         let dir = out.join(format!("part-{}", i + 1));
@@ -37,7 +37,7 @@ pub fn mix(
             fork(&checkpoint::at(&trunk, *end), &dir, branch)?;
         }
         if !dir.join("stages").join(name).join("config.json").is_file() {
-            let options = TrainOptions { out: dir.clone(), resume: true, until: None, kept: None };
+            let options = TrainOptions { out: dir.clone(), resume: true, until: None, kept: None, world: None };
             train(branch, device, &options, supply, watch)?;
         }
         let judged = dir.join("losses.json");

@@ -2,14 +2,15 @@
 
 use super::checkpoint::{self, Place};
 use super::log::{Line, Log};
-use super::stage::{adamw, labelled, shares, spec};
+use super::stage::{adamw, labelled, shares, spec, tiles};
 use super::{export, unwritable, write_whole};
-use crate::{Batch, Device, Error, Model, Progress, Select, Snapshot, Step, Trainer};
+use crate::{Batch, Begin, Device, Error, Model, Piece, Progress, Ranks, Select, Snapshot, Step, Trainer};
 use omchat_ir::Dtype;
 use omchat_model::config::IGNORE;
 use omchat_recipe::reference::Scores;
 use omchat_recipe::stage::{Normalizer, Score, Stage, Start, Weigh};
 use omchat_recipe::{Pack, Recipe};
+use omchat_runtime::collective::World;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -62,6 +63,45 @@ pub struct TrainOptions {
     pub until: Option<u64>,
     /// Where each selective step tells which tokens it kept: a line a document.
     pub kept: Option<PathBuf>,
+    /// This process among ranks that train together; alone without. Rank 0 writes the folder, which all must see.
+    pub world: Option<World>,
+}
+
+impl TrainOptions {
+    /// Whether this rank writes the run's folder.
+    pub fn writes(&self) -> bool {
+        self.world.as_ref().is_none_or(|w| w.rank() == 0)
+    }
+}
+
+/// This process among the ranks of a stage.
+///
+/// Errors: a ring and no ranks for it; as [`Ranks::new`].
+fn among(options: &TrainOptions, stage: &Stage) -> Result<Option<Ranks>, Error> {
+    match &options.world {
+        Some(world) => Ranks::new(world, stage).map(Some),
+        None if stage.ring > 1 => Err(Error::Input(format!(
+            "stage `{}`: a ring of {} ranks, and this process is alone: start as many, or give ring = 1",
+            stage.name, stage.ring
+        ))),
+        None => Ok(None),
+    }
+}
+
+/// All ranks must go on from the same place.
+///
+/// Errors: one that does not.
+fn agree(options: &TrainOptions, place: &Place) -> Result<(), Error> {
+    let Some(world) = &options.world else { return Ok(()) };
+    let own = serde_json::to_vec(place).map_err(|e| Error::Input(format!("the place of the run: {e}")))?;
+    let all = world.gather("place", own, None).map_err(omchat_runtime::Error::from)?;
+    match all.iter().position(|p| *p != all[0]) {
+        Some(rank) => Err(Error::Input(format!(
+            "ranks 0 and {rank} do not see the same run in {}: give all the same recipe and a folder that all share",
+            options.out.display()
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// What a run tells while it goes on.
@@ -100,10 +140,13 @@ pub fn train(
 ) -> Result<Outcome, Error> {
     let model = Model::open(&recipe.model)?;
     let dtype = dtype(&recipe.dtype)?;
-    let specs = recipe.stages.iter().map(|s| spec(&model, device, dtype, s)).collect::<Result<Vec<_>, _>>()?;
+    let ranks = recipe.stages.iter().map(|s| among(options, s)).collect::<Result<Vec<_>, _>>()?;
+    let data = |r: &Option<Ranks>| r.as_ref().map_or(1, Ranks::data);
+    let stages = recipe.stages.iter().zip(&ranks);
+    let specs = stages.map(|(s, r)| spec(&model, device, dtype, s, data(r))).collect::<Result<Vec<_>, _>>()?;
     let mut run = Run::begin(recipe, options, &model, watch)?;
     let ceiling = device.ceilings()?.and_then(|c| c.einsum_of(dtype));
-    for (i, (stage, spec)) in recipe.stages.iter().zip(specs).enumerate().skip(run.place.stage) {
+    for (i, ((stage, ranks), spec)) in recipe.stages.iter().zip(&ranks).zip(specs).enumerate().skip(run.place.stage) {
         if run.done() {
             return Ok(Outcome { steps: run.place.step, model: None });
         }
@@ -111,16 +154,19 @@ pub fn train(
             run.snapshot.moments.clear();
             run.snapshot.steps = 0;
         }
-        let parts = stage.packs() > 1;
-        let (from, mut loading) = (&run.snapshot, |p| watch(Watched::Loading(p)));
-        let trainer = Trainer::resume(&model, device.clone(), dtype, &spec, parts, from, &mut loading)?;
+        let parts = stage.packs() > data(ranks);
+        let mut loading = |p| watch(Watched::Loading(p));
+        let begin = Begin { dtype, parts, from: &run.snapshot, ranks: ranks.as_ref() };
+        let trainer = Trainer::resume(&model, device.clone(), &spec, &begin, &mut loading)?;
         let flops: u64 = match trainer.program() {
             Some(program) => omchat_runtime::amounts(program)?.iter().map(|a| a.flops).sum(),
             None => 0,
         };
         let state = Some(&run.place.feed).filter(|f| !f.is_null());
         let packs = supply.open(stage, state)?;
-        let mut at = At { stage, trainer, packs, flops: flops as f64 * stage.packs() as f64, ceiling };
+        let passes = stage.packs() / data(ranks);
+        let flops = flops as f64 * passes as f64;
+        let mut at = At { stage, ranks: ranks.as_ref(), trainer, packs, flops, ceiling };
         run.stage(&mut at, supply, watch)?;
         watch(Watched::Note(at.packs.report()));
         if run.place.stage_step < stage.total_steps() {
@@ -128,7 +174,9 @@ pub fn train(
         }
         let last = i + 1 == recipe.stages.len();
         let to = options.out.join("stages").join(&stage.name);
-        export(&model, &run.snapshot.weights, stage.theta, Some(stage.context), &to)?;
+        if options.writes() {
+            export(&model, &run.snapshot.weights, stage.theta, Some(stage.context), &to)?;
+        }
         watch(Watched::Note(format!("stage `{}` is done: {}", stage.name, to.display())));
         if last {
             return Ok(Outcome { steps: run.place.step, model: Some(to) });
@@ -143,7 +191,8 @@ struct Run<'a> {
     recipe: &'a Recipe,
     options: &'a TrainOptions,
     model: &'a Model,
-    log: Log,
+    /// On the rank that writes.
+    log: Option<Log>,
     place: Place,
     snapshot: Snapshot,
 }
@@ -151,9 +200,10 @@ struct Run<'a> {
 /// What a stage holds while it runs.
 struct At<'a> {
     stage: &'a Stage,
+    ranks: Option<&'a Ranks>,
     trainer: Trainer,
     packs: Box<dyn Packs>,
-    /// FLOPs of a step.
+    /// FLOPs of a step on this rank.
     flops: f64,
     /// The device's best einsum, 10¹² FLOPs a second.
     ceiling: Option<f64>,
@@ -168,7 +218,6 @@ impl<'a> Run<'a> {
         watch: &mut dyn FnMut(Watched),
     ) -> Result<Run<'a>, Error> {
         let out = &options.out;
-        std::fs::create_dir_all(out).map_err(|e| unwritable(out, &e))?;
         let told = serde_json::to_value(recipe).map_err(|e| Error::Input(format!("the recipe: {e}")))?;
         let found = checkpoint::newest(out)?;
         let (place, snapshot) = match found {
@@ -196,9 +245,14 @@ impl<'a> Run<'a> {
                 (place, Snapshot::default())
             }
         };
-        let text = serde_json::to_string_pretty(&told).map_err(|e| Error::Input(format!("the recipe: {e}")))?;
-        write_whole(&out.join("recipe.json"), text.as_bytes())?;
-        let log = Log::open(out, place.step)?;
+        agree(options, &place)?;
+        let mut log = None;
+        if options.writes() {
+            std::fs::create_dir_all(out).map_err(|e| unwritable(out, &e))?;
+            let text = serde_json::to_string_pretty(&told).map_err(|e| Error::Input(format!("the recipe: {e}")))?;
+            write_whole(&out.join("recipe.json"), text.as_bytes())?;
+            log = Some(Log::open(out, place.step)?);
+        }
         Ok(Run { recipe, options, model, log, place, snapshot })
     }
 
@@ -211,7 +265,9 @@ impl<'a> Run<'a> {
         let total = at.stage.total_steps();
         while self.place.stage_step < total {
             let line = self.step(at, supply)?;
-            self.log.step(&line)?;
+            if let Some(log) = &mut self.log {
+                log.step(&line)?;
+            }
             watch(Watched::Step(&line, total));
             let keep = at.stage.keep.contains(&self.place.stage_step);
             let due = at.stage.checkpoint_every.is_some_and(|n| self.place.stage_step.is_multiple_of(n));
@@ -219,7 +275,9 @@ impl<'a> Run<'a> {
             if due || keep || end {
                 self.snapshot = at.trainer.snapshot(&self.snapshot)?;
                 self.place.feed = at.packs.state()?;
-                checkpoint::save(&self.options.out, &self.place, &self.snapshot, keep)?;
+                if self.options.writes() {
+                    checkpoint::save(&self.options.out, &self.place, &self.snapshot, keep)?;
+                }
             }
             if self.done() {
                 break;
@@ -233,26 +291,36 @@ impl<'a> Run<'a> {
         let stage = at.stage;
         let packs = (0..stage.packs()).map(|_| at.packs.pack()).collect::<Result<Vec<_>, _>>()?;
         let adamw = adamw(&self.recipe.adamw, stage, self.place.stage_step);
-        let shares = shares(stage, &packs);
-        let mut references = vec![];
+        // Each ring reads one of so many packs at once.
+        let rings = at.ranks.map_or(1, Ranks::data);
+        let shares: Vec<f64> = shares(stage, &packs).chunks(rings).map(|c| c.iter().sum()).collect();
+        let references = match &stage.select {
+            Some(_) => packs.iter().map(|p| supply.reference(stage, p)).collect::<Result<Vec<_>, _>>()?,
+            None => vec![],
+        };
+        let all: Vec<usize> = (0..stage.context).collect();
+        let piece = at.ranks.map_or(Piece { positions: &all, number: 0 }, Ranks::piece);
+        let own = packs.iter().enumerate().skip(piece.number).step_by(rings);
         // One batch at a time: a step's pixels together may be more than the machine has room for.
-        let mut parts = packs.iter().zip(shares).map(|(pack, share)| {
-            let batch = self.batch(stage, pack, supply, &mut references)?;
+        let mut parts = own.zip(shares).map(|((i, pack), share)| {
+            let batch = self.batch(stage, pack, &piece, references.get(i))?;
             Ok((batch, share))
         });
         let taken = at.trainer.step_of(&mut parts, &adamw);
         drop(parts);
         let Step { loss, norm, keep, nll, memory } = match taken {
-            Err(Error::Numeric { what, value, .. }) => return Err(self.diverged(stage, what, value, &packs, supply)?),
+            Err(Error::Numeric { what, value, .. }) => {
+                return Err(self.diverged(stage, what, value, &packs, &references)?);
+            }
             other => other?,
         };
         self.place.stage_step += 1;
         self.place.step += 1;
-        if let Some(path) = self.options.kept.as_ref().filter(|_| !keep.is_empty()) {
+        if let Some(path) = self.options.kept.as_ref().filter(|_| self.options.writes() && !keep.is_empty()) {
             tell_kept(path, self.place.step, &packs, &keep)?;
         }
         let labels: Vec<i32> = packs.iter().flat_map(|p| &p.labels).copied().collect();
-        let scores = stage.select.as_ref().map(|_| Scores::of(&nll, &references, &labels));
+        let scores = stage.select.as_ref().map(|_| Scores::of(&nll, &references.concat(), &labels));
         let seconds = start.elapsed().as_secs_f64();
         let tokens = packs.iter().map(Pack::len).sum::<usize>();
         let share = at.ceiling.filter(|_| at.flops > 0.0).map(|c| at.flops / seconds / 1e12 / c);
@@ -277,26 +345,18 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn batch(
-        &self,
-        stage: &Stage,
-        pack: &Pack,
-        supply: &mut dyn Supply,
-        references: &mut Vec<f32>,
-    ) -> Result<Batch, Error> {
+    fn batch(&self, stage: &Stage, pack: &Pack, piece: &Piece, reference: Option<&Vec<f32>>) -> Result<Batch, Error> {
         let theta = stage.theta.unwrap_or(self.model.config.text.rope_theta);
         let examples = stage.weigh == Weigh::Examples;
-        let batch = Batch::packed(self.model, pack, theta, stage.tiles, examples)?;
-        let Some(s) = &stage.select else { return Ok(batch) };
+        let batch = Batch::placed(self.model, pack, piece, theta, tiles(self.model, stage), examples)?;
+        let (Some(s), Some(reference)) = (&stage.select, reference) else { return Ok(batch) };
         let how = Select {
             ratio: s.ratio as f32,
             reference_minus_train: s.score == Score::RefMinusTrain,
             z: 0.0,
             whole: s.normalizer == Normalizer::All,
         };
-        let reference = supply.reference(stage, pack)?;
-        references.extend(&reference);
-        batch.selected(&reference, &how)
+        batch.selected(&piece.of(reference, 0.0), &how)
     }
 
     /// Keeps what made a step fail, and says so.
@@ -306,14 +366,20 @@ impl<'a> Run<'a> {
         what: &'static str,
         value: f32,
         packs: &[Pack],
-        supply: &mut dyn Supply,
+        references: &[Vec<f32>],
     ) -> Result<Error, Error> {
         let folder = self.options.out.join("failed");
-        std::fs::create_dir_all(&folder).map_err(|e| unwritable(&folder, &e))?;
         let step = self.place.step + 1;
+        if !self.options.writes() {
+            return Ok(Error::Diverged { what, value, step, stage: stage.name.clone(), batch: folder });
+        }
+        std::fs::create_dir_all(&folder).map_err(|e| unwritable(&folder, &e))?;
         for (i, pack) in packs.iter().enumerate() {
             let to = folder.join(format!("step-{step}-{i}"));
-            let batch = self.batch(stage, pack, supply, &mut vec![])?;
+            // The whole pack, whatever each rank had of it.
+            let whole: Vec<usize> = (0..pack.len()).collect();
+            let whole = Piece { positions: &whole, number: 0 };
+            let batch = self.batch(&Stage { ring: 1, ..stage.clone() }, pack, &whole, references.get(i))?;
             write_batch(&to.with_extension("safetensors"), &batch)?;
             let told: Vec<Value> = pack
                 .parts

@@ -1,5 +1,6 @@
 //! A stage as a training program: what the recipe says, checked against the model and the device.
 
+use crate::ranks::Ranks;
 use crate::{AdamW, Device, Error, ForwardSpec, Model, Part, Recompute, Selection, TrainSpec, Weigh, plan_training};
 use omchat_ir::Dtype;
 use omchat_model::config::IGNORE;
@@ -10,14 +11,17 @@ use omchat_recipe::{Pack, stage};
 /// Of the device's free memory the share that a step may plan for, where the recipe names no budget.
 const ROOM: f64 = 0.8;
 
-/// The training program of a stage: recomputation and parts are the fastest that fit.
+/// The training program of a stage on so many rings: recomputation and parts are the fastest that fit.
 ///
-/// Errors: what the model has not; a ring; nothing that fits.
-pub(super) fn spec(model: &Model, device: &Device, dtype: Dtype, stage: &Stage) -> Result<TrainSpec, Error> {
+/// Errors: what the model has not; nothing that fits.
+pub(super) fn spec(
+    model: &Model,
+    device: &Device,
+    dtype: Dtype,
+    stage: &Stage,
+    data: usize,
+) -> Result<TrainSpec, Error> {
     let bad = |what: &str| Err(Error::Input(format!("stage `{}`: {what}", stage.name)));
-    if stage.ring > 1 {
-        return bad(&format!("a ring of {} ranks; this program runs on one: give ring = 1", stage.ring));
-    }
     let parts: Vec<Part> = Part::ALL.into_iter().filter(|p| stage.train.contains_key(p.name())).collect();
     let sees = stage.tiles > 0;
     if sees && model.config.vision.is_none() {
@@ -26,21 +30,32 @@ pub(super) fn spec(model: &Model, device: &Device, dtype: Dtype, stage: &Stage) 
     if !sees && parts.iter().any(|p| *p != Part::Decoder) {
         return bad("it trains the tower or the projector and reads no tile: give `tiles`, or train the decoder only");
     }
-    let forward = ForwardSpec { tiles: stage.tiles, ..ForwardSpec::text(stage.context) };
+    let tokens = Ranks::tokens(stage);
+    let forward = ForwardSpec { ring: stage.ring, tiles: tiles(model, stage), ..ForwardSpec::text(tokens) };
     let base = TrainSpec {
         forward,
+        data,
         parts,
         recompute: Recompute::Nothing,
         weigh: match stage.weigh {
             stage::Weigh::Tokens => Weigh::Tokens,
-            stage::Weigh::Examples => Weigh::Examples { most: stage.context },
+            stage::Weigh::Examples => Weigh::Examples { most: data * stage.context },
         },
-        select: stage.select.as_ref().map(|s| Selection { room: stage.context, joined: s.scope == Scope::Batch }),
+        select: stage.select.as_ref().map(|s| Selection { room: tokens, joined: s.scope == Scope::Batch }),
         decay_all: false,
     };
     let free = device.free_bytes().map(|b| (b as f64 * ROOM) as u64);
     let Some(budget) = stage.memory.or(free) else { return Ok(base) };
     Ok(plan_training(&model.config, &base, dtype, &device.target(), Some(budget))?.spec)
+}
+
+/// Tiles that a rank may have to encode: all of a pack, or those that its positions can touch.
+pub(super) fn tiles(model: &Model, stage: &Stage) -> usize {
+    if stage.ring <= 1 {
+        return stage.tiles;
+    }
+    // A rank's positions are two runs, each of which may begin and end within a tile.
+    stage.tiles.min(Ranks::tokens(stage) / model.tokens_per_tile().max(1) + 4)
 }
 
 /// AdamW at a step of a stage.

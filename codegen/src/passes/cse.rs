@@ -42,7 +42,10 @@ pub(super) fn dce(mut unit: Unit, _: &Context) -> Result<Unit, Error> {
     }
     let mut nodes = vec![];
     for node in std::mem::take(&mut f.nodes).into_iter().rev() {
-        let collective = matches!(&node.action, Action::Op(Op::CollectivePermute(_) | Op::AllReduce(_)));
+        let collective = matches!(
+            &node.action,
+            Action::Op(Op::CollectivePermute(_) | Op::AllReduce(_) | Op::AllGather(_) | Op::ReduceScatter(_))
+        );
         if collective || node.results.iter().any(|r| live[r.0 as usize]) {
             for o in &node.operands {
                 live[o.0 as usize] = true;

@@ -79,6 +79,8 @@ impl Emit<'_> {
                             | Op::ScatterAdd(_)
                             | Op::CollectivePermute(_)
                             | Op::AllReduce(_)
+                            | Op::AllGather(_)
+                            | Op::ReduceScatter(_)
                             | Op::Copy(_)
                     )
             )

@@ -77,7 +77,9 @@ fn kind(f: &Function, node: &Node) -> Kind {
         | Op::ScatterAdd(_)
         | Op::UpdateSlice(_)
         | Op::CollectivePermute(_)
-        | Op::AllReduce(_) => Kind::Alone,
+        | Op::AllReduce(_)
+        | Op::AllGather(_)
+        | Op::ReduceScatter(_) => Kind::Alone,
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Context<'a> {
     pub kernels: &'a [&'a dyn Kernel],
     /// What was measured, if it was.
     pub tuned: Option<&'a Tuned>,
+    /// Ranks that run the program together; with 1 a collective is its operand.
+    pub ranks: usize,
 }
 
 /// A module and its entry.

@@ -238,11 +238,12 @@ fn line(rng: &mut Rng, f: &Function, n: usize) -> Option<String> {
             0 => format!("iota {}", [3, 4, 5, 1][rng.below(4)]),
             1 => format!("constant.{} {}", ["f32", "bf16", "i32"][rng.below(3)], 1 + rng.below(3)),
             2 => format!("copy {}", pick(rng, f, |_| true)?.0),
-            _ => format!(
-                "{} {}",
-                ["all_reduce.sum", "all_reduce.max"][rng.below(2)],
-                pick(rng, f, |t| t.dtype.is_float())?.0
-            ),
+            _ => match rng.below(4) {
+                0 => format!("all_gather {} parts=1", pick(rng, f, |t| t.rank() == 1)?.0),
+                1 => format!("reduce_scatter.sum {} parts=1", pick(rng, f, |t| t.dtype.is_float() && t.rank() == 1)?.0),
+                2 => format!("all_reduce.sum {}", pick(rng, f, |t| t.dtype.is_float())?.0),
+                _ => format!("all_reduce.max {}", pick(rng, f, |t| t.dtype.is_float())?.0),
+            },
         },
         _ => {
             let (x, t) = pick(rng, f, |t| t.dtype.is_float() && t.rank() == 2)?;

@@ -192,6 +192,6 @@ impl<'a> Emit<'a> {
 }
 
 /// One word an axis: `i0 i1 …`.
-pub(super) fn axis_words(rank: usize) -> Vec<Group> {
+pub(crate) fn axis_words(rank: usize) -> Vec<Group> {
     (0..rank).map(|i| vec![format!("i{i}")]).collect()
 }

@@ -8,7 +8,7 @@ mod leaf;
 mod pointwise;
 mod shape;
 
-pub use collective::{AllReduce, CollectivePermute};
+pub use collective::{AllGather, AllReduce, CollectivePermute, ReduceScatter};
 pub use einsum::Einsum;
 pub use fold::{ArgMax, FoldKind, KthLargest, Reduce};
 pub use index::{Gather, ScatterAdd, UpdateSlice};
@@ -54,6 +54,11 @@ impl Attrs {
             None => Err(Fault::new(Code::Attribute, format!("`{name}` is missing"))
                 .help(format!("write `{name}=…` after the operands"))),
         }
+    }
+
+    /// Whether an integer of that name is given.
+    pub fn has(&self, name: &str) -> bool {
+        self.ints.iter().any(|(n, _)| n == name)
     }
 
     /// Takes the axes string, parsed.
@@ -180,7 +185,7 @@ macro_rules! ops {
 
 ops! {
     Constant, Iota, Pointwise, Cast, Copy, Reduce, ArgMax, KthLargest, Einsum, Rearrange, Slice, Concat,
-    Gather, ScatterAdd, UpdateSlice, CollectivePermute, AllReduce,
+    Gather, ScatterAdd, UpdateSlice, CollectivePermute, AllReduce, AllGather, ReduceScatter,
 }
 
 /// The axes of each list, and the result's.

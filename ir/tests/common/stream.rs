@@ -37,6 +37,13 @@ impl Stream {
         Stream { n, q, k, v, document, padding }
     }
 
+    /// A stream of documents of those lengths, without padding, the same in all of the batch.
+    pub fn of(lengths: &[usize], seed: u64, dtype: Dtype) -> Stream {
+        let n = lengths.iter().sum();
+        let document: Vec<usize> = lengths.iter().enumerate().flat_map(|(d, n)| vec![d; *n]).collect();
+        Stream { document: vec![document; B], padding: vec![vec![false; n]; B], ..Stream::new(n, seed, dtype) }
+    }
+
     /// Softmax over what each token sees: its document up to itself. Output, then log-sum-exp.
     pub fn oracle(&self) -> (Vec<f64>, Vec<f64>) {
         let n = self.n;
@@ -96,12 +103,31 @@ impl Stream {
 
     /// Runs `@ring_attention` over that layout, and puts the tokens back in order.
     pub fn ring(&self, layout: &[Vec<usize>], dtype: Dtype, mode: Mode, library: &str) -> (Vec<f64>, Vec<f64>) {
+        Stream::rings(&[self], layout, dtype, mode, library).remove(0)
+    }
+
+    /// The same for a ring of each stream, side by side.
+    pub fn rings(
+        streams: &[&Stream],
+        layout: &[Vec<usize>],
+        dtype: Dtype,
+        mode: Mode,
+        library: &str,
+    ) -> Vec<(Vec<f64>, Vec<f64>)> {
         let (r, c) = (layout.len(), layout[0].len());
-        let ranks: Vec<Vec<Tensor>> = layout.iter().map(|tokens| self.operands(tokens, dtype)).collect();
+        let of = |s: &&Stream| layout.iter().map(|tokens| s.operands(tokens, dtype)).collect::<Vec<_>>();
+        let ranks: Vec<Vec<Tensor>> = streams.iter().flat_map(of).collect();
         let results = format!("{dtype}[{B}, {H}, {G}, {c}, {D}], f32[{B}, {H}, {G}, {c}]");
         let text = library.to_string() + &caller(&format!("@ring_attention[R={r}]"), &results, 2, &ranks[0]);
+        let found = run(&text, ranks, mode);
+        streams.iter().zip(found.chunks(r)).map(|(s, found)| s.in_order(layout, found)).collect()
+    }
+
+    /// Output and log-sum-exp of a ring's ranks, the tokens in order.
+    pub fn in_order(&self, layout: &[Vec<usize>], found: &[Vec<Tensor>]) -> (Vec<f64>, Vec<f64>) {
+        let c = layout[0].len();
         let (mut out, mut lse) = (vec![0.0; B * H * G * self.n * D], vec![0.0; B * H * G * self.n]);
-        for (tokens, result) in layout.iter().zip(run(&text, ranks, mode)) {
+        for (tokens, result) in layout.iter().zip(found) {
             for row in 0..B * H * G {
                 for (i, &t) in tokens.iter().enumerate() {
                     lse[row * self.n + t] = result[1].data[row * c + i];

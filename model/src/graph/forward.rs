@@ -11,7 +11,7 @@ use omchat_ir::{Diagnostics, Dtype, Module, Value};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ForwardSpec {
     /// Ranks of the ring: R. With 1 the program has no collective.
-    pub ranks: usize,
+    pub ring: usize,
     /// Tokens of each rank: T.
     pub tokens: usize,
     /// Tiles that each rank encodes: N; 0 for a text-only run, which asks for no weight of the tower.
@@ -27,7 +27,7 @@ pub struct ForwardSpec {
 impl ForwardSpec {
     /// Whole sequences of text on one rank, nothing recomputed, nothing in parts.
     pub fn text(tokens: usize) -> ForwardSpec {
-        ForwardSpec { ranks: 1, tokens, tiles: 0, remat: false, mlp_tiles: 1, loss_tiles: 1 }
+        ForwardSpec { ring: 1, tokens, tiles: 0, remat: false, mlp_tiles: 1, loss_tiles: 1 }
     }
 }
 
@@ -79,7 +79,7 @@ impl Hidden {
 /// The body of `@forward` up to the losses.
 pub(super) fn hidden(e: &mut Entry, config: &OmChatConfig, spec: ForwardSpec) -> Result<Hidden, Diagnostics> {
     let (t, n) = (&config.text, spec.tokens);
-    e.positive("ranks", spec.ranks)?;
+    e.positive("ring", spec.ring)?;
     e.positive("tokens", n)?;
     e.divides("mlp_tiles", spec.mlp_tiles, "tokens", n)?;
     e.divides("loss_tiles", spec.loss_tiles, "tokens", n)?;
@@ -101,23 +101,45 @@ pub(super) fn hidden(e: &mut Entry, config: &OmChatConfig, spec: ForwardSpec) ->
         x = e.call("x", "add_features", &[x, placed])?;
     }
     let eps = e.constant("eps", t.eps)?;
-    let mut letters = vec![("R", spec.ranks)];
-    let block = match (t.qkv_bias(), spec.mlp_tiles > 1) {
-        (true, false) => "qwen2_ring_layer",
-        (false, false) => "llama_ring_layer",
-        (true, true) => "qwen2_ring_layer_tiled",
-        (false, true) => "llama_ring_layer_tiled",
-    };
+    let mut letters = vec![("R", spec.ring)];
     if spec.mlp_tiles > 1 {
         letters.push(("N", spec.mlp_tiles));
     }
+    // How far this rank's keys must travel is the same for all layers.
+    let reach = match spec.ring {
+        1 => None,
+        ring => Some(e.call_with("reach", "ring_reach", &[("R", ring), ("C", chunks(n))], &[lo, hi, at])?),
+    };
+    let block = block(t.qkv_bias(), spec.mlp_tiles > 1, reach.is_some());
     e.remat(spec.remat);
     for layer in &weights.layers {
-        let mut operands = vec![x, cos, sin, lo, hi, at, eps];
+        let mut operands = vec![x, cos, sin, lo, hi, at];
+        operands.extend(reach);
+        operands.push(eps);
         operands.extend(layer);
         x = e.call_with("x", block, &letters, &operands)?;
     }
     e.remat(false);
     let x = e.call("x", "rms_norm", &[x, weights.norm, eps])?;
     Ok(Hidden { x, head: weights.head, labels, at })
+}
+
+/// The block of a layer.
+fn block(bias: bool, tiled: bool, reach: bool) -> &'static str {
+    match (bias, tiled, reach) {
+        (true, false, false) => "qwen2_ring_layer",
+        (false, false, false) => "llama_ring_layer",
+        (true, true, false) => "qwen2_ring_layer_tiled",
+        (false, true, false) => "llama_ring_layer_tiled",
+        (true, false, true) => "qwen2_reach_layer",
+        (false, false, true) => "llama_reach_layer",
+        (true, true, true) => "qwen2_reach_layer_tiled",
+        (false, true, true) => "llama_reach_layer_tiled",
+    }
+}
+
+/// Chunks of a rank's tokens that tell how far its keys travel: each is compared with each of every other rank's, so
+/// there are 64 at most.
+fn chunks(tokens: usize) -> usize {
+    (1..=tokens.min(64)).rev().find(|n| tokens.is_multiple_of(*n)).unwrap_or(1)
 }

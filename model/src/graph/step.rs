@@ -1,11 +1,12 @@
 //! Training steps as modules: the optimizer, on the gradients of one batch or of several added up.
 
 use super::entry::{Entry, verified};
+use super::shard::{filled, gathered, kept_shape, reduced, total, unflatten};
 use super::train::{Objective, Param, Part, TrainSpec, flatten};
 use super::{ACCUMULATE, APPLY, STEP, scope};
 use crate::config::OmChatConfig;
-use omchat_ir::ops::{Cast, Pointwise, Rearrange};
-use omchat_ir::{Axes, Diagnostics, Dtype, Module, Role, Scalar, Type, Value};
+use omchat_ir::ops::Pointwise;
+use omchat_ir::{Diagnostics, Dtype, Module, Role, Scalar, Type, Value};
 use std::collections::BTreeMap;
 
 /// A whole training step, entry `@step`: forward, loss, backward and AdamW.
@@ -13,7 +14,9 @@ use std::collections::BTreeMap;
 /// Inputs: those of [`super::forward_module`]; then scalars f32: `lr.PART` of each trained part, `beta1`, `beta2`, `eps`,
 /// `decay`, `clip` (the largest norm of all gradients together), and `c1`, `c2`: 1 − beta^t of step t = 1, 2, …, which
 /// the host takes in f64. Then frozen weights. States: each trained tensor in f32, and its moments `adam.m.NAME` and
-/// `adam.v.NAME`. Where the element type is narrower, the forward reads the tensor rounded to it.
+/// `adam.v.NAME`. Where the element type is narrower, the forward reads the tensor rounded to it. On W ranks each is
+/// this rank's shard, f32[[`super::shard_elements`]], and so is every gradient; what is global stays global: the loss,
+/// the norm and what is selected.
 ///
 /// Results: as [`grads_module`] up to the gradients, then `norm: f32` of all of them before clipping; then the next states.
 ///
@@ -34,15 +37,17 @@ pub fn step_module(config: &OmChatConfig, spec: &TrainSpec, dtype: Dtype) -> Res
     }
     let masters: Vec<[Value; 3]> = o
         .trained()
-        .map(|p| ["", "adam.m.", "adam.v."].map(|at| e.state(&format!("{at}{}", p.name), Dtype::F32, &p.ty.shape)))
+        .map(|p| {
+            ["", "adam.m.", "adam.v."].map(|at| e.state(&format!("{at}{}", p.name), Dtype::F32, &kept_shape(&o, p)))
+        })
         .collect();
-    let whole: Vec<Value> = masters.iter().map(|[w, ..]| *w).collect();
-    o.narrowed(&mut e, &mut operands, &whole)?;
+    let kept: Vec<Value> = masters.iter().map(|[w, ..]| *w).collect();
+    gathered(&o, &mut e, &mut operands, &kept)?;
     let (mut results, grads) = o.call(&mut e, operands.into_iter().flatten().collect())?;
     let mut flat = vec![];
-    for g in &grads {
-        let wide = if dtype == Dtype::F32 { *g } else { e.op("wide", Cast { dtype: Dtype::F32 }, &[*g])? };
-        flat.push(flatten(&mut e, wide)?);
+    for (p, g) in o.trained().zip(grads) {
+        let g = reduced(&o, &mut e, p, g)?;
+        flat.push(flatten(&mut e, g)?);
     }
     let updated = hyper.update(&mut e, &o, &masters, &flat, spec.decay_all)?;
     results.push(updated.norm);
@@ -55,7 +60,7 @@ pub fn step_module(config: &OmChatConfig, spec: &TrainSpec, dtype: Dtype) -> Res
 ///
 /// Inputs: those of [`grads_module`], then `share: f32`, this part's share of the whole mean: its labelled (or kept)
 /// tokens over those of all parts. Then weights; the trained ones in f32, as [`step_module`] keeps them. States:
-/// `grad.NAME` of each trained tensor, f32.
+/// `grad.NAME` of each trained tensor, f32. On W ranks the trained ones and their gradients are shards.
 ///
 /// Results: as [`grads_module`] up to the gradients, the loss being the part's own mean; then the next states.
 ///
@@ -69,21 +74,22 @@ pub fn accumulate_module(config: &OmChatConfig, spec: &TrainSpec, dtype: Dtype) 
         *v = Some(e.given(Role::Input, &p.name, p.ty.clone()));
     }
     let share = e.input("share", Dtype::F32, &[]);
-    let mut whole = vec![];
+    let mut kept = vec![];
     for (p, v) in o.params.iter().zip(&mut operands).filter(|(p, _)| p.role == Role::Weight) {
-        let dtype = if p.trained { Dtype::F32 } else { p.ty.dtype };
-        let w = e.given(Role::Weight, &p.name, Type::new(dtype, p.ty.shape.clone()));
-        if p.trained { whole.push(w) } else { *v = Some(w) }
+        let ty = if p.trained { Type::new(Dtype::F32, kept_shape(&o, p)) } else { p.ty.clone() };
+        let w = e.given(Role::Weight, &p.name, ty);
+        if p.trained { kept.push(w) } else { *v = Some(w) }
     }
-    o.narrowed(&mut e, &mut operands, &whole)?;
-    let sums: Vec<Value> = o.trained().map(|p| e.state(&format!("grad.{}", p.name), Dtype::F32, &p.ty.shape)).collect();
+    let sums: Vec<Value> =
+        o.trained().map(|p| e.state(&format!("grad.{}", p.name), Dtype::F32, &kept_shape(&o, p))).collect();
+    gathered(&o, &mut e, &mut operands, &kept)?;
     let (mut results, grads) = o.call(&mut e, operands.into_iter().flatten().collect())?;
     for ((p, sum), g) in o.trained().zip(sums).zip(grads) {
-        let wide = if dtype == Dtype::F32 { g } else { e.op("wide", Cast { dtype: Dtype::F32 }, &[g])? };
-        let part = e.op("part", Pointwise::plain(Scalar::Mul), &[wide, share])?;
+        let g = reduced(&o, &mut e, p, g)?;
+        let part = e.op("part", Pointwise::plain(Scalar::Mul), &[g, share])?;
         let [sum, part] = [sum, part].map(|x| flatten(&mut e, x));
         let next = e.call("sum", "accumulate", &[sum?, part?])?;
-        results.push(unflatten(&mut e, next, &p.ty.shape)?);
+        results.push(unflatten(&mut e, "next", next, &kept_shape(&o, p))?);
     }
     e.finish(results);
     verified(module)
@@ -103,7 +109,7 @@ pub fn apply_module(config: &OmChatConfig, spec: &TrainSpec, dtype: Dtype) -> Re
     let hyper = Hyper::declare(&mut e, &o);
     let (mut masters, mut sums, mut flat, mut empty) = (vec![], vec![], vec![], vec![]);
     for p in o.trained() {
-        let of = |at: &str, e: &mut Entry| e.state(&format!("{at}{}", p.name), Dtype::F32, &p.ty.shape);
+        let of = |at: &str, e: &mut Entry| e.state(&format!("{at}{}", p.name), Dtype::F32, &kept_shape(&o, p));
         masters.push(["", "adam.m.", "adam.v."].map(|at| of(at, &mut e)));
         sums.push(of("grad.", &mut e));
     }
@@ -112,10 +118,7 @@ pub fn apply_module(config: &OmChatConfig, spec: &TrainSpec, dtype: Dtype) -> Re
     }
     let zero = e.constant("zero", 0.0)?;
     for p in o.trained() {
-        let words: Vec<String> = (0..p.ty.rank()).map(|i| format!("i{i}")).collect();
-        let axes = Axes::parse(&format!("-> {}", words.join(" ")))?;
-        let sizes = words.into_iter().zip(p.ty.shape.iter().copied()).collect();
-        empty.push(e.op("none", Rearrange { axes, sizes }, &[zero])?);
+        empty.push(filled(&mut e, zero, &kept_shape(&o, p))?);
     }
     let updated = hyper.update(&mut e, &o, &masters, &flat, spec.decay_all)?;
     let mut results = vec![updated.norm];
@@ -161,7 +164,7 @@ impl Hyper {
         flat: &[Value],
         decay_all: bool,
     ) -> Result<Updated, Diagnostics> {
-        let norm = norm(e, flat)?;
+        let norm = norm(e, o, flat)?;
         let scale = e.call("scale", "clip_scale", &[norm, self.clip])?;
         let none = e.constant("none", 0.0)?;
         let mut states = vec![];
@@ -174,7 +177,7 @@ impl Hyper {
             let operands = [w?, g, m?, v?, self.rates[&Part::of(&p.name)], b1, b2, self.eps, decay, c1, c2];
             let mut next = vec![];
             for x in e.calls(&["p", "m", "v"], "adamw", &operands)? {
-                next.push(unflatten(e, x, &p.ty.shape)?);
+                next.push(unflatten(e, "next", x, &kept_shape(o, p))?);
             }
             states.push(next);
         }
@@ -189,20 +192,13 @@ pub fn decays(name: &str, ty: &Type) -> bool {
     ty.rank() >= 2 && !vector
 }
 
-/// The norm of all gradients together.
-fn norm(e: &mut Entry, grads: &[Value]) -> Result<Value, Diagnostics> {
-    let mut total = e.constant("squares", 0.0)?;
+/// The norm of all gradients together, of all ranks' shards.
+fn norm(e: &mut Entry, o: &Objective, grads: &[Value]) -> Result<Value, Diagnostics> {
+    let mut squares = e.constant("squares", 0.0)?;
     for g in grads {
-        let squares = e.call("squares", "sum_squares", &[*g])?;
-        total = e.op("squares", Pointwise::plain(Scalar::Add), &[total, squares])?;
+        let more = e.call("squares", "sum_squares", &[*g])?;
+        squares = e.op("squares", Pointwise::plain(Scalar::Add), &[squares, more])?;
     }
-    e.op("norm", Pointwise::plain(Scalar::Sqrt), &[total])
-}
-
-/// One axis as a tensor of that shape.
-fn unflatten(e: &mut Entry, x: Value, shape: &[usize]) -> Result<Value, Diagnostics> {
-    let words: Vec<String> = (0..shape.len()).map(|i| format!("i{i}")).collect();
-    let axes = Axes::parse(&format!("({w}) -> {w}", w = words.join(" ")))?;
-    let sizes = words.into_iter().zip(shape.iter().copied()).collect();
-    e.op("next", Rearrange { axes, sizes }, &[x])
+    let squares = total(o, e, squares)?;
+    e.op("norm", Pointwise::plain(Scalar::Sqrt), &[squares])
 }

@@ -4,7 +4,7 @@ use super::entry::{Entry, verified};
 use super::forward::{ForwardSpec, Hidden, hidden};
 use super::{GRADS, OBJECTIVE, scope};
 use crate::config::OmChatConfig;
-use omchat_ir::ops::{AllReduce, Cast, Constant, FoldKind, Rearrange};
+use omchat_ir::ops::{AllReduce, Constant, FoldKind, Rearrange};
 use omchat_ir::{Axes, Code, Diagnostics, Differentiate, Dtype, Fault, Func, Module, Role, Scope, Type, Value};
 use std::collections::BTreeMap;
 
@@ -107,6 +107,9 @@ pub struct Selection {
 pub struct TrainSpec {
     /// The sequences; its `remat` is set by `recompute`.
     pub forward: ForwardSpec,
+    /// Rings that train the model together, each on sequences of its own: W = `data` x `forward.ring` ranks in all,
+    /// ring by ring. `at`, `lo`, `hi` and `document` are numbered through over all of them.
+    pub data: usize,
     /// What is trained.
     pub parts: Vec<Part>,
     /// What is computed again.
@@ -124,6 +127,7 @@ impl TrainSpec {
     pub fn whole(forward: ForwardSpec) -> TrainSpec {
         TrainSpec {
             forward,
+            data: 1,
             parts: Part::ALL.to_vec(),
             recompute: Recompute::Nothing,
             weigh: Weigh::Tokens,
@@ -131,10 +135,15 @@ impl TrainSpec {
             decay_all: false,
         }
     }
+
+    /// Ranks in all: W. With more than one, each holds a shard of each trained tensor and of its moments.
+    pub fn ranks(&self) -> usize {
+        self.data.saturating_mul(self.forward.ring)
+    }
 }
 
 /// Functions whose results [`Recompute::AllButAttention`] keeps.
-const KEPT: &[&str] = &["attention", "ring_attention"];
+const KEPT: &[&str] = &["attention", "ring_attention", "ring_attention_reach"];
 
 /// The loss and its gradients, entry `@grads`.
 ///
@@ -151,7 +160,7 @@ pub fn grads_module(config: &OmChatConfig, spec: &TrainSpec, dtype: Dtype) -> Re
     let mut e = Entry::new(&mut module, &scope, GRADS, dtype)?;
     let operands = o.params.iter().map(|p| e.given(p.role, &p.name, p.ty.clone())).collect();
     let (mut results, grads) = o.call(&mut e, operands)?;
-    results.extend(grads);
+    results.extend(o.all_reduced(&mut e, grads)?);
     e.finish(results);
     verified(module)
 }
@@ -162,7 +171,8 @@ pub(super) struct Objective {
     pub(super) params: Vec<Param>,
     /// Names of the results before the gradients.
     results: Vec<&'static str>,
-    ranks: usize,
+    /// Ranks in all.
+    pub(super) ranks: usize,
 }
 
 /// A parameter of the objective.
@@ -182,6 +192,7 @@ impl Objective {
         dtype: Dtype,
     ) -> Result<Objective, Diagnostics> {
         let mut e = Entry::new(module, scope, OBJECTIVE, dtype)?;
+        e.positive("data", spec.data)?;
         let forward = ForwardSpec { remat: spec.recompute != Recompute::Nothing, ..spec.forward };
         let extra = extra_inputs(&mut e, spec)?;
         let h = hidden(&mut e, config, forward)?;
@@ -203,26 +214,11 @@ impl Objective {
         let wrt: Vec<Value> = function.param_values().filter(|v| params[v.0 as usize].trained).collect();
         let keep = if spec.recompute == Recompute::AllButAttention { KEPT } else { &[] };
         let grad = Differentiate { scope: Some(scope), keep }.run(module, f, &[0], &wrt)?;
-        Ok(Objective { grad, params, results: names, ranks: spec.forward.ranks })
+        Ok(Objective { grad, params, results: names, ranks: spec.ranks() })
     }
 
     pub(super) fn trained(&self) -> impl Iterator<Item = &Param> {
         self.params.iter().filter(|p| p.trained)
-    }
-
-    /// Puts the trained tensors, kept in f32, among the operands in the element type.
-    pub(super) fn narrowed(
-        &self,
-        e: &mut Entry,
-        operands: &mut [Option<Value>],
-        whole: &[Value],
-    ) -> Result<(), Diagnostics> {
-        let trained = self.params.iter().zip(operands).filter(|(p, _)| p.trained);
-        for ((p, v), w) in trained.zip(whole) {
-            let plain = e.dtype() == Dtype::F32;
-            *v = Some(if plain { *w } else { e.op(&p.name, Cast { dtype: e.dtype() }, &[*w])? });
-        }
-        Ok(())
     }
 
     /// Parts of which something is trained.
@@ -230,7 +226,7 @@ impl Objective {
         Part::ALL.into_iter().filter(|part| self.trained().any(|p| Part::of(&p.name) == *part)).collect()
     }
 
-    /// What comes before the gradients, and the gradients of the trained tensors; of all ranks.
+    /// What comes before the gradients, of all ranks, and this rank's part of the gradients of the trained tensors.
     pub(super) fn call(
         &self,
         e: &mut Entry,
@@ -243,15 +239,21 @@ impl Objective {
         let names: Vec<String> = self.results.iter().map(|n| (*n).to_string()).chain(grads).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut results = e.calls_of(&names, self.grad, &operands)?;
-        let mut grads = results.split_off(self.results.len());
+        let grads = results.split_off(self.results.len());
         if self.ranks > 1 {
-            let sum = || AllReduce { fold: FoldKind::Sum };
-            results[0] = e.op("loss", sum(), &[results[0]])?;
-            for (g, p) in grads.iter_mut().zip(self.trained()) {
-                *g = e.op(&format!("d.{}", p.name), sum(), &[*g])?;
-            }
+            results[0] = e.op("loss", AllReduce { fold: FoldKind::Sum }, &[results[0]])?;
         }
         Ok((results, grads))
+    }
+
+    /// The whole gradients of all ranks, on every rank.
+    fn all_reduced(&self, e: &mut Entry, mut grads: Vec<Value>) -> Result<Vec<Value>, Diagnostics> {
+        if self.ranks > 1 {
+            for (g, p) in grads.iter_mut().zip(self.trained()) {
+                *g = e.op(&format!("d.{}", p.name), AllReduce { fold: FoldKind::Sum }, &[*g])?;
+            }
+        }
+        Ok(grads)
     }
 }
 
@@ -290,7 +292,7 @@ fn weighed(
     h: &Hidden,
     extra: &[Value],
 ) -> Result<Vec<Value>, Diagnostics> {
-    let (joined, vocab) = (usize::from(spec.forward.ranks > 1), config.text.vocab);
+    let (joined, vocab) = (usize::from(spec.ranks() > 1), config.text.vocab);
     let [nll, _] = h.losses(e, spec.forward.loss_tiles)?;
     let weights = match spec.weigh {
         Weigh::Tokens => {

@@ -36,4 +36,12 @@ pub trait Transport {
     ///
     /// Errors: a rank is gone.
     fn idle(&mut self) -> Result<(), Lost>;
+
+    /// Called last, when all went well: waits until every rank came to its end, where a rank that just ends would look
+    /// like one that died.
+    ///
+    /// Errors: a rank is gone.
+    fn leave(&mut self) -> Result<(), Lost> {
+        Ok(())
+    }
 }

@@ -54,7 +54,14 @@ pub fn run(args: &Args) -> Result<(), Error> {
     };
     let target = args.aim.target();
     let tuned = args.measured.tuned()?;
-    let program = omchat_runtime::program_tuned(&module, entry, &target, tuned.as_ref(), &mut keep);
+    let program = omchat_runtime::program_tuned(
+        &module,
+        entry,
+        &target,
+        tuned.as_ref(),
+        omchat_codegen::ranks_of(&module),
+        &mut keep,
+    );
     let program = program.map_err(|e| e.to_string());
     let name = module.function(entry).name.clone();
     let text = page::page(&Journey { name, target, input: module, stages, program });

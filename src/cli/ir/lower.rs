@@ -3,7 +3,9 @@
 use super::pick::{Pick, Picked};
 use crate::cli::{Error, note, say};
 use omchat::{After, Dump, watched};
-use omchat_codegen::{Chosen, Context, Kernel, PIPELINE, Program, Schedule, Target, Tuned, Unit, Work, passes};
+use omchat_codegen::{
+    Chosen, Context, Kernel, PIPELINE, Program, Schedule, Target, Tuned, Unit, Work, passes, ranks_of,
+};
 use omchat_kernels::{Dialect, LIST, by_name};
 use omchat_runtime::Table;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -148,7 +150,7 @@ pub(super) fn after(picked: Picked, target: &Target, to: Option<&str>, dump: Opt
     let kernels = kernels();
     let name = module.function(entry).name.clone();
     let lower = |after: After| {
-        let context = Context { target, kernels: &kernels, tuned: None };
+        let context = Context { target, kernels: &kernels, tuned: None, ranks: ranks_of(&module) };
         passes::run_with(Unit { module, entry }, &context, to, after).map_err(omchat_runtime::Error::from)
     };
     Ok(watched(dump, &name, lower)?)
@@ -160,7 +162,8 @@ pub(super) fn after(picked: Picked, target: &Target, to: Option<&str>, dump: Opt
 fn program(picked: &Picked, target: &Target, tuned: Option<&Tuned>, dump: Option<&Dump>) -> Result<Program, Error> {
     let (module, entry) = (&picked.module, picked.entry);
     let name = &module.function(entry).name;
-    Ok(watched(dump, name, |after| omchat_runtime::program_tuned(module, entry, target, tuned, after))?)
+    let ranks = ranks_of(module);
+    Ok(watched(dump, name, |after| omchat_runtime::program_tuned(module, entry, target, tuned, ranks, after))?)
 }
 
 /// Prints the program of each function.

@@ -5,7 +5,10 @@ use omchat_ir::ops::{Concat, Slice};
 use omchat_ir::{Op, Scalar, Value};
 
 pub(super) fn empty(s: &Site) -> Option<Rewrite> {
-    let stays = matches!(s.op, Op::Copy(_) | Op::CollectivePermute(_) | Op::AllReduce(_));
+    let stays = matches!(
+        s.op,
+        Op::Copy(_) | Op::CollectivePermute(_) | Op::AllReduce(_) | Op::AllGather(_) | Op::ReduceScatter(_)
+    );
     (s.to().elements() == 0 && !stays).then_some(Rewrite::Splat(0.0))
 }
 
