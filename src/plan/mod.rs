@@ -15,8 +15,8 @@ pub use sight::{Sight, documents};
 pub use simulate::{Moved, Outcome, Scene, simulate};
 pub use turn::{Hop, Turn, turn};
 
-use crate::train_plan::candidates;
 use crate::Error;
+use crate::train_plan::candidates;
 use hardware::Machine;
 use omchat_codegen::{Program, Target};
 use omchat_ir::{Dtype, Func, Module};

@@ -72,9 +72,11 @@ impl Sight {
 
     /// Blocks of keys of other ranks that a rank's queries see nothing of, of how many.
     pub fn skipped(&self) -> (usize, usize) {
-        let others = self.pairs.iter().enumerate().flat_map(|(q, row)| {
-            row.iter().enumerate().filter(move |(k, _)| *k != q).map(|(_, pairs)| *pairs)
-        });
+        let others = self
+            .pairs
+            .iter()
+            .enumerate()
+            .flat_map(|(q, row)| row.iter().enumerate().filter(move |(k, _)| *k != q).map(|(_, pairs)| *pairs));
         let (all, none) = others.fold((0, 0), |(a, n), p| (a + 1, n + usize::from(p == 0)));
         (none, all)
     }
@@ -82,8 +84,10 @@ impl Sight {
     /// The mean share of a block of other ranks' keys, T x T pairs, that is seen.
     pub fn share(&self) -> f64 {
         let ring = self.ring();
-        let others: u64 = (0..ring).flat_map(|q| (0..ring).filter(move |k| *k != q).map(move |k| (q, k)))
-            .map(|(q, k)| self.pairs[q][k]).sum();
+        let others: u64 = (0..ring)
+            .flat_map(|q| (0..ring).filter(move |k| *k != q).map(move |k| (q, k)))
+            .map(|(q, k)| self.pairs[q][k])
+            .sum();
         let blocks = (ring * ring.saturating_sub(1)).max(1) as f64;
         others as f64 / blocks / (self.tokens.max(1) as f64).powi(2)
     }
@@ -160,13 +164,19 @@ mod tests {
 
     /// Pairs one by one.
     fn brute(documents: &[usize], n: usize, ring: usize, layout: Layout) -> Vec<Vec<u64>> {
-        let mut lo: Vec<usize> = documents.iter().scan(0, |s, d| { *s += d; Some(vec![*s - d; *d]) }).flatten().collect();
+        let mut lo: Vec<usize> = documents
+            .iter()
+            .scan(0, |s, d| {
+                *s += d;
+                Some(vec![*s - d; *d])
+            })
+            .flatten()
+            .collect();
         lo.extend(lo.len()..n + 2 * ring);
         let places = layout.positions(n, ring);
         let sees = |q: usize, k: usize| lo[q] <= k && k <= q;
-        let count = |q: &Vec<usize>, k: &Vec<usize>| {
-            q.iter().map(|q| k.iter().filter(|k| sees(*q, **k)).count() as u64).sum()
-        };
+        let count =
+            |q: &Vec<usize>, k: &Vec<usize>| q.iter().map(|q| k.iter().filter(|k| sees(*q, **k)).count() as u64).sum();
         places.iter().map(|q| places.iter().map(|k| count(q, k)).collect()).collect()
     }
 

@@ -160,7 +160,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let plan = plan::plan(&ask)?;
     let sm = ask.machine.sm;
     let turn = plan::turn(&ask.config.text, plan.sight.tokens, ring, dtype, sm)?;
-    let report = told::Report { model: &args.model, ask: &ask, hops: turn.hops(&plan.sight, &ask.machine), plan: &plan };
+    let report =
+        told::Report { model: &args.model, ask: &ask, hops: turn.hops(&plan.sight, &ask.machine), plan: &plan };
     say(if args.json { format!("{:#}\n", report.json()) } else { show::text(&report) })?;
     if plan.fits { Ok(()) } else { Err(refusal(&ask, &plan)) }
 }
@@ -173,7 +174,9 @@ fn refusal(ask: &Ask, plan: &plan::Plan) -> Error {
     if ask.recompute.is_some() || ask.loss_tiles.is_some() || ask.mlp_tiles.is_some() {
         let free = Ask { recompute: None, loss_tiles: None, mlp_tiles: None, ..ask.clone() };
         match plan::plan(&free) {
-            Ok(p) if p.fits => would.push(format!("{} ({} GiB)", show::way(&p.spec, ask), gib(p.program.peak_bytes() as u64))),
+            Ok(p) if p.fits => {
+                would.push(format!("{} ({} GiB)", show::way(&p.spec, ask), gib(p.program.peak_bytes() as u64)))
+            }
             Ok(_) => {}
             Err(e) => note(format!("other ways could not be tried: {e}")),
         }
