@@ -133,7 +133,8 @@ pub struct Machine {
 pub const MACHINES: [&str; 4] = ["h200", "h100", "a100-80g", "l40s"];
 
 const SHEET: Source = Source::Published("data sheet");
-const FORWARD: Source = Source::Published("FlashAttention-3 on an H100, head 128, causal, 8K tokens: 602 TFLOP/s of 989");
+const FORWARD: Source =
+    Source::Published("FlashAttention-3 on an H100, head 128, causal, 8K tokens: 602 TFLOP/s of 989");
 const BACKWARD: Source = Source::Published("FlashAttention-3 on an H100, head 128, 8K tokens: 542 TFLOP/s of 989");
 
 /// A machine by its name.
@@ -154,7 +155,8 @@ pub fn machine(name: &str) -> Option<Machine> {
             (Fact::Outside, 50e9, SHEET),
         ],
     };
-    let two = Source::Published("FlashAttention-2 on an A100, forward and backward, head 128, causal: 189 TFLOP/s of 312");
+    let two =
+        Source::Published("FlashAttention-2 on an A100, forward and backward, head 128, causal: 189 TFLOP/s of 312");
     let mut m = match name {
         "h200" => hopper("h200", 141e9, 4.8e12),
         "h100" => hopper("h100", 80e9, 3.35e12),
@@ -218,7 +220,10 @@ impl Machine {
     /// Errors: what is wrong with it; a name that no fact has.
     pub fn set(&mut self, name: &str, value: f64) -> Result<(), String> {
         let Some(fact) = Fact::ALL.into_iter().find(|f| f.name() == name) else {
-            return Err(format!("`{name}` is no figure of a machine; there are {}", Fact::ALL.map(Fact::name).join(", ")));
+            return Err(format!(
+                "`{name}` is no figure of a machine; there are {}",
+                Fact::ALL.map(Fact::name).join(", ")
+            ));
         };
         let zero = matches!(fact, Fact::Reserve | Fact::Launch | Fact::Near | Fact::Far);
         let high = if fact.share() { 1.0 } else { 1e18 };
@@ -274,7 +279,9 @@ mod tests {
         for name in MACHINES {
             let mut m = machine(name).unwrap();
             assert!(Fact::ALL.into_iter().all(|f| m.get(f) > 0.0), "{name}");
-            assert!(m.set("inside", 1e9).is_ok() && m.get(Fact::Inside) == 1e9 && m.source(Fact::Inside) == Source::Given);
+            assert!(
+                m.set("inside", 1e9).is_ok() && m.get(Fact::Inside) == 1e9 && m.source(Fact::Inside) == Source::Given
+            );
             for (fact, value) in [("memory", 0.0), ("link-share", 1.5), ("node", 1.5), ("peak", f64::NAN), ("x", 1.0)] {
                 assert!(m.set(fact, value).is_err(), "{fact} {value}");
             }
@@ -286,7 +293,9 @@ mod tests {
     #[test]
     fn links_take_their_time() {
         let mut m = machine("h100").unwrap();
-        for (name, value) in [("inside", 100.0), ("outside", 10.0), ("link-share", 0.5), ("near", 1.0), ("far", 2.0), ("node", 4.0)] {
+        for (name, value) in
+            [("inside", 100.0), ("outside", 10.0), ("link-share", 0.5), ("near", 1.0), ("far", 2.0), ("node", 4.0)]
+        {
             m.set(name, value).unwrap();
         }
         assert_eq!(m.sends(100.0, 0, 3), 1.0 + 2.0);

@@ -147,8 +147,12 @@ fn kind(kernel: &'static str, work: &Work) -> Result<Kind, Error> {
     let amount = Amount::of(work).map_err(omchat_runtime::Error::from)?;
     let (flops, bytes) = (amount.flops as f64, amount.bytes() as f64);
     let attention = match work {
-        Work::Function { name, .. } if name.starts_with("attention_d") && name != "attention_delta" => Some(Pace::Backward),
-        Work::Function { name, .. } if name.starts_with("attention") && name != "attention_delta" => Some(Pace::Attention),
+        Work::Function { name, .. } if name.starts_with("attention_d") && name != "attention_delta" => {
+            Some(Pace::Backward)
+        }
+        Work::Function { name, .. } if name.starts_with("attention") && name != "attention_delta" => {
+            Some(Pace::Attention)
+        }
         _ => None,
     };
     let pairs = match (work, attention) {

@@ -99,13 +99,8 @@ impl<'a> Run<'a> {
         let mut rng = StdRng::seed_from_u64(scene.seed);
         let slow = (0..ranks).map(|_| 1.0 + rng.random_range(0.0..=scene.stragglers.max(0.0))).collect();
         let none = vec![0.0; ranks];
-        let out = Outcome {
-            seconds: 0.0,
-            work: BTreeMap::new(),
-            most: 0.0,
-            moved: BTreeMap::new(),
-            sent: vec![0; ranks],
-        };
+        let out =
+            Outcome { seconds: 0.0, work: BTreeMap::new(), most: 0.0, moved: BTreeMap::new(), sent: vec![0; ranks] };
         Run { script, scene, slow, device: none.clone(), link: none.clone(), landed: vec![], works: none, out }
     }
 

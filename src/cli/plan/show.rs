@@ -49,7 +49,8 @@ fn many(n: usize, word: &str) -> String {
 fn memory(r: &Report) -> String {
     let (ask, plan) = (r.ask, r.plan);
     let mut out = "\nmemory of a rank, where it holds most\n".to_string();
-    let mut line = |name: &str, bytes: u64| out += &format!("  {name:<22} {:>18} bytes {:>9} GiB\n", grouped(bytes), gib(bytes));
+    let mut line =
+        |name: &str, bytes: u64| out += &format!("  {name:<22} {:>18} bytes {:>9} GiB\n", grouped(bytes), gib(bytes));
     let peak = plan.program.peak();
     for (class, bytes) in &peak.classes {
         line(class.name(), *bytes as u64);
@@ -87,11 +88,17 @@ fn wire(r: &Report) -> String {
             100.0 * o.hidden(Some(name))
         );
         if m.skipped > 0 {
-            out += &format!("    {} of {} not sent: nobody farther on sees them\n", grouped(m.skipped), grouped(m.count * ranks));
+            out += &format!(
+                "    {} of {} not sent: nobody farther on sees them\n",
+                grouped(m.skipped),
+                grouped(m.count * ranks)
+            );
         }
     }
     for h in &r.hops {
-        let from = |t: Option<f64>| t.map_or("never: no key of another rank is seen".into(), |t| format!("{} tokens a rank", grouped(t as u64)));
+        let from = |t: Option<f64>| {
+            t.map_or("never: no key of another rank is seen".into(), |t| format!("{} tokens a rank", grouped(t as u64)))
+        };
         out += &format!(
             "  a hop {}: {} bytes, {:.3} ms inside a node, {:.3} ms outside; attention beside it {:.3} ms\n",
             direction(h.pace),
