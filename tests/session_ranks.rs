@@ -205,3 +205,27 @@ fn the_interpreter_is_no_rank() {
     let error = Session::new(Arc::new(engine), 32).err().unwrap().to_string();
     assert!(error.contains("all 2 ranks in one process"), "{error}");
 }
+
+#[test]
+fn the_command_answers_the_same_on_ranks() {
+    let chat = |ranks: &str| {
+        let args = ["chat", "--model", "models/tiny", "--device", "cpu", "--max-new-tokens", "6", "--ranks", ranks];
+        let words = "a rather long question, ".repeat(9);
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_omchat"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(args)
+            .arg(words)
+            .output()
+            .unwrap();
+        (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (code, one, notes) = chat("1");
+    assert_eq!(code, Some(0), "{notes}");
+    assert!(!one.trim().is_empty());
+    let (code, three, notes) = chat("3");
+    assert_eq!((code, &three), (Some(0), &one), "{notes}");
+    assert_eq!(notes.matches("tokens read").count(), 1, "{notes}");
+    let (code, _, notes) = chat("0");
+    assert!(code == Some(1) || code == Some(2), "{notes}");
+    assert!(notes.contains("0 ranks"), "{notes}");
+}

@@ -19,6 +19,7 @@ mod mix;
 mod parity;
 mod place;
 mod progress;
+mod ranks;
 mod scenes;
 mod score;
 mod step;
