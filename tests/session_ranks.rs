@@ -99,9 +99,9 @@ fn near(what: &str, a: &[f32], b: &[f32]) {
 }
 
 /// The same on one rank and on several, and the same bits on each of several.
-fn same(model: &str, parts: &[usize], tiles: usize, seed: u64) {
+fn same(model: &str, several: &[usize], parts: &[usize], tiles: usize, seed: u64) {
     let one = on_ranks(model, 1, |e, _| converse(&e, parts, tiles, seed)).remove(0);
-    for ranks in [2, 3, 4] {
+    for &ranks in several {
         let what = format!("{model}, {parts:?} on {ranks} ranks");
         let found = on_ranks(model, ranks, |e, _| converse(&e, parts, tiles, seed));
         assert!(found.iter().all(|x| *x == found[0]), "{what}: ranks differ");
@@ -116,18 +116,18 @@ fn same(model: &str, parts: &[usize], tiles: usize, seed: u64) {
 #[test]
 fn a_long_prompt_and_its_answer() {
     // A chunk of every kind; a chunk of fewer tokens than ranks; uneven shares.
-    same("models/tiny", &[1100, 2, 1, 37, 61], 0, 3);
+    same("models/tiny", &[2, 3, 4], &[1100, 2, 1, 37, 61], 0, 3);
 }
 
 #[test]
 fn pictures_among_the_words() {
-    same("models/tiny", &[170, 1, 33], 3, 8);
+    same("models/tiny", &[3], &[170, 1, 33], 3, 8);
 }
 
 #[test]
 fn other_models_and_lengths() {
-    same("models/needle", &[3, 259, 31], 2, 21);
-    same("tests/fixtures/tiny-b", &[1, 1, 1, 64, 5], 0, 34);
+    same("models/needle", &[2], &[3, 259, 31], 2, 21);
+    same("tests/fixtures/tiny-b", &[4], &[1, 1, 1, 64, 5], 0, 34);
 }
 
 #[test]
@@ -204,4 +204,28 @@ fn the_interpreter_is_no_rank() {
         Engine::load_among(Some(world), model, Device::open("interp").unwrap(), &options, &mut |_| {}).unwrap();
     let error = Session::new(Arc::new(engine), 32).err().unwrap().to_string();
     assert!(error.contains("all 2 ranks in one process"), "{error}");
+}
+
+#[test]
+fn the_command_answers_the_same_on_ranks() {
+    let chat = |ranks: &str| {
+        let args = ["chat", "--model", "models/tiny", "--device", "cpu", "--max-new-tokens", "6", "--ranks", ranks];
+        let words = "a rather long question, ".repeat(9);
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_omchat"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(args)
+            .arg(words)
+            .output()
+            .unwrap();
+        (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (code, one, notes) = chat("1");
+    assert_eq!(code, Some(0), "{notes}");
+    assert!(!one.trim().is_empty());
+    let (code, three, notes) = chat("3");
+    assert_eq!((code, &three), (Some(0), &one), "{notes}");
+    assert_eq!(notes.matches("tokens read").count(), 1, "{notes}");
+    let (code, _, notes) = chat("0");
+    assert!(code == Some(1) || code == Some(2), "{notes}");
+    assert!(notes.contains("0 ranks"), "{notes}");
 }

@@ -1,13 +1,14 @@
 //! `omchat chat`.
 
 use super::progress::Bars;
-use super::{Error, device, note, say};
+use super::{Error, device, note, ranks, say};
 use omchat::{Answer, Chat, ChatOptions, Engine, Model, Sampling, Visual};
 use omchat_model::chat::SYSTEM;
 use omchat_model::format::Format;
 use omchat_model::picture::Picture;
 use omchat_model::tiler::TileMode;
 use omchat_model::video::tile_video;
+use omchat_runtime::collective::World;
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -61,6 +62,10 @@ pub struct Args {
     /// Draws the same tokens again for the same number.
     #[arg(long, allow_negative_numbers = true)]
     pub seed: Option<u64>,
+    /// Shares the cache of a long prompt among that many ranks, threads of this process. Started by `mpirun`, its processes
+    /// are the ranks.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub ranks: usize,
     /// What the system turn says.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -79,20 +84,34 @@ pub fn run(args: &Args) -> Result<(), Error> {
         ),
         None => args.prompt.clone(),
     };
+    ranks::each(args.ranks, |world| rank(args, question.as_deref(), world))
+}
+
+/// Chats as one rank; the first speaks for all.
+fn rank(args: &Args, question: Option<&str>, world: Option<World>) -> Result<(), Error> {
+    let speaks = world.as_ref().is_none_or(|w| w.rank() == 0);
     let model = Model::open(&args.model)?;
     let untrained = model.dir.join("manifest.json");
     let visuals = look(&model, args)?;
-    if !visuals.is_empty() && says_untrained(&untrained) {
+    if speaks && !visuals.is_empty() && says_untrained(&untrained) {
         note("note: the projector of this model is random until it is trained: answers about pictures are noise");
     }
-    let device = device::open(args.device.as_deref())?;
+    let device = match speaks {
+        true => device::open(args.device.as_deref())?,
+        false => device::quietly(args.device.as_deref())?,
+    };
     let mut bars = Bars::default();
-    let engine = Engine::load(model, device, &device::options(args.dtype.as_deref())?, &mut |p| bars.show(p))?;
+    let how = device::options(args.dtype.as_deref())?;
+    let engine = Engine::load_among(world.clone(), model, device, &how, &mut |p| {
+        if speaks {
+            bars.show(p);
+        }
+    })?;
     bars.end();
     let mut chat = Chat::new(engine, options(args)?)?;
     match question {
-        Some(prompt) => ask(&mut chat, &prompt, visuals),
-        None => converse(&mut chat, visuals),
+        Some(prompt) => ask(&mut chat, prompt, visuals),
+        None => converse(&mut chat, visuals, world.as_ref()),
     }
 }
 
@@ -139,6 +158,10 @@ fn says_untrained(manifest: &std::path::Path) -> bool {
 
 /// One question, its answer as it comes, and what it cost.
 pub fn ask(chat: &mut Chat, prompt: &str, visuals: Vec<Visual>) -> Result<(), Error> {
+    if chat.engine().rank() > 0 {
+        chat.ask(prompt, visuals, &mut |_| {}, &mut |_| ControlFlow::Continue(()))?;
+        return Ok(());
+    }
     let mut bars = Bars::default();
     let mut closed = None;
     let answer = chat.ask(prompt, visuals, &mut |p| bars.show(p), &mut |text| {
@@ -179,21 +202,12 @@ fn report(chat: &Chat, a: &Answer) {
     ));
 }
 
-fn converse(chat: &mut Chat, mut visuals: Vec<Visual>) -> Result<(), Error> {
-    let input = std::io::stdin();
-    let shown = input.is_terminal();
-    let mut line = String::new();
+fn converse(chat: &mut Chat, mut visuals: Vec<Visual>, world: Option<&World>) -> Result<(), Error> {
     loop {
-        if shown {
-            say("> ")?;
-            std::io::stdout().flush()?;
-        }
-        line.clear();
-        let read = input
-            .lock()
-            .read_line(&mut line)
-            .map_err(|e| Error::input(format!("cannot read a question from stdin: {e}; write lines of UTF-8")))?;
-        if read == 0 {
+        let read = if chat.engine().rank() == 0 { listen()? } else { String::new() };
+        let heard = ranks::from_first(world, "a question", read.into_bytes())?;
+        let line = String::from_utf8_lossy(&heard);
+        if line.is_empty() {
             return Ok(());
         }
         if line.trim().is_empty() {
@@ -201,4 +215,19 @@ fn converse(chat: &mut Chat, mut visuals: Vec<Visual>) -> Result<(), Error> {
         }
         ask(chat, line.trim(), std::mem::take(&mut visuals))?;
     }
+}
+
+/// The next line of stdin; nothing at its end.
+fn listen() -> Result<String, Error> {
+    let input = std::io::stdin();
+    if input.is_terminal() {
+        say("> ")?;
+        std::io::stdout().flush()?;
+    }
+    let mut line = String::new();
+    input
+        .lock()
+        .read_line(&mut line)
+        .map_err(|e| Error::input(format!("cannot read a question from stdin: {e}; write lines of UTF-8")))?;
+    Ok(line)
 }

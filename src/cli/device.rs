@@ -16,6 +16,14 @@ pub fn open(name: Option<&str>) -> Result<Device, Error> {
     }
 }
 
+/// The same without the line.
+pub fn quietly(name: Option<&str>) -> Result<Device, Error> {
+    match name {
+        Some(name) => Ok(Device::open(name)?),
+        None => Ok(Device::best()?.0),
+    }
+}
+
 /// Engine options with the element type of that name.
 pub fn options(dtype: Option<&str>) -> Result<EngineOptions, Error> {
     let dtype = dtype
