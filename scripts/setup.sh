@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Brings what a Debian machine with Rust lacks, and says what it found or did. Run it as often as you like.
 #
-#   scripts/setup.sh [build] [test] [demo] [nvrtc]      without a name: build test demo
+#   scripts/setup.sh [build] [test] [demo] [mpi] [nvrtc]      without a name: build test demo
 #
 #   build   a C++ toolchain, and LLVM for CubeCL's CPU and CUDA compilers
 #   test    a software Vulkan driver for the WGPU tests, ffmpeg for video
 #   demo    ffmpeg
+#   mpi     Open MPI and libclang, for builds with `--features mpi`: ranks of one run as processes
 #   nvrtc   NVIDIA's run-time compiler and disassemblers, to compile CUDA kernels with no GPU
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -47,6 +48,20 @@ vulkan() {
   debian libvulkan1 mesa-vulkan-drivers || say "without a Vulkan driver: the WGPU tests are skipped"
 }
 
+# libclang reads mpi.h for the crate `mpi`; any version from 9 will do.
+mpi() {
+  local missing=()
+  command -v mpicc >/dev/null || missing+=(libopenmpi-dev)
+  command -v mpirun >/dev/null || missing+=(openmpi-bin)
+  if [ -z "${LIBCLANG_PATH:-}" ] && ! compgen -G '/usr/lib/llvm-*/lib/libclang.so*' >/dev/null &&
+    ! ldconfig -p 2>/dev/null | grep -q 'libclang[-.0-9]*\.so'; then missing+=(libclang-dev); fi
+  if [ ${#missing[@]} -gt 0 ]; then
+    debian "${missing[@]}" || { say "without MPI: ranks are threads of one process, not processes"; return 1; }
+  else
+    say "found: $(mpirun --version | head -n 1)"
+  fi
+}
+
 nvrtc() {
   venv nvrtc nvidia-cuda-nvrtc==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85 \
     nvidia-cuda-cuobjdump==13.2.51 nvidia-cuda-nvdisasm==13.2.51 || { say "without NVRTC: the CUDA kernels are not compiled"; return 1; }
@@ -59,7 +74,8 @@ for part in "$@"; do
     build) toolchain; llvm ;;
     test) vulkan; ffmpeg_binary ;;
     demo) ffmpeg_binary ;;
+    mpi) mpi ;;
     nvrtc) nvrtc ;;
-    *) die "unknown part '$part'; one of: build test demo nvrtc" ;;
+    *) die "unknown part '$part'; one of: build test demo mpi nvrtc" ;;
   esac
 done

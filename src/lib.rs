@@ -30,6 +30,7 @@ mod init;
 mod judge;
 mod model;
 mod owners;
+pub mod plan;
 mod ranks;
 mod sampling;
 mod session;

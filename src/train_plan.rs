@@ -68,7 +68,7 @@ fn is_limit(e: &omchat_runtime::Error) -> bool {
 }
 
 /// From the fastest to the leanest; without repetitions where the tokens allow no parts.
-fn candidates(base: &TrainSpec) -> Vec<TrainSpec> {
+pub(crate) fn candidates(base: &TrainSpec) -> Vec<TrainSpec> {
     let tokens = base.forward.tokens;
     let (loss, fewer, mlp) = (parts(tokens, LOSS_TOKENS), parts(tokens, FEW_TOKENS), parts(tokens, MLP_ROWS));
     let list = [

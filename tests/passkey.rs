@@ -53,9 +53,7 @@ fn a_few_steps_of_the_first_stage_lower_the_loss() {
     let losses: Vec<f64> =
         log.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["loss"].as_f64().unwrap()).collect();
     assert_eq!(losses.len(), 20);
-    // A fresh model finds all 700 ids alike.
-    assert!((losses[0] - 700f64.ln()).abs() < 0.3, "{losses:?}");
-    assert!(losses[19] < losses[0] - 1.0, "{losses:?}");
+    assert!(losses[19] < losses[0] / 2.0, "{losses:?}");
 }
 
 /// Each stage reads longer contexts over a larger base of RoPE, by the rule that docs/needle.md states.
@@ -64,7 +62,7 @@ fn the_chain_is_as_its_page_says() {
     let recipe = Recipe::read(&root().join("recipes/passkey.toml")).unwrap();
     for stage in &recipe.stages {
         let reach: f64 = match stage.name.as_str() {
-            "128" | "256" => 256.0,
+            "256" => 256.0,
             "1k" => 1024.0,
             "4k" => 4096.0,
             "16k" => 16384.0,
@@ -95,4 +93,43 @@ fn texts_are_written_alike_and_wrong_options_named() {
     refused(&["--kind", "passkeys", "--needles", "30"], "needles from 30 to 30");
     refused(&["--kind", "passkeys", "--digits", "few"], "--digits is `few`");
     refused(&["--kind", "haystack", "--sentences", "0"], "0 sentences");
+}
+
+/// The weights of models/passkey find needles of other seeds, in a haystack of another seed than training's and the page's.
+#[test]
+fn the_chain_s_model_finds_numbers() {
+    let work = folder("found");
+    let at = |name: &str| work.join(name).to_str().unwrap().to_string();
+    let (code, text) =
+        omchat(&["scenes", "--kind", "haystack", "--seed", "23", "--sentences", "2000", "--out", &at("")]);
+    assert_eq!(code, 0, "{text}");
+    let model = root().join("models/passkey");
+    let ask = [
+        "eval",
+        "needle",
+        "--device",
+        "cpu",
+        "--lengths",
+        "256,1K,16K",
+        "--depths",
+        "0,50,100",
+        "--seeds",
+        "3",
+        "--seed",
+        "900",
+    ];
+    let more = ["--model", model.to_str().unwrap(), "--haystack", &at("haystack.txt"), "--out", &at("eval")];
+    let (code, text) = omchat(&[&ask[..], &more].concat());
+    assert_eq!(code, 0, "{text}");
+    let answers = std::fs::read_to_string(work.join("eval/answers.jsonl")).unwrap();
+    let answers: Vec<Value> = answers.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(answers.len(), 27);
+    let right = |length: u64| {
+        let asked = answers.iter().filter(|a| a["params"]["length"] == length);
+        asked.filter(|a| a["given"].as_str().unwrap().contains(a["expected"].as_str().unwrap())).count()
+    };
+    // Guessing finds one in nine million; a model that finds 95 in 100 misses three of nine once in 130.
+    for length in [256, 1024, 16384] {
+        assert!(right(length) >= 7, "{length}: {}", right(length));
+    }
 }

@@ -26,7 +26,7 @@ mod train;
 mod vision;
 
 pub use decoder::{DecoderSpec, Output, Spread, decoder_module};
-pub use forward::{ForwardSpec, forward_module};
+pub use forward::{ForwardSpec, forward_module, ring_chunks};
 pub use shard::shard_elements;
 pub use step::{accumulate_module, apply_module, decays, step_module};
 pub use train::{Part, Recompute, Selection, TrainSpec, Weigh, grads_module};

@@ -2,7 +2,7 @@
 //! stopped, ends or gives up is named by all others within seconds. Every run has a deadline that kills all it started.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,8 +34,14 @@ struct Run {
 
 impl Run {
     fn start(ranks: usize, args: &[&str], silence_ms: u64) -> Run {
+        Run::over(None, ranks, args, silence_ms)
+    }
+
+    /// Ranks that Open MPI carries between by the named means only, on this machine alone.
+    fn over(means: Option<&str>, ranks: usize, args: &[&str], silence_ms: u64) -> Run {
         let mut child = Command::new("mpirun")
             // Twice the time that the launcher leaves ranks for their errors: other tests use the cores too.
+            // Other tests use the cores too: more time to tell an error than a launcher leaves.
             .args([
                 "--allow-run-as-root",
                 "--oversubscribe",
@@ -50,6 +56,8 @@ impl Run {
             .arg(env!("CARGO_BIN_EXE_mpi_ranks"))
             .args(args)
             .env("SILENCE_MS", silence_ms.to_string())
+            .envs(means.map(|m| ("OMPI_MCA_btl", m)))
+            .env("OMPI_MCA_btl_tcp_if_include", "lo")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -121,12 +129,14 @@ impl Drop for Run {
     }
 }
 
-fn pour(mut from: impl Read + Send + 'static, into: &Arc<Mutex<String>>) -> thread::JoinHandle<()> {
+/// Whole lines only: two streams meet in one text.
+fn pour(from: impl Read + Send + 'static, into: &Arc<Mutex<String>>) -> thread::JoinHandle<()> {
     let into = into.clone();
     thread::spawn(move || {
-        let mut some = [0; 4096];
-        while let Ok(n @ 1..) = from.read(&mut some) {
-            into.lock().unwrap().push_str(&String::from_utf8_lossy(&some[..n]));
+        let (mut from, mut line) = (BufReader::new(from), vec![]);
+        while let Ok(1..) = from.read_until(b'\n', &mut line) {
+            into.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
+            line.clear();
         }
     })
 }
@@ -158,9 +168,9 @@ fn every_byte_of_drawn_exchanges_arrives() {
         return;
     }
     let _turn = turn();
-    for ranks in [1, 2, 3, 4] {
+    for (ranks, means) in [(1, None), (2, None), (3, None), (4, None), (3, Some("self,tcp"))] {
         let seed = drawn(1 << 30).to_string();
-        let (well, text) = Run::start(ranks, &["check", &seed, "150"], 5000).end(120);
+        let (well, text) = Run::over(means, ranks, &["check", &seed, "150"], 5000).end(120);
         assert!(well && text.matches(" is done").count() == ranks, "{ranks} ranks, seed {seed}:\n{text}");
     }
 }
@@ -182,9 +192,12 @@ fn who_is_killed_is_named_by_all() {
         return;
     }
     let _turn = turn();
-    for mode in ["endless", "endless", "endless", "endless", "steps", "steps"] {
+    let tcp = Some("self,tcp");
+    for (mode, means) in
+        [("endless", None), ("endless", None), ("endless", tcp), ("steps", None), ("steps", None), ("steps", tcp)]
+    {
         let (gone, wait, seed) = (drawn(4) as usize, drawn(1500), drawn(1 << 30).to_string());
-        let mut run = Run::start(4, &[mode, &seed], 5000);
+        let mut run = Run::over(means, 4, &[mode, &seed], 5000);
         run.until(|t| (0..4).all(|r| t.contains(&format!("rank {r} round 0"))), 60);
         thread::sleep(Duration::from_millis(wait));
         signal("KILL", run.process(gone));

@@ -18,6 +18,7 @@ mod loss;
 mod mix;
 mod parity;
 mod place;
+mod plan;
 mod progress;
 mod ranks;
 mod scenes;
@@ -87,6 +88,11 @@ enum Command {
     Mix(mix::Args),
     /// Reads, checks, runs and lowers the text of the tensor language.
     Ir(ir::Args),
+    /// Says what a run of many ranks holds, sends and takes before it is started; no device is needed.
+    ///
+    /// Memory by class, bytes of each collective, what hides behind attention, predicted tokens a second and what bounds
+    /// them, with every figure that they rest on. What does not fit is refused with exit code 1, and what would is said.
+    Plan(plan::Args),
     /// Measures how fast a device runs kernels and whole steps, as shares of what it can do.
     ///
     /// Each kernel is also checked; one whose numbers are wrong is printed as WRONG, and the exit code is 1. docs/bench.md
@@ -124,6 +130,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Score(args) => score::run(&args),
         Command::Mix(args) => mix::run(&args),
         Command::Ir(args) => ir::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -88,6 +88,21 @@ fn among(options: &TrainOptions, stage: &Stage) -> Result<Option<Ranks>, Error> 
     }
 }
 
+/// A recipe as checkpoints keep it.
+fn told(recipe: &Recipe) -> Result<Value, Error> {
+    serde_json::to_value(recipe).map_err(|e| Error::Input(format!("the recipe: {e}")))
+}
+
+/// What a recipe says wherever it runs: on how many ranks does not matter to what it comes to.
+fn anywhere(mut recipe: Value) -> Value {
+    let stages = recipe.get_mut("stage").and_then(Value::as_array_mut);
+    for stage in stages.into_iter().flatten().filter_map(Value::as_object_mut) {
+        stage.remove("ring");
+        stage.remove("ring_layout");
+    }
+    recipe
+}
+
 /// All ranks must go on from the same place.
 ///
 /// Errors: one that does not.
@@ -218,12 +233,12 @@ impl<'a> Run<'a> {
         watch: &mut dyn FnMut(Watched),
     ) -> Result<Run<'a>, Error> {
         let out = &options.out;
-        let told = serde_json::to_value(recipe).map_err(|e| Error::Input(format!("the recipe: {e}")))?;
+        let told = told(recipe)?;
         let found = checkpoint::newest(out)?;
         let (place, snapshot) = match found {
             Some(found) if options.resume => {
                 found.refused.iter().for_each(|why| watch(Watched::Note(format!("refused: {why}"))));
-                if let Some(what) = differs("recipe", &found.place.recipe, &told) {
+                if let Some(what) = differs("recipe", &anywhere(found.place.recipe.clone()), &anywhere(told.clone())) {
                     return Err(Error::Input(format!(
                         "{} was made by another recipe: {what}; resume with the one in {}",
                         found.path.display(),

@@ -108,7 +108,7 @@ pub(super) fn hidden(e: &mut Entry, config: &OmChatConfig, spec: ForwardSpec) ->
     // How far this rank's keys must travel is the same for all layers.
     let reach = match spec.ring {
         1 => None,
-        ring => Some(e.call_with("reach", "ring_reach", &[("R", ring), ("C", chunks(n))], &[lo, hi, at])?),
+        ring => Some(e.call_with("reach", "ring_reach", &[("R", ring), ("C", ring_chunks(n))], &[lo, hi, at])?),
     };
     let block = block(t.qkv_bias(), spec.mlp_tiles > 1, reach.is_some());
     e.remat(spec.remat);
@@ -138,8 +138,8 @@ fn block(bias: bool, tiled: bool, reach: bool) -> &'static str {
     }
 }
 
-/// Chunks of a rank's tokens that tell how far its keys travel: each is compared with each of every other rank's, so
+/// The chunks of a rank's tokens that tell how far its keys travel: each is compared with each of every other rank's, so
 /// there are 64 at most.
-fn chunks(tokens: usize) -> usize {
+pub fn ring_chunks(tokens: usize) -> usize {
     (1..=tokens.min(64)).rev().find(|n| tokens.is_multiple_of(*n)).unwrap_or(1)
 }

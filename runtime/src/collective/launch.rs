@@ -216,6 +216,7 @@ fn parse<T: std::str::FromStr>(name: &'static str, value: String, want: &'static
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
 

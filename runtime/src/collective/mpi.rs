@@ -4,6 +4,7 @@
 //! its silence. Each rank says several times a second that it lives, at its end that it ended, and where it gives up
 //! whom it blames. MPI itself is left only when all ranks came to their end; else it would wait for the dead.
 
+mod help;
 mod lives;
 mod parcel;
 mod raw;
@@ -28,7 +29,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// How long a wait spins before it sleeps: a small message of a rank that is there takes less.
 const SPIN: Duration = Duration::from_micros(30);
 /// How long a rank that gives up tries to tell the others.
-const TELL: Duration = Duration::from_millis(200);
+const TELL: Duration = Duration::from_millis(100);
 
 /// What the process's one `Mpi` does, for `abort`, which any thread may call.
 static STATE: AtomicU8 = AtomicU8::new(NONE);
@@ -62,8 +63,8 @@ pub struct Mpi {
     ranks: usize,
     lives: Lives,
     beats: Vec<Option<Pending>>,
-    /// What the beat under way to each rank reads. Written only when none is.
-    said: Vec<Box<[u8; BYTES]>>,
+    /// What the beat under way to each rank reads. Written only when none is, and never longer or shorter.
+    said: Vec<[u8; BYTES]>,
     /// The messages exchanged with each rank.
     counts: Vec<Counts>,
     leaves: bool,
@@ -88,6 +89,7 @@ impl Mpi {
             return Err(MpiError::Threads(threading));
         }
         raw::report_errors().map_err(|Fault(text)| MpiError::Call(text))?;
+        help::name_only();
         signal::catch();
         let world = universe.world();
         let number = |n: i32| usize::try_from(n).map_err(|_| MpiError::Call(format!("its rank or size is {n}")));
@@ -99,7 +101,7 @@ impl Mpi {
             ranks,
             lives: Lives::new(rank, ranks, silence, now),
             beats: (0..ranks).map(|_| None).collect(),
-            said: (0..ranks).map(|_| Box::new(Beat::Lives.encode())).collect(),
+            said: vec![Beat::Lives.encode(); ranks],
             counts: vec![Counts::default(); ranks],
             leaves: false,
             beaten: None,
@@ -175,9 +177,7 @@ impl Mpi {
         if let Err(lost) = &result {
             // A beat under way reads what was said, which stays, and the news has bytes of its own, which stay for good.
             let news: &'static [u8; BYTES] = Box::leak(Box::new(Beat::Failed(lost.clone()).encode()));
-            for slot in &mut self.beats {
-                std::mem::forget(slot.take());
-            }
+            self.beats.iter_mut().for_each(|slot| *slot = None);
             std::mem::forget(std::mem::take(&mut self.said));
             for rank in (0..self.ranks).filter(|r| *r != self.rank && *r != lost.rank && self.lives.ended(*r).is_none())
             {
@@ -201,13 +201,18 @@ impl Mpi {
         if STATE.load(Ordering::SeqCst) == GIVE_UP {
             return Err(Lost { rank: self.rank, why: "ended with an error".into() });
         }
-        if signal::told() && !self.lives.asked() {
+        let (woken, told) = (signal::woken(), signal::told() && !self.lives.told());
+        if woken || told {
             // What was said before counts as before.
             self.hear()?;
-            self.lives.ask(Instant::now());
             self.beaten = None;
         }
-        // Who was told to end asks more often: the time is short.
+        match told {
+            true => self.lives.tell(Instant::now()),
+            false if woken => self.lives.ask(Instant::now()),
+            false => {}
+        }
+        // All were sent the signal, and all speak more often: the time is short.
         let due = if self.lives.asked() { BEAT / 4 } else { BEAT };
         if self.beaten.is_none_or(|at| now.duration_since(at) >= due) {
             self.beat(now)?;
@@ -234,7 +239,7 @@ impl Mpi {
             // A rank that takes no beats gets no more of them.
             if !busy {
                 let (Some(said), Some(counts)) = (self.said.get_mut(rank), self.counts.get(rank)) else { continue };
-                **said = if self.leaves { Beat::Ended(*counts) } else { Beat::Lives }.encode();
+                *said = if self.leaves { Beat::Ended(*counts) } else { Beat::Lives }.encode();
                 // SAFETY: it is written only when no beat to this rank is under way, and stays as long as one is.
                 *slot = Some(unsafe { raw::send(&said[..], rank, TAG_BEAT) }.map_err(|f| unreachable(rank, &f))?);
             }

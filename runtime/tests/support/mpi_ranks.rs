@@ -23,6 +23,12 @@ fn silence() -> Duration {
     std::env::var("SILENCE_MS").map_or(Mpi::SILENCE, |ms| Duration::from_millis(ms.parse().unwrap()))
 }
 
+/// A line on stderr, in one piece: lines of several ranks go through one launcher.
+fn say(line: &str) {
+    use std::io::Write;
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
 /// A number of a seed and a place: splitmix64.
 fn draw(seed: u64, at: u64) -> u64 {
     let mut z = seed.wrapping_add(at.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -78,7 +84,7 @@ fn round(mpi: &mut Mpi, seed: u64, n: u64) -> Result<(), Lost> {
 fn rounds(mpi: &mut Mpi, seed: u64, range: std::ops::Range<u64>) {
     for n in range {
         if let Err(lost) = round(mpi, seed, n) {
-            eprintln!("error: rank {}: exchange of round {n}: {lost}", mpi.rank());
+            say(&format!("error: rank {}: exchange of round {n}: {lost}", mpi.rank()));
             exit(1);
         }
         if n % 16 == 0 {
@@ -91,7 +97,7 @@ fn pause(mpi: &mut Mpi, time: Duration) {
     let start = Instant::now();
     while start.elapsed() < time {
         if let Err(lost) = mpi.idle() {
-            eprintln!("error: rank {}: a pause: {lost}", mpi.rank());
+            say(&format!("error: rank {}: a pause: {lost}", mpi.rank()));
             exit(1);
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -178,7 +184,7 @@ fn steps(device: &Device, world: &World, n: usize, last: u64) -> Option<Error> {
 fn worldly(mode: &str, seed: u64) {
     let world = Launched::here().unwrap().expect("start it by mpirun").join().unwrap_or_else(|e| panic!("{e}"));
     println!("rank {} of {} is process {}", world.rank(), world.ranks(), std::process::id());
-    world.on_failure(|f: &Failure| eprintln!("alarm: {f}"));
+    world.on_failure(|f: &Failure| say(&format!("alarm: {f}")));
     let device = Device::open("cpu").unwrap();
     match mode {
         "world" => [1, 7, 30, 1009, 70_001].iter().for_each(|n| program(&device, &world, *n, seed)),
@@ -186,14 +192,14 @@ fn worldly(mode: &str, seed: u64) {
             let n = if mode == "apart" && world.rank() == 1 { 8 } else { 7 };
             let last = if mode == "error" && world.rank() as u64 == seed { 20 } else { u64::MAX };
             match steps(&device, &world, n, last) {
-                Some(error) => eprintln!("error: rank {}: {error}", world.rank()),
-                None => eprintln!("error: rank {}: no such file in step {last}", world.rank()),
+                Some(error) => say(&format!("error: rank {}: {error}", world.rank())),
+                None => say(&format!("error: rank {}: no such file in step {last}", world.rank())),
             }
             exit(1);
         }
     }
     if let Err(e) = world.leave() {
-        eprintln!("error: rank {}: at the end: {e}", world.rank());
+        say(&format!("error: rank {}: at the end: {e}", world.rank()));
         exit(1);
     }
     println!("rank {} is done", world.rank());
@@ -238,7 +244,7 @@ fn main() {
         other => panic!("unknown mode {other:?}"),
     }
     if let Err(lost) = mpi.leave() {
-        eprintln!("error: rank {rank}: at the end: {lost}");
+        say(&format!("error: rank {rank}: at the end: {lost}"));
         exit(1);
     }
     println!("rank {rank} is done");

@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
 }
 
 /// A number with a comma between thousands.
-pub(super) fn grouped(n: u64) -> String {
+pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {

@@ -5,8 +5,14 @@ use std::time::{Duration, Instant};
 
 /// How often a rank says that it lives.
 pub(super) const BEAT: Duration = Duration::from_millis(200);
-/// How long a rank that was told to end listens for the others: two beats, well within the second after which `mpirun` kills.
+/// How long a rank that was told to end listens for the others before it says who is silent: two beats.
 const ASKED: Duration = Duration::from_millis(400);
+/// The same after SIGCONT: more than two beats and the pauses between, and still within the second that `mpirun` lets
+/// pass before it ends all.
+const WOKEN: Duration = Duration::from_millis(700);
+/// How long a rank goes on listening so after SIGCONT, which may have come for another reason.
+const WARY: Duration = Duration::from_secs(10);
+const SIGNALLED: &str = "is silent since the launcher sent its signal";
 /// The longest reason that a beat carries.
 const WHY: usize = 160;
 /// Bytes of a beat on the wire: what it says, the rank it blames, two counts, and why.
@@ -70,7 +76,10 @@ pub(super) struct Lives {
     /// The counts with which each came to its end.
     ended: Vec<Option<Counts>>,
     failed: Option<Lost>,
+    /// Since when it is asked who is silent.
     asked: Option<Instant>,
+    /// Whether this process was told to end.
+    told: bool,
     looked: Instant,
     /// Whether this process itself stood still for long: then others may have given it up.
     stood: bool,
@@ -80,7 +89,7 @@ impl Lives {
     /// All live, from now on. `silence` is how long nothing may be heard of a rank.
     pub fn new(rank: usize, ranks: usize, silence: Duration, now: Instant) -> Self {
         let (heard, ended) = (vec![now; ranks], vec![None; ranks]);
-        Lives { rank, silence, heard, ended, failed: None, asked: None, looked: now, stood: false }
+        Lives { rank, silence, heard, ended, failed: None, asked: None, told: false, looked: now, stood: false }
     }
 
     /// Takes down what a rank said.
@@ -102,14 +111,25 @@ impl Lives {
         }
     }
 
-    /// This process was told to end, which is how a launcher tells that some rank died: who stays silent now?
+    /// The launcher sent a signal, as it does when some rank died: who stays silent from now on?
     pub fn ask(&mut self, now: Instant) {
         self.asked.get_or_insert(now);
     }
 
-    /// Whether this process was told to end.
+    /// This process was told to end: it says who was silent as soon as it has listened for long enough.
+    pub fn tell(&mut self, now: Instant) {
+        self.ask(now);
+        self.told = true;
+    }
+
+    /// Whether it is asked who is silent.
     pub fn asked(&self) -> bool {
         self.asked.is_some()
+    }
+
+    /// Whether this process was told to end.
+    pub fn told(&self) -> bool {
+        self.told
     }
 
     /// What a rank had sent to this one and had of it when it came to its end, if it did.
@@ -133,24 +153,29 @@ impl Lives {
             self.stood = true;
         }
         self.looked = now;
-        let mut others = self.heard.iter().enumerate().filter(|(r, _)| *r != self.rank && self.ended(*r).is_none());
-        match self.asked {
-            Some(at) if now.duration_since(at) >= ASKED => Some(match others.find(|(_, heard)| **heard < at) {
-                _ if self.stood => Lost { rank: self.rank, why: "stood still, and was told to end (SIGTERM)".into() },
-                Some((rank, _)) => Lost { rank, why: "is silent, and the launcher tells all to end".into() },
-                None => Lost { rank: self.rank, why: "was told to end (SIGTERM)".into() },
-            }),
-            _ => {
-                let (rank, heard) = others.min_by_key(|(_, heard)| **heard)?;
-                let silent = now.duration_since(*heard);
-                let why = format!("has not answered for {:.1} s", silent.as_secs_f64());
-                (silent > self.silence).then_some(Lost { rank, why })
+        self.asked = self.asked.filter(|at| self.told || now.duration_since(*at) < WARY);
+        let others = self.heard.iter().enumerate().filter(|(r, _)| *r != self.rank && self.ended(*r).is_none());
+        let (rank, heard) = others.min_by_key(|(_, heard)| **heard)?;
+        let told = self.asked.filter(|at| self.told && now.duration_since(*at) >= ASKED);
+        let silent = now.duration_since(*heard);
+        match told {
+            Some(_) if self.stood => Some((self.rank, "stood still, and was told to end (SIGTERM)".into())),
+            Some(at) if *heard < at => Some((rank, SIGNALLED.into())),
+            Some(_) => Some((self.rank, "was told to end (SIGTERM)".into())),
+            // Not told yet: but then there is little time.
+            None if !self.stood && self.asked.is_some_and(|at| *heard < at && now.duration_since(at) >= WOKEN) => {
+                Some((rank, SIGNALLED.into()))
+            }
+            None => {
+                (silent > self.silence).then(|| (rank, format!("has not answered for {:.1} s", silent.as_secs_f64())))
             }
         }
+        .map(|(rank, why)| Lost { rank, why })
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
 
@@ -217,11 +242,28 @@ mod tests {
                 }
                 l.hear(2, Beat::Lives, now);
                 if ms >= 1000 {
-                    l.ask(now);
+                    l.tell(now);
                 }
             });
             let (ms, lost) = lost.unwrap();
-            assert_eq!((ms, lost.rank), (1500, rank), "{lost}");
+            assert_eq!((ms, lost.rank), (1400, rank), "{lost}");
+        }
+    }
+
+    /// SIGCONT alone: it may mean a death, or that all go on.
+    #[test]
+    fn woken_it_names_who_is_silent_and_nobody_else() {
+        for speaks in [false, true] {
+            let (_, lost) = watch(60_000, |l, ms, now| {
+                l.hear(2, Beat::Lives, now);
+                if ms < 1000 || speaks {
+                    l.hear(0, Beat::Lives, now);
+                }
+                if ms == 1000 {
+                    l.ask(now);
+                }
+            });
+            assert_eq!(lost.map(|(ms, lost)| (ms, lost.rank)), (!speaks).then_some((1700, 0)));
         }
     }
 

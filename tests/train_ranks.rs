@@ -1,0 +1,167 @@
+//! Training on several ranks, each a thread: packs over rings and rings beside each other, against one rank.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "common/training.rs"]
+mod common;
+
+use common::{Source, folder, tiny};
+use omchat::training::{Outcome, TrainOptions, train};
+use omchat::{Device, Error};
+use omchat_recipe::Recipe;
+use omchat_runtime::collective::{World, threads};
+use safetensors::SafeTensors;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::path::Path;
+use std::thread;
+
+/// A stage of four packs a step: each over a ring, or several at once.
+fn recipe(ring: usize, layout: &str, weigh: &str, steps: usize) -> Recipe {
+    let text = format!(
+        r#"
+        model = "{}"
+        [data.drawn]
+        path = "nowhere"
+        layout = "text"
+        labels = "pretrain"
+        [[stage]]
+        name = "all"
+        context = 45
+        tiles = 1
+        mix = {{ drawn = 100 }}
+        train = {{ vision = 1e-4, projector = 1e-3, decoder = 1e-3 }}
+        weigh = "{weigh}"
+        batch_tokens = 180
+        ring = {ring}
+        ring_layout = "{layout}"
+        steps = {steps}
+        checkpoint_every = 2
+        "#,
+        tiny().dir.display()
+    );
+    let recipe = Recipe::parse(&text).unwrap();
+    recipe.check().unwrap();
+    recipe
+}
+
+/// Runs a recipe on ranks that share a folder; what each came to.
+fn run(recipe: &Recipe, ranks: usize, out: &Path, until: Option<u64>) -> Vec<Result<Outcome, Error>> {
+    let resume = out.exists();
+    let device = Device::open("cpu").unwrap();
+    let one = |world: Option<World>| {
+        let options = TrainOptions { out: out.into(), resume, until, kept: None, world };
+        train(recipe, &device, &options, &mut Source::default(), &mut |_| {})
+    };
+    if ranks == 1 {
+        return vec![one(None)];
+    }
+    thread::scope(|s| {
+        let one = &one;
+        let all = threads(ranks)
+            .into_iter()
+            .map(|t| s.spawn(move || one(Some(World::join(move || Ok::<_, Infallible>(t)).unwrap()))));
+        let all: Vec<_> = all.collect();
+        all.into_iter().map(|r| r.join().unwrap()).collect()
+    })
+}
+
+/// The first moments after a step: of the first step, a tenth of each gradient.
+fn moments(out: &Path, step: u64) -> BTreeMap<String, Vec<f32>> {
+    let bytes = std::fs::read(out.join(format!("checkpoints/{step:08}/state.safetensors"))).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let number = |b: &[u8]| f32::from_le_bytes(b.try_into().unwrap());
+    let all = file.iter().filter(|(name, _)| name.starts_with("m."));
+    all.map(|(name, t)| (name.to_string(), t.data().chunks(4).map(number).collect())).collect()
+}
+
+/// Every gradient within 1e-5 of its largest number; one of rounding only, of a thousandth of the largest of all.
+fn same_gradients(what: &str, a: &Path, b: &Path) {
+    let (a, b) = (moments(a, 1), moments(b, 1));
+    assert!(a.len() > 10 && a.keys().eq(b.keys()), "{what}: {} and {} tensors", a.len(), b.len());
+    let top = |x: &[f32]| x.iter().fold(0f32, |m, x| m.max(x.abs()));
+    let all = b.values().map(|x| top(x)).fold(0.0, f32::max);
+    for (name, x) in &a {
+        let off = top(&x.iter().zip(&b[name]).map(|(x, y)| x - y).collect::<Vec<f32>>());
+        let most = 1e-5 * top(&b[name]).max(1e-3 * all);
+        assert!(x.len() == b[name].len() && off <= most, "{what}: {name} is {off:e} off, {most:e} allowed");
+    }
+}
+
+/// Loss and norm of each step.
+fn curve(out: &Path) -> Vec<[f64; 2]> {
+    let text = std::fs::read_to_string(out.join("log.jsonl")).unwrap();
+    let line = |l: &str| {
+        let v: Value = serde_json::from_str(l).unwrap();
+        ["loss", "norm"].map(|k| v[k].as_f64().unwrap())
+    };
+    text.lines().map(line).collect()
+}
+
+fn near(what: &str, a: &[[f64; 2]], b: &[[f64; 2]], most: f64) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    let off = a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max);
+    assert!(off < most, "{what}: {off:e} off\n{a:?}\n{b:?}");
+}
+
+fn bytes(out: &Path) -> Vec<u8> {
+    std::fs::read(out.join("stages/all/model.safetensors")).unwrap()
+}
+
+#[test]
+fn rings_train_as_one_rank_does() {
+    for (weigh, layout) in [("tokens", "zigzag"), ("examples", "contiguous")] {
+        let alone = folder(&format!("ranks-{weigh}-1"));
+        run(&recipe(1, layout, weigh, 4), 1, &alone, Some(1)).remove(0).unwrap();
+        let first = folder(&format!("ranks-{weigh}-first"));
+        std::fs::create_dir_all(first.join("checkpoints")).unwrap();
+        std::fs::rename(alone.join("checkpoints/00000001"), first.join("checkpoints/00000001")).unwrap();
+        std::fs::remove_dir_all(&alone).unwrap();
+        run(&recipe(1, layout, weigh, 4), 1, &alone, None).remove(0).unwrap();
+        let want = curve(&alone);
+        let rings: &[(usize, usize)] = if weigh == "tokens" { &[(4, 1), (4, 2), (4, 4)] } else { &[(4, 2), (3, 3)] };
+        for (ranks, ring) in rings {
+            let what = format!("{weigh}, {ranks} ranks in rings of {ring}");
+            let out = folder(&format!("ranks-{weigh}-{ranks}-{ring}"));
+            for until in [Some(1), None] {
+                run(&recipe(*ring, layout, weigh, 4), *ranks, &out, until).into_iter().for_each(|r| drop(r.unwrap()));
+                if until.is_some() {
+                    same_gradients(&what, &out, &first);
+                }
+            }
+            near(&what, &curve(&out), &want, 5e-5);
+        }
+    }
+}
+
+#[test]
+fn ranks_repeat_bit_for_bit() {
+    let [a, b] = ["ranks-a", "ranks-b"].map(folder);
+    for out in [&a, &b] {
+        run(&recipe(2, "zigzag", "tokens", 3), 4, out, None).into_iter().for_each(|r| drop(r.unwrap()));
+    }
+    assert_eq!(curve(&a), curve(&b));
+    assert!(bytes(&a) == bytes(&b), "weights of two runs differ");
+}
+
+#[test]
+fn a_run_goes_on_on_other_ranks() {
+    let whole = folder("ranks-whole");
+    run(&recipe(1, "zigzag", "tokens", 5), 1, &whole, None).remove(0).unwrap();
+    let cut = folder("ranks-cut");
+    for (ranks, ring, until) in [(4, 2, Some(2)), (2, 1, Some(4)), (1, 1, None)] {
+        run(&recipe(ring, "zigzag", "tokens", 5), ranks, &cut, until).into_iter().for_each(|r| drop(r.unwrap()));
+    }
+    near("4, 2 and 1 ranks", &curve(&cut), &curve(&whole), 1e-4);
+}
+
+#[test]
+fn ranks_that_do_not_fit_are_refused() {
+    let out = folder("ranks-unfit");
+    let said = |ring, ranks: usize| {
+        run(&recipe(ring, "zigzag", "tokens", 2), ranks, &out, None).remove(0).unwrap_err().to_string()
+    };
+    assert!(said(2, 1).contains("a ring of 2 ranks, and this process is alone"), "{}", said(2, 1));
+    assert!(said(2, 3).contains("3 ranks are no rings of 2"), "{}", said(2, 3));
+    assert!(said(1, 3).contains("3 rings share a step of 4 packs"), "{}", said(1, 3));
+}
