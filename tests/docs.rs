@@ -109,6 +109,11 @@ fn the_architecture_shows_what_its_commands_write() {
     keep("ARCHITECTURE.md", &rerun("ARCHITECTURE.md"));
 }
 
+#[test]
+fn the_page_of_rings_shows_what_its_commands_write() {
+    keep("docs/ring.md", &rerun("docs/ring.md"));
+}
+
 /// Every file below a folder of the repository.
 fn files(folder: &str) -> Vec<String> {
     let entries = std::fs::read_dir(root().join(folder)).unwrap().map(|e| e.unwrap());

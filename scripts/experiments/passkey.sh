@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # A chain of contexts on passkeys: data, a model from nothing, four lengths, and each stage's model judged at every length.
 #   scripts/experiments/passkey.sh [WORK [NEEDLES]]
-# WORK (default: .omchat/passkey) is made; a run in it that was stopped goes on. NEEDLES (default: 5) are asked at each length
+# WORK (default: .omchat/passkey) is made; a run in it that was stopped goes on. NEEDLES (default: 20) are asked at each length
 # and depth. The command `omchat` is taken from OMCHAT, else built. Tables and heat maps: WORK/eval/STAGE.
 # One core is enough, and faster than two that are shared with other work: launches are small.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-work=${1:-.omchat/passkey} needles=${2:-5}
+work=${1:-.omchat/passkey} needles=${2:-20}
 if [ -z "${OMCHAT:-}" ]; then
     cargo build
     OMCHAT=$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/debug/omchat

@@ -195,14 +195,14 @@ fn too_large(e: &omchat_runtime::Error) -> bool {
     matches!(e, omchat_runtime::Error::Codegen(Limit { .. } | NoKernel { .. }))
 }
 
-/// More ranks on which a ring of that context fits, at most `most` in all: the fewest of those doubled.
+/// The ranks of a ring on which that context fits, and what each holds: the fewest by doubling, at most `most`.
 ///
 /// Errors: as [`plan`].
 pub fn enough(ask: &Ask, most: usize) -> Result<Option<(usize, u64)>, Error> {
     let mut more = ask.clone();
     loop {
         more.ring *= 2;
-        if more.ranks() > most || more.ring > more.context {
+        if more.ring > most || more.ring > more.context {
             return Ok(None);
         }
         // The leanest way alone: whether anything fits.

@@ -12,6 +12,9 @@ use omchat::{Part, Recompute};
 use omchat_ir::Dtype;
 use omchat_recipe::ring::Layout;
 
+/// Most ranks of a ring whose whole program is lowered: it grows with layers times ranks.
+const LONGEST: usize = 128;
+
 /// What `plan` takes.
 #[derive(clap::Args)]
 pub struct Args {
@@ -58,7 +61,7 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     document_tokens: Option<usize>,
     /// Ranks are slower by a share drawn from 0 to this one.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     stragglers: f64,
     /// What documents and stragglers are drawn from.
     #[arg(long, default_value_t = 0)]
@@ -154,6 +157,11 @@ pub fn run(args: &Args) -> Result<(), Error> {
         stragglers: args.stragglers,
         seed: args.seed,
     };
+    if ring > LONGEST {
+        return Err(Error::input(format!(
+            "the program of a ring of {ring} ranks is too long to be planned; give a --ring of at most {LONGEST} and more --data, or see --table"
+        )));
+    }
     if ring > ask.context {
         return Err(Error::input(format!("a ring of {ring} ranks has no token for each in {}", ask.context)));
     }
@@ -181,12 +189,12 @@ fn refusal(ask: &Ask, plan: &plan::Plan) -> Error {
             Err(e) => note(format!("other ways could not be tried: {e}")),
         }
     }
-    match enough(ask, 1024) {
+    match enough(ask, LONGEST) {
         Ok(Some((ring, bytes))) => {
             let data = if ask.data > 1 { format!(" --data {}", ask.data) } else { String::new() };
             would.push(format!("--ranks {} --ring {ring}{data} ({} GiB)", ring * ask.data, gib(bytes)));
         }
-        Ok(None) => would.push("no ring of at most 1024 ranks in all: a shorter --context".into()),
+        Ok(None) => would.push(format!("no ring of up to {LONGEST} ranks: a shorter --context")),
         Err(e) => note(format!("more ranks could not be tried: {e}")),
     }
     Error::failed(format!(
