@@ -5,7 +5,7 @@ use omchat_runtime::collective::{Launched, World, exit, threads};
 use std::convert::Infallible;
 use std::thread;
 
-/// Ranks that train.
+/// What a command of several ranks takes.
 #[derive(clap::Args, Clone, Copy)]
 pub struct Ranks {
     /// Ranks as threads of this process, each with a part of the device. Ranks as processes come of `mpirun` or `srun`.
@@ -20,6 +20,11 @@ pub struct Ranks {
 }
 
 impl Ranks {
+    /// So many threads, or whatever a launcher started if nothing is said.
+    pub fn of(ranks: Option<usize>) -> Ranks {
+        Ranks { ranks, ring: None, data: None }
+    }
+
     /// Ranks of a ring, if the command says so.
     pub fn ring(&self) -> Option<usize> {
         self.ring
@@ -43,7 +48,7 @@ impl Ranks {
 /// on so many threads. Yields what the first of them came to.
 ///
 /// Errors: what the first rank that failed says; a launcher with another number of ranks than was asked for.
-pub fn each<T: Send>(ranks: usize, run: impl Fn(Option<World>) -> Result<T, Error> + Sync) -> Result<T, Error> {
+fn each<T: Send>(ranks: usize, run: impl Fn(Option<World>) -> Result<T, Error> + Sync) -> Result<T, Error> {
     let launched = Launched::here().map_err(Error::input)?.filter(|l| l.ranks > 1);
     match (launched, ranks) {
         (_, 0) => Err(Error::input("0 ranks; give 1 or more")),

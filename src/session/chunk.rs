@@ -61,6 +61,11 @@ impl Chunk<'_> {
         (0..self.part.len()).filter(own).collect()
     }
 
+    /// A number of each of those tokens, and of the padding behind them.
+    fn padded(&self, of: &[usize], number: &dyn Fn(usize) -> i32, rest: i32) -> Vec<i32> {
+        of.iter().map(|i| number(*i)).chain(std::iter::repeat(rest)).take(self.plan.size).collect()
+    }
+
     /// The inputs of a run.
     ///
     /// Errors: a feature row that is not there.
@@ -73,11 +78,8 @@ impl Chunk<'_> {
     ) -> Result<Vec<(&'static str, HostTensor)>, Error> {
         let size = self.plan.size;
         let mine = self.read_by(self.rank);
-        let pad = |of: &[usize], f: &dyn Fn(usize) -> i32, rest: i32| -> Vec<i32> {
-            of.iter().map(|i| f(*i)).chain(std::iter::repeat(rest)).take(size).collect()
-        };
         let index = |i: usize| (self.first + i) as i32;
-        let ids = pad(
+        let ids = self.padded(
             &mine,
             &|i| match self.part[i] {
                 Slot::Text(id) => id as i32,
@@ -85,10 +87,10 @@ impl Chunk<'_> {
             },
             -1,
         );
-        let positions: Vec<u32> = pad(&mine, &index, 0).iter().map(|p| *p as u32).collect();
+        let positions: Vec<u32> = self.padded(&mine, &index, 0).iter().map(|p| *p as u32).collect();
         let (cos, sin) = rope_table(&positions, t.head_dim, t.rope_theta);
         let kept = |i: usize| if self.owners[i] as usize == self.rank { index(i) } else { i32::MAX };
-        let (lo, hi) = self.intervals(&pad, &index);
+        let (lo, hi) = self.intervals(&index);
         let pairs = t.head_dim / 2;
         let mut feed = vec![
             ("ids", HostTensor::i32([size], &ids)),
@@ -96,7 +98,7 @@ impl Chunk<'_> {
             ("sin", HostTensor::f32([size, pairs], &sin)),
             ("lo", lo),
             ("hi", hi),
-            ("slots", HostTensor::i32([1, size], &pad(&mine, &kept, i32::MAX))),
+            ("slots", HostTensor::i32([1, size], &self.padded(&mine, &kept, i32::MAX))),
             ("start", HostTensor::i32([], &[self.start as i32])),
         ];
         if let Some(features) = features {
@@ -111,7 +113,7 @@ impl Chunk<'_> {
             }
             Output::Loss => {
                 let label = |i: usize| labels.get(i).copied().unwrap_or(-100);
-                feed.push(("labels", HostTensor::i32([size], &pad(&mine, &label, -100))));
+                feed.push(("labels", HostTensor::i32([size], &self.padded(&mine, &label, -100))));
             }
             Output::All => {}
         }
@@ -120,17 +122,13 @@ impl Chunk<'_> {
 
     /// What the tokens of this rank see, and behind them those of the ranks to the left, where each reads its own.
     /// Padding sees nothing: its interval is empty.
-    fn intervals(
-        &self,
-        pad: &dyn Fn(&[usize], &dyn Fn(usize) -> i32, i32) -> Vec<i32>,
-        index: &dyn Fn(usize) -> i32,
-    ) -> (HostTensor, HostTensor) {
+    fn intervals(&self, index: &dyn Fn(usize) -> i32) -> (HostTensor, HostTensor) {
         let ranks = if let Spread::Parts(n) = self.plan.spread { n } else { 1 };
         let (mut lo, mut hi) = (vec![], vec![]);
         for hop in 0..ranks {
             let tokens = self.read_by((self.rank + ranks - hop) % ranks);
-            lo.extend(pad(&tokens, &|_| 0, 1));
-            hi.extend(pad(&tokens, index, 0));
+            lo.extend(self.padded(&tokens, &|_| 0, 1));
+            hi.extend(self.padded(&tokens, index, 0));
         }
         let shape = match self.plan.spread {
             Spread::Parts(n) => vec![n, 1, self.plan.size],
