@@ -1,10 +1,11 @@
-//! Ranks of a command: threads of this process, or the processes that a launcher started.
+//! The ranks of a command: processes that a launcher started, or threads of this process.
 
 use super::Error;
 use omchat_runtime::collective::{Launched, World, exit, threads};
 use std::convert::Infallible;
+use std::thread;
 
-/// What a command of several ranks takes.
+/// Ranks that train.
 #[derive(clap::Args, Clone, Copy)]
 pub struct Ranks {
     /// Ranks as threads of this process, each with a part of the device. Ranks as processes come of `mpirun` or `srun`.
@@ -19,54 +20,57 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// So many threads, or whatever a launcher started if nothing is said.
-    pub fn of(ranks: Option<usize>) -> Ranks {
-        Ranks { ranks, ring: None, data: None }
-    }
-
     /// Ranks of a ring, if the command says so.
     pub fn ring(&self) -> Option<usize> {
         self.ring
     }
 
-    /// Runs a command on each rank, and yields what rank 0, or this process's rank, came to.
+    /// Runs on each rank, and yields what the first came to.
     ///
-    /// Errors: ranks that are not as many as was said; what the first rank that fails answers.
-    pub fn run<T: Send>(&self, f: impl Fn(Option<World>) -> Result<T, Error> + Sync) -> Result<T, Error> {
-        let launched = Launched::here().map_err(|e| Error::input(e.to_string()))?;
+    /// Errors: as [`each`]; ranks that are not as many as rings ask for.
+    pub fn run<T: Send>(&self, run: impl Fn(Option<World>) -> Result<T, Error> + Sync) -> Result<T, Error> {
         let said = self.data.map(|d| d * self.ring.unwrap_or(1));
-        let fits = |have: usize| match said.filter(|n| *n != have) {
-            Some(need) => Err(Error::input(format!("--ring and --data ask for {need} ranks, and there are {have}"))),
-            None => Ok(()),
-        };
-        if let Some(launched) = launched {
-            if self.ranks.is_some() {
-                return Err(Error::input("--ranks is for threads of one process; the launcher made ranks already"));
-            }
-            fits(launched.ranks)?;
-            let world = launched.join().map_err(|e| Error::input(e.to_string()))?;
-            let came = f(Some(world.clone()))?;
+        let started = Launched::here().map_err(Error::input)?.map(|l| l.ranks).filter(|n| *n > 1);
+        let have = started.or(self.ranks);
+        if let (Some(need), Some(have)) = (said, have.filter(|n| said != Some(*n))) {
+            return Err(Error::input(format!("--ring and --data ask for {need} ranks, and there are {have}")));
+        }
+        each(self.ranks.or(said).unwrap_or(1), run)
+    }
+}
+
+/// Runs a command on each of its ranks: where this process is one of several that a launcher started, as that rank; else
+/// on so many threads. Yields what the first of them came to.
+///
+/// Errors: what the first rank that failed says; a launcher with another number of ranks than was asked for.
+pub fn each<T: Send>(ranks: usize, run: impl Fn(Option<World>) -> Result<T, Error> + Sync) -> Result<T, Error> {
+    let launched = Launched::here().map_err(Error::input)?.filter(|l| l.ranks > 1);
+    match (launched, ranks) {
+        (_, 0) => Err(Error::input("0 ranks; give 1 or more")),
+        (Some(l), n) if n > 1 && n != l.ranks => {
+            Err(Error::input(format!("--ranks {n}, but {} started {} ranks; leave --ranks out", l.by, l.ranks)))
+        }
+        (Some(l), _) => {
+            let world = l.join().map_err(Error::input)?;
+            watch(&world);
+            let came = run(Some(world.clone()))?;
             world.leave().map_err(Error::failed)?;
-            return Ok(came);
+            Ok(came)
         }
-        let ranks = self.ranks.or(said).unwrap_or(1).max(1);
-        fits(ranks)?;
-        if ranks == 1 {
-            return f(None);
-        }
-        std::thread::scope(|s| {
-            let f = &f;
-            let all: Vec<_> = threads(ranks)
-                .into_iter()
-                .map(|t| s.spawn(move || f(World::join(move || Ok::<_, Infallible>(t)).ok())))
-                .collect();
-            let mut first = None;
-            for rank in all {
-                let came = rank.join().map_err(|_| Error::failed("a rank's thread panicked"))?;
-                first.get_or_insert(came?);
-            }
-            first.ok_or_else(|| Error::failed("no rank ran"))
-        })
+        (None, 1) => run(None),
+        (None, n) => thread::scope(|s| {
+            let run = &run;
+            let one = |t| {
+                s.spawn(move || match World::join(move || Ok::<_, Infallible>(t)) {
+                    Ok(world) => run(Some(world)),
+                    Err(never) => match never {},
+                })
+            };
+            let running: Vec<_> = threads(n).into_iter().map(one).collect();
+            let ended = running.into_iter().map(|r| r.join().unwrap_or_else(|_| Err(Error::failed("a rank panicked"))));
+            let mut came = ended.collect::<Vec<_>>().into_iter().collect::<Result<Vec<T>, Error>>()?;
+            Ok(came.swap_remove(0))
+        }),
     }
 }
 
@@ -75,12 +79,12 @@ impl Ranks {
 /// Errors: a rank is lost.
 pub fn from_first(world: Option<&World>, what: &str, own: Vec<u8>) -> Result<Vec<u8>, Error> {
     let Some(world) = world else { return Ok(own) };
-    let all = world.gather(what, own, None).map_err(Error::failed)?;
-    Ok(all.into_iter().next().unwrap_or_default())
+    let mut all = world.gather(what, own, None).map_err(Error::failed)?;
+    Ok(if all.is_empty() { vec![] } else { all.swap_remove(0) })
 }
 
 /// Ends this process as soon as another rank is lost, even in the middle of its own work; the error is told first.
-pub fn watch(world: &World) {
+fn watch(world: &World) {
     let rank = world.rank();
     world.on_failure(move |failure| {
         eprintln!("omchat: rank {rank}: {failure}");

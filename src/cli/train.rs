@@ -55,9 +55,6 @@ fn rank(args: &Args, recipe: &Recipe, device: &Device, world: Option<World>) -> 
     let (out, kept) = (args.out.clone(), args.kept.clone());
     let options = TrainOptions { out, resume: args.resume, until: args.until, kept, world };
     let mut shown = Shown::default();
-    if let Some(world) = options.world.as_ref().filter(|w| w.engine() != "threads") {
-        ranks::watch(world);
-    }
     let outcome = train(recipe, device, &options, &mut supply, &mut |w| {
         if options.writes() {
             shown.watch(w);

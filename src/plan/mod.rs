@@ -24,6 +24,13 @@ use omchat_model::OmChatConfig;
 use omchat_model::graph::{ForwardSpec, Part, Recompute, TrainSpec, forward_module, ring_chunks, step_module};
 use omchat_recipe::ring::Layout;
 
+/// Most parts of losses that are tried: a program grows with them.
+const MOST_LOSSES: usize = 1024;
+/// Most parts of an MLP that are tried: a program grows with them in each layer.
+const MOST_MLPS: usize = 64;
+/// Most parts of all layers together: a program of more takes more memory than it spares.
+const MOST_PARTS: usize = 1 << 13;
+
 /// What is to be run, and on what.
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -103,10 +110,13 @@ impl Ask {
     /// Ways to run it, from the fastest to the leanest, as far as they are left open.
     fn ways(&self) -> Vec<TrainSpec> {
         let mut out: Vec<TrainSpec> = vec![];
-        for way in candidates(&self.base()) {
+        let base = self.base();
+        let tokens = base.forward.tokens;
+        let parts = |n: usize, most: usize| (1..=n.min(most)).rev().find(|n| tokens.is_multiple_of(*n)).unwrap_or(1);
+        for way in candidates(&base) {
             let forward = ForwardSpec {
-                loss_tiles: self.loss_tiles.unwrap_or(way.forward.loss_tiles),
-                mlp_tiles: self.mlp_tiles.unwrap_or(way.forward.mlp_tiles),
+                loss_tiles: self.loss_tiles.unwrap_or_else(|| parts(way.forward.loss_tiles, MOST_LOSSES)),
+                mlp_tiles: self.mlp_tiles.unwrap_or_else(|| parts(way.forward.mlp_tiles, MOST_MLPS)),
                 ..way.forward
             };
             let recompute = match self.train {
@@ -125,6 +135,13 @@ impl Ask {
     ///
     /// Errors: sizes that make no sense; what the target cannot bind.
     pub fn program(&self, way: &TrainSpec) -> Result<Program, Error> {
+        let (f, layers) = (&way.forward, self.config.text.layers);
+        if f.mlp_tiles.saturating_mul(layers).saturating_add(f.loss_tiles) > MOST_PARTS {
+            return Err(Error::Input(format!(
+                "{} parts of the MLPs of {layers} layers and {} of the losses are more than {MOST_PARTS} in all: give fewer",
+                f.mlp_tiles, f.loss_tiles
+            )));
+        }
         let module = match self.train {
             Some(_) => step_module(&self.config, way, self.dtype)?,
             None => forward_module(&self.config, way.forward, self.dtype)?,
