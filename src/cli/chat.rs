@@ -1,8 +1,7 @@
 //! `omchat chat`.
 
 use super::progress::Bars;
-use super::ranks::{Ranks, from_first};
-use super::{Error, device, note, say};
+use super::{Error, device, note, ranks, say};
 use omchat::{Answer, Chat, ChatOptions, Engine, Model, Sampling, Visual};
 use omchat_model::chat::SYSTEM;
 use omchat_model::format::Format;
@@ -65,8 +64,8 @@ pub struct Args {
     pub seed: Option<u64>,
     /// Shares the cache of a long prompt among that many ranks, threads of this process. Started by `mpirun`, its processes
     /// are the ranks.
-    #[arg(long, value_name = "N")]
-    pub ranks: Option<usize>,
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub ranks: usize,
     /// What the system turn says.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -85,10 +84,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         ),
         None => args.prompt.clone(),
     };
-    if args.ranks == Some(0) {
-        return Err(Error::input("--ranks 0; give 1 or more"));
-    }
-    Ranks::of(args.ranks).run(|world| rank(args, question.as_deref(), world))
+    ranks::each(args.ranks, |world| rank(args, question.as_deref(), world))
 }
 
 /// Chats as one rank; the first speaks for all.
@@ -209,7 +205,7 @@ fn report(chat: &Chat, a: &Answer) {
 fn converse(chat: &mut Chat, mut visuals: Vec<Visual>, world: Option<&World>) -> Result<(), Error> {
     loop {
         let read = if chat.engine().rank() == 0 { listen()? } else { String::new() };
-        let heard = from_first(world, "a question", read.into_bytes())?;
+        let heard = ranks::from_first(world, "a question", read.into_bytes())?;
         let line = String::from_utf8_lossy(&heard);
         if line.is_empty() {
             return Ok(());

@@ -20,11 +20,6 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// So many threads, or whatever a launcher started if nothing is said.
-    pub fn of(ranks: Option<usize>) -> Ranks {
-        Ranks { ranks, ring: None, data: None }
-    }
-
     /// Ranks of a ring, if the command says so.
     pub fn ring(&self) -> Option<usize> {
         self.ring
