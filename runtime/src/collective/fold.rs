@@ -7,7 +7,7 @@ use omchat_ir::ops::FoldKind;
 /// The fold of equal buffers, element by element: floats in f32, rounded once; whole numbers wrap, as kernels do.
 pub(super) fn fold(kind: FoldKind, dtype: Dtype, parts: &[Vec<u8>]) -> Vec<u8> {
     match dtype {
-        Dtype::F32 => floats(kind, parts, |b| f32::from_le_bytes(b), |x| x.to_le_bytes()),
+        Dtype::F32 => floats(kind, parts, f32::from_le_bytes, f32::to_le_bytes),
         Dtype::Bf16 => floats(kind, parts, |b| bf16::from_le_bytes(b).to_f32(), |x| bf16::from_f32(x).to_le_bytes()),
         Dtype::F16 => floats(kind, parts, |b| f16::from_le_bytes(b).to_f32(), |x| f16::from_f32(x).to_le_bytes()),
         Dtype::I32 | Dtype::Bool => {

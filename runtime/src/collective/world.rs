@@ -200,14 +200,15 @@ impl<T: Transport> Server<T> {
                 Ok(request) => {
                     let Some(here) = held.upgrade() else { return };
                     let start = Instant::now();
-                    let (before, label) = (self.failed.is_some(), request.label.clone());
+                    let before = self.failed.is_some();
                     let answer = self.answer(&request, &here);
                     let name = request.name();
                     lock(&here.traffic).flow(name).busy += start.elapsed();
                     if let (Err(failure), false) = (&answer, before) {
                         self.fail(failure.clone(), &here);
                     }
-                    let _ = (label, request.reply.send(answer));
+                    // Who asked may have given up.
+                    let _ = request.reply.send(answer);
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     let Some(here) = held.upgrade() else { return };
