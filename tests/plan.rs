@@ -172,10 +172,10 @@ fn simulated_times_are_those_reckoned_by_hand() {
     assert_eq!(one.seconds, 12.0 + 5.0);
     assert_eq!(one.works(), 10.0);
     let moved = one.moved["collective_permute"];
-    assert_eq!(
-        (moved.count, moved.sent, moved.busy, moved.waited),
-        (1, 300, (12.0 + 2.0 + 12.0) / 3.0, (7.0 + 0.0 + 7.0) / 3.0)
-    );
+    assert_eq!((moved.count, moved.sent), (1, 300));
+    let near = |have: f64, want: f64| assert!((have - want).abs() < 1e-9, "{have} and {want}");
+    near(moved.busy, (12.0 + 2.0 + 12.0) / 3.0);
+    near(moved.waited, (7.0 + 0.0 + 7.0) / 3.0);
     // A second hop of what came begins when the first is over, on both of its ends.
     let two = simulate(&script(vec![meet(vec![]), meet(vec![0]), work(vec![1])]), &scene);
     assert_eq!(two.seconds, 24.0 + 5.0);
@@ -234,7 +234,7 @@ fn omchat(words: &str) -> (i32, String, String) {
 #[test]
 fn what_does_not_fit_is_refused_with_what_would() {
     let (code, out, err) =
-        omchat("plan --model models/tiny --context 4K --ranks 2 --train --assume memory=40e6,reserve=0 --json");
+        omchat("plan --model models/tiny --context 4K --ranks 2 --train --assume memory=10e6,reserve=0 --json");
     assert_eq!(code, 1, "{out}{err}");
     assert!(err.contains("does not fit") && err.contains("--ranks"), "{err}");
     let said: serde_json::Value = serde_json::from_str(&out).unwrap();
@@ -242,7 +242,7 @@ fn what_does_not_fit_is_refused_with_what_would() {
     // What was said to fit fits.
     let words = err.split("--ranks ").nth(1).unwrap().split(' ').next().unwrap();
     let again =
-        format!("plan --model models/tiny --context 4K --ranks {words} --train --assume memory=40e6,reserve=0 --json");
+        format!("plan --model models/tiny --context 4K --ranks {words} --train --assume memory=10e6,reserve=0 --json");
     let (code, out, err) = omchat(&again);
     assert_eq!(code, 0, "{again}: {err}");
     let said: serde_json::Value = serde_json::from_str(&out).unwrap();

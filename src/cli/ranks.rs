@@ -43,7 +43,7 @@ impl Ranks {
 /// on so many threads. Yields what the first of them came to.
 ///
 /// Errors: what the first rank that failed says; a launcher with another number of ranks than was asked for.
-fn each<T: Send>(ranks: usize, run: impl Fn(Option<World>) -> Result<T, Error> + Sync) -> Result<T, Error> {
+pub fn each<T: Send>(ranks: usize, run: impl Fn(Option<World>) -> Result<T, Error> + Sync) -> Result<T, Error> {
     let launched = Launched::here().map_err(Error::input)?.filter(|l| l.ranks > 1);
     match (launched, ranks) {
         (_, 0) => Err(Error::input("0 ranks; give 1 or more")),

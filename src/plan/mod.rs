@@ -214,13 +214,18 @@ fn too_large(e: &omchat_runtime::Error) -> bool {
 
 /// The ranks of a ring on which that context fits, and what each holds: the fewest by doubling, at most `most`.
 ///
+/// `need` bytes are held on as many ranks as were asked for; R times as many hold no less than an R-th each.
+///
 /// Errors: as [`plan`].
-pub fn enough(ask: &Ask, most: usize) -> Result<Option<(usize, u64)>, Error> {
+pub fn enough(ask: &Ask, need: u64, most: usize) -> Result<Option<(usize, u64)>, Error> {
     let mut more = ask.clone();
     loop {
         more.ring *= 2;
         if more.ring > most || more.ring > more.context {
             return Ok(None);
+        }
+        if need / (more.ring / ask.ring.max(1)).max(1) as u64 > more.machine.budget() {
+            continue;
         }
         // The leanest way alone: whether anything fits.
         let Some(way) = more.ways().pop() else { return Ok(None) };

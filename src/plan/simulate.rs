@@ -31,7 +31,7 @@ pub struct Moved {
     pub skipped: u64,
     /// Bytes sent, of all ranks.
     pub sent: u64,
-    /// Seconds of exchange, a rank.
+    /// Seconds from when a rank could begin each until it was done, late partners waited for; a rank.
     pub busy: f64,
     /// Seconds that the device waited, a rank.
     pub waited: f64,
@@ -156,7 +156,7 @@ impl<'a> Run<'a> {
                         let start = starts[to].max(starts[from]);
                         *end = start + self.scene.machine.sends(bytes as f64, from, to);
                         sent[from] = *end;
-                        moved.busy += (*end - start) / ranks as f64;
+                        moved.busy += (*end - starts[to]) / ranks as f64;
                     }
                 }
                 for r in 0..ranks {
@@ -168,7 +168,7 @@ impl<'a> Run<'a> {
                 let rounds = if matches!(what.how, How::AllReduce { .. }) { 2.0 } else { 1.0 };
                 let took = rounds * self.scene.machine.scatters(part, ranks);
                 let end = starts.iter().copied().fold(0.0, f64::max) + took;
-                moved.busy += took;
+                moved.busy += starts.iter().map(|s| end - s).sum::<f64>() / ranks as f64;
                 moved.sent += what.wire_bytes() * ranks as u64;
                 self.out.sent.iter_mut().for_each(|s| *s += what.wire_bytes());
                 ends = vec![end; ranks];

@@ -189,7 +189,7 @@ fn refusal(ask: &Ask, plan: &plan::Plan) -> Error {
             Err(e) => note(format!("other ways could not be tried: {e}")),
         }
     }
-    match enough(ask, LONGEST) {
+    match enough(ask, need, LONGEST) {
         Ok(Some((ring, bytes))) => {
             let data = if ask.data > 1 { format!(" --data {}", ask.data) } else { String::new() };
             would.push(format!("--ranks {} --ring {ring}{data} ({} GiB)", ring * ask.data, gib(bytes)));

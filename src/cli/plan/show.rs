@@ -48,10 +48,15 @@ fn many(n: usize, word: &str) -> String {
 
 fn memory(r: &Report) -> String {
     let (ask, plan) = (r.ask, r.plan);
-    let mut out = "\nmemory of a rank, where it holds most\n".to_string();
+    let peak = plan.program.peak();
+    let all = grouped(plan.program.launches.len() as u64);
+    let mut out = format!(
+        "\nmemory of a rank where it holds most: launch {} of {all}, {}\n",
+        grouped(peak.launch as u64 + 1),
+        peak.label
+    );
     let mut line =
         |name: &str, bytes: u64| out += &format!("  {name:<22} {:>18} bytes {:>9} GiB\n", grouped(bytes), gib(bytes));
-    let peak = plan.program.peak();
     for (class, bytes) in &peak.classes {
         line(class.name(), *bytes as u64);
     }
@@ -186,5 +191,5 @@ fn figures(r: &Report) -> String {
 
 /// A number short enough for a column, exact.
 pub fn number(x: f64) -> String {
-    if x >= 1e5 || x < 1e-2 { format!("{x:e}") } else { format!("{x}") }
+    if !(1e-2..1e5).contains(&x) { format!("{x:e}") } else { format!("{x}") }
 }
