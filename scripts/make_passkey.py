@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "models" / "passkey"
-T = dict(hidden=96, layers=2, heads=3, kv=3, mlp=192, vocab=1000, theta=1e4)
+T = dict(hidden=96, layers=2, heads=3, kv=3, mlp=192, vocab=1000, theta=1.9e7)  # the base of the last stage, whose weights lie beside it
 MARKS = "₁₂₃₄₅₆"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 LINES = """system user assistant You are a helpful assistant.

@@ -20,10 +20,11 @@ if command -v taskset >/dev/null; then one=(taskset -c "${CORE:-0}"); fi
 draw() {
     [ -f "$work/data/$1/data.jsonl" ] || "$OMCHAT" scenes --kind passkeys --seed "$2" --count "$3" --sentences "$4" --needles "$5" --turns "$6" --out "$work/data/$1"
 }
+draw 128 1 4000 0-4 1 1
 draw 256 2 20000 4-18 1 1
 draw 1k 4 4000 40-82 1 1
 draw 4k 5 1500 220-395 1 1
-draw 16k 6 150 900-1680 1 1
+draw 16k 6 150 1400-1745 1 1
 "$OMCHAT" scenes --kind haystack --seed 7 --sentences 2000 --out "$work"
 [ -f "$work/start/model.safetensors" ] || "$OMCHAT" init --config models/passkey --seed 7 --out "$work/start"
 
