@@ -79,7 +79,7 @@ fn what_is_wrong_is_told_with_its_value() {
         ("steps = 160", "steps = 160\nbatch_tokens = 1500", "batch_tokens 1500"),
         ("steps = 160", "steps = 160\ntheta = 0.5", "theta is 0.5"),
         ("steps = 160", "steps = 160\nschedule = { kind = \"cosine\", warmup = 1.5 }", "warmup is 1.5"),
-        ("steps = 160", "steps = 160\nring = 3", "ring of 3"),
+        ("steps = 160", "steps = 160\nring = 0", "ring of 0 ranks"),
         ("decoder = 2e-4", "decoder = -1.0", "rate of decoder is -1"),
         ("name = \"tune\"", "name = \"../up\"", "used for folders"),
         ("steps = 160", "steps = 160\nselect = { reference = \"r\", ratio = 1.5 }", "1.5"),
