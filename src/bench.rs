@@ -21,21 +21,23 @@ pub use ring::ring;
 pub use row::Row;
 pub use steps::{Step, Whole, decode, prefill, train, vision};
 
-use crate::Device;
+use crate::{Device, Error};
 use omchat_codegen::Family;
 use omchat_model::OmChatConfig;
 use omchat_model::presets::{mini, omchat_13b};
-use omchat_runtime::Budget;
+use omchat_runtime::{Budget, Ceilings};
 
 /// How to bench.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Only rows whose name contains it.
-    pub only: Option<String>,
+    /// Only rows whose name contains one of them; every row if there is none.
+    pub only: Vec<String>,
     /// Every kernel and schedule that takes the work, not only the chosen one.
     pub all: bool,
     /// Operands stay where the caches hold them.
     pub warm: bool,
+    /// The device's ceilings are not measured, and rows have no shares of them.
+    pub bare: bool,
     /// How long to sample.
     pub budget: Budget,
 }
@@ -43,7 +45,17 @@ pub struct Options {
 impl Options {
     /// Whether a row of that name is wanted.
     pub fn wants(&self, name: &str) -> bool {
-        self.only.as_deref().is_none_or(|part| name.contains(part))
+        self.only.is_empty() || self.only.iter().any(|part| name.contains(part))
+    }
+
+    /// The ceilings that rows are read against.
+    fn ceilings(&self, device: &Device) -> Result<Option<Ceilings>, Error> {
+        Ok(if self.bare { None } else { device.ceilings()? })
+    }
+
+    /// What to answer when none of these names is wanted.
+    pub fn nothing(&self, names: &[&str]) -> Error {
+        Error::Input(format!("no row's name contains `{}`; there is {}", self.only.join("` or `"), names.join(", ")))
     }
 }
 

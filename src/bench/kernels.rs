@@ -73,10 +73,9 @@ pub fn kernels(
     let wanted: Vec<&Case> = cases.iter().filter(|c| options.wants(&c.name)).collect();
     if wanted.is_empty() {
         let names: Vec<&str> = cases.iter().map(|c| c.name.as_str()).collect();
-        let part = options.only.as_deref().unwrap_or_default();
-        return Err(Error::Input(format!("no row's name contains `{part}`; the rows are {}", names.join(", "))));
+        return Err(options.nothing(&names));
     }
-    let ceilings = device.ceilings()?;
+    let ceilings = options.ceilings(device)?;
     let mut right = true;
     for case in wanted {
         let lowered = match lower(case, device) {

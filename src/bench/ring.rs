@@ -27,8 +27,7 @@ pub fn ring(
         ranks.into_iter().map(|r| (r, hops(config, scale.context, r, e), whole(config, scale.context, r, e))).collect();
     if !hops.iter().any(|(_, a, b)| options.wants(&a.name) || options.wants(&b.name)) {
         let names: Vec<&str> = hops.iter().flat_map(|(_, a, b)| [a.name.as_str(), b.name.as_str()]).collect();
-        let part = options.only.as_deref().unwrap_or_default();
-        return Err(Error::Input(format!("no row's name contains `{part}`; the rows are {}", names.join(", "))));
+        return Err(options.nothing(&names));
     }
     let mut right = true;
     for (r, cut, one) in hops {
@@ -68,7 +67,7 @@ fn timed(device: &Device, case: &Case, options: &Options) -> Result<Row, Error> 
         note,
         ..Row::default()
     };
-    Ok(row.timed(&trial.time(&options.budget)?, amount, case.dtype, device.ceilings()?.as_ref()))
+    Ok(row.timed(&trial.time(&options.budget)?, amount, case.dtype, options.ceilings(device)?.as_ref()))
 }
 
 /// Types of queries, keys, output and lse of a rank, of `s` keys at once.

@@ -61,7 +61,7 @@ impl Step {
     ///
     /// Errors: as [`Step::run`].
     pub fn row(mut self, dtype: Dtype, device: &Device, options: &Options) -> Result<Row, Error> {
-        let ceilings = device.ceilings()?;
+        let ceilings = options.ceilings(device)?;
         self.run()?;
         let (begun, mut seconds) = (Instant::now(), vec![]);
         let budget = &options.budget;

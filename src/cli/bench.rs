@@ -38,15 +38,18 @@ pub struct Args {
     /// Without one: omchat-13b on a card, mini on the CPU, and a small one where nothing is fast.
     #[arg(long, value_name = "DIR|PRESET")]
     model: Option<String>,
-    /// Only rows whose name contains this.
+    /// Only rows whose name contains this, or one of several.
     #[arg(long, value_name = "NAME-PART")]
-    only: Option<String>,
+    only: Vec<String>,
     /// Every kernel and schedule that takes the work, not only the chosen one.
     #[arg(long)]
     all: bool,
     /// Leaves operands where the caches hold them, instead of rotating copies.
     #[arg(long)]
     warm: bool,
+    /// Leaves out the shares of the device's ceilings, and the time that measuring those takes.
+    #[arg(long)]
+    bare: bool,
     /// Tokens of a prompt, slots of a filled cache, tokens of a training step, or queries and keys of attention.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     tokens: Option<u32>,
@@ -73,7 +76,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
         (scale.context, scale.tokens) = (n as usize, scale.tokens.min(n as usize));
     }
     scale.dtypes.retain(|(a, w)| device.target().holds(*a) && device.target().holds(*w));
-    let mut options = Options { only: args.only.clone(), all: args.all, warm: args.warm, ..Options::default() };
+    let mut options =
+        Options { only: args.only.clone(), all: args.all, warm: args.warm, bare: args.bare, ..Options::default() };
     options.budget.time = Duration::from_millis(args.time.into());
     // What went wrong in writing is kept beside: whoever benches knows nothing of readers that went away.
     let mut unsaid: Option<Error> = None;
@@ -126,8 +130,7 @@ fn steps(
         _ => bench::train(&whole, args.tokens.map_or(scale.tokens, |n| n as usize))?,
     };
     if !options.wants(&step.row.name) {
-        let part = options.only.as_deref().unwrap_or_default();
-        return Err(Error::input(format!("no row's name contains `{part}`; the row is {}", step.row.name)));
+        return Err(options.nothing(&[&step.row.name]).into());
     }
     shown(&measured(step, dtype, device, options)?, args.json)?;
     if args.suite == Suite::Train {
