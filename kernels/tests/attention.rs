@@ -69,8 +69,8 @@ fn intervals(d: &mut Draw, n: reference::Sizes) -> (Vec<f64>, Vec<f64>, Vec<f64>
 /// matrix units multiply halves, and only they round.
 fn rounds(kernel: &str, dtype: Dtype) -> f64 {
     match dtype {
-        Dtype::Bf16 if kernel.ends_with(".mma") => 1.0 / 256.0,
-        Dtype::F16 if kernel.ends_with(".mma") => 1.0 / 2048.0,
+        Dtype::Bf16 if kernel.ends_with("mma") => 1.0 / 256.0,
+        Dtype::F16 if kernel.ends_with("mma") => 1.0 / 2048.0,
         _ => 0.0,
     }
 }

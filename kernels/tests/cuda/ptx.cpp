@@ -133,6 +133,10 @@ void extreme(Site& s) {
     s.put_float(s.args()[0], least ? fminf(a, b) : fmaxf(a, b));
 }
 
+void times(Site& s) {
+    if (!s.instruction->has("f32")) fail(s.line, "no such instruction: %s", s.instruction->opcode.c_str());
+    s.put_float(s.args()[0], s.get_float(s.args()[1]) * s.get_float(s.args()[2]));
+}
 void power(Site& s) { s.put_float(s.args()[0], exp2f(s.get_float(s.args()[1]))); }
 void hyperbolic(Site& s) { s.put_float(s.args()[0], tanhf(s.get_float(s.args()[1]))); }
 void reciprocal(Site& s) { s.put_float(s.args()[0], 1.0f / s.get_float(s.args()[1])); }
@@ -200,6 +204,7 @@ const struct {
     {"mov.", move},
     {"max.", extreme},
     {"min.", extreme},
+    {"mul.", times},
     {"ex2.approx", power},
     {"tanh.approx", hyperbolic},
     {"rcp.", reciprocal},
