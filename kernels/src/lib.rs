@@ -22,10 +22,12 @@ mod attention_dkv_mma;
 mod attention_dkv_plain;
 mod attention_dkv_rows;
 mod attention_dkv_tiled;
+mod attention_dkv_wgmma;
 mod attention_dq_mma;
 mod attention_dq_plain;
 mod attention_dq_rows;
 mod attention_dq_tiled;
+mod attention_dq_wgmma;
 mod attention_fragments;
 mod attention_mma;
 mod attention_panels;
@@ -33,9 +35,11 @@ mod attention_plain;
 mod attention_rows;
 mod attention_sight;
 mod attention_softmax;
+mod attention_spans;
 mod attention_split;
 mod attention_tiled;
 mod attention_tiles;
+mod attention_warpgroups;
 mod attention_wgmma;
 mod bind;
 mod body;
@@ -95,9 +99,11 @@ pub const LIST: &[&dyn Launch] = &[
     &attention_mma::AttentionMma,
     &attention_tiled::AttentionTiled,
     &attention_dq_rows::AttentionDqRows,
+    &attention_dq_wgmma::AttentionDqWgmma,
     &attention_dq_mma::AttentionDqMma,
     &attention_dq_tiled::AttentionDqTiled,
     &attention_dkv_rows::AttentionDkvRows,
+    &attention_dkv_wgmma::AttentionDkvWgmma,
     &attention_dkv_mma::AttentionDkvMma,
     &attention_dkv_tiled::AttentionDkvTiled,
     &norm_shared::NormShared,
