@@ -183,13 +183,14 @@ fn attention_dkv_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, 
         bring_tile(operands, &mut memory, 0usize, &own, first, of, comptime![plan.places.k], false, units);
         let into = comptime![block(&f).words()].runtime();
         bring_tile(operands, &mut memory, into, &own, first, of, comptime![plan.places.v], false, units);
-        let total = walk.span.count * groups;
         let sizes = (walk.batch, times, groups);
-        let (mut now, mut whole) = seek_queries(operands, &walk.span, near_far, sizes, 0usize, plan.mask, f);
+        let start = walk.span.first;
+        let (mut turn, mut now, mut whole) =
+            seek_queries(operands, &walk.span, near_far, sizes, 0usize, start, plan.mask, f);
         let mut slot = 0u32.runtime();
-        let (of_level, of_delta) = fetch(operands, &mut memory, slot, &walk, now, plan);
+        let (of_level, of_delta) = fetch(operands, &mut memory, slot, &walk, turn, now, plan);
         list(&mut known, slot, of_level, of_delta, f);
-        while now < total {
+        while turn < groups {
             // This tile is there, for all units and for matrix units; and nobody reads the one that is filled next.
             wait(0usize);
             show();
@@ -202,8 +203,9 @@ fn attention_dkv_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, 
             close_products();
 
             let after = select(slot == comptime![f.depth as u32 - 1], 0u32, slot + 1);
-            let (next, next_whole) = seek_queries(operands, &walk.span, near_far, sizes, now + 1, plan.mask, f);
-            let (of_level, of_delta) = fetch(operands, &mut memory, after, &walk, next, plan);
+            let (next_turn, next, next_whole) =
+                seek_queries(operands, &walk.span, near_far, sizes, turn, now + 1, plan.mask, f);
+            let (of_level, of_delta) = fetch(operands, &mut memory, after, &walk, next_turn, next, plan);
 
             // The keys' sums of the tile before and the scores.
             wait_products(1usize);
@@ -228,6 +230,7 @@ fn attention_dkv_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, 
             wait_products(comptime![usize::from(f.depth > 2)]);
             list(&mut known, after, of_level, of_delta, f);
             slot = after;
+            turn = next_turn;
             now = next;
             whole = next_whole;
         }
@@ -262,15 +265,16 @@ fn fetch(
     memory: &mut Shared<[f32]>,
     slot: u32,
     w: &Walk,
+    turn: usize,
     number: usize,
     #[comptime] plan: Plan,
 ) -> (f32, f32) {
     let f = comptime![plan.f];
     let mut of_level = 0.0f32.runtime();
     let mut of_delta = 0.0f32.runtime();
-    if number < w.span.count * w.groups {
-        let l = Lines { head: w.head + number / w.span.count, groups: 1usize.runtime(), times: w.times };
-        let start = (w.span.first + number % w.span.count) * f.n;
+    if turn < w.groups {
+        let l = Lines { head: w.head + turn, groups: 1usize.runtime(), times: w.times };
+        let start = number * f.n;
         let (of, units) = comptime![(tile(&f), f.units())];
         let to = comptime![2 * block(&f).words()] + slot as usize * comptime![2 * tile(&f).words()];
         bring_tile(operands, memory, to, &l, start, of, comptime![plan.places.q], false, units);
@@ -288,9 +292,9 @@ fn fetch(
 #[cube]
 fn list(known: &mut Shared<[f32]>, slot: u32, of_level: f32, of_delta: f32, #[comptime] f: Frame) {
     if (UNIT_POS as usize) < f.n {
-        let into = (slot as usize * f.n + UNIT_POS as usize) * 2;
+        let into = slot as usize * comptime![2 * f.n] + UNIT_POS as usize;
         known[into] = level(of_level);
-        known[into + 1] = of_delta;
+        known[into + f.n] = of_delta;
     }
 }
 
@@ -298,7 +302,7 @@ fn list(known: &mut Shared<[f32]>, slot: u32, of_level: f32, of_delta: f32, #[co
 #[cube]
 fn hide(operands: &Buffers, p: &mut Sums, places: &Array<i32>, w: &Walk, number: usize, #[comptime] plan: Plan) {
     let f = comptime![plan.f];
-    let start = (w.span.first + number % w.span.count) * f.n;
+    let start = number * f.n;
     #[unroll]
     for j in 0..comptime![f.n / 8] {
         #[unroll]
@@ -322,13 +326,17 @@ fn hide(operands: &Buffers, p: &mut Sums, places: &Array<i32>, w: &Walk, number:
 #[cube]
 fn weigh(known: &Shared<[f32]>, slot: u32, p: &mut Sums, #[comptime] f: Frame) {
     let scale = comptime![f.scale()].runtime();
+    let from = slot as usize * comptime![2 * f.n] + own_column(0usize);
+    let levels = &known[from..from + comptime![f.n - 6]];
     #[unroll]
     for j in 0..comptime![f.n / 8] {
-        let from = (slot as usize * f.n + own_column(j)) * 2;
+        let (even, odd) = (levels[comptime![8 * j]], levels[comptime![8 * j + 1]]);
         let mut four = p[j];
         #[unroll]
-        for l in 0..4usize {
-            four.insert(l, power(fma(four.extract(l), scale, -known[from + comptime![l % 2 * 2]])));
+        for r in 0..2usize {
+            let (a, b) = (four.extract(comptime![2 * r]), four.extract(comptime![2 * r + 1]));
+            four.insert(comptime![2 * r], power(fma(a, scale, -even)));
+            four.insert(comptime![2 * r + 1], power(fma(b, scale, -odd)));
         }
         p[j] = four;
     }
@@ -337,13 +345,17 @@ fn weigh(known: &Shared<[f32]>, slot: u32, p: &mut Sums, #[comptime] f: Frame) {
 /// Products with values become ds = p (dp - delta); 0 where a query does not see.
 #[cube]
 fn share(known: &Shared<[f32]>, slot: u32, p: &Sums, ds: &mut Sums, #[comptime] f: Frame) {
+    let from = slot as usize * comptime![2 * f.n] + comptime![f.n] + own_column(0usize);
+    let deltas = &known[from..from + comptime![f.n - 6]];
     #[unroll]
     for j in 0..comptime![f.n / 8] {
-        let from = (slot as usize * f.n + own_column(j)) * 2;
+        let (even, odd) = (deltas[comptime![8 * j]], deltas[comptime![8 * j + 1]]);
         let (weights, mut four) = (p[j], ds[j]);
         #[unroll]
-        for l in 0..4usize {
-            four.insert(l, weights.extract(l) * (four.extract(l) - known[from + comptime![l % 2 * 2 + 1]]));
+        for r in 0..2usize {
+            let (a, b) = (comptime![2 * r], comptime![2 * r + 1]);
+            four.insert(a, weights.extract(a) * (four.extract(a) - even));
+            four.insert(b, weights.extract(b) * (four.extract(b) - odd));
         }
         ds[j] = four;
     }

@@ -31,12 +31,8 @@ use crate::warpgroups::{
 };
 use crate::{Launch, LaunchError};
 
-const SHAPES: [Shape; 4] = [
-    [128, 64, FRAGMENT, 1, 3],
-    [128, 128, FRAGMENT, 1, 2],
-    [64, 64, FRAGMENT, 1, 2],
-    [64, 32, FRAGMENT, 1, 3],
-];
+const SHAPES: [Shape; 4] =
+    [[128, 64, FRAGMENT, 1, 3], [128, 128, FRAGMENT, 1, 2], [64, 64, FRAGMENT, 1, 2], [64, 32, FRAGMENT, 1, 3]];
 
 /// Differentiates attention by blocks of queries on warpgroups.
 pub struct AttentionDqWgmma;
@@ -238,14 +234,7 @@ fn attention_dq_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #
 
 /// Starts to bring a tile of keys and its values, if there is one.
 #[cube]
-fn fetch(
-    operands: &Buffers,
-    memory: &mut Shared<[f32]>,
-    slot: u32,
-    w: &Walk,
-    number: usize,
-    #[comptime] plan: Plan,
-) {
+fn fetch(operands: &Buffers, memory: &mut Shared<[f32]>, slot: u32, w: &Walk, number: usize, #[comptime] plan: Plan) {
     let f = comptime![plan.f];
     if number < w.span.count {
         let start = (w.span.first + number) * f.n;
@@ -260,12 +249,8 @@ fn fetch(
 
 #[cube]
 fn own(operands: &Buffers, queries: &Lines, batch: usize, first: usize, #[comptime] plan: Plan) -> Rows {
-    let mut own = Rows {
-        level: Array::new(2usize),
-        delta: Array::new(2usize),
-        lo: Array::new(2usize),
-        hi: Array::new(2usize),
-    };
+    let mut own =
+        Rows { level: Array::new(2usize), delta: Array::new(2usize), lo: Array::new(2usize), hi: Array::new(2usize) };
     #[unroll]
     for r in 0..2usize {
         let row = min(first + own_row(r, plan.f), queries.times - 1);

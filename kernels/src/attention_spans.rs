@@ -99,28 +99,33 @@ fn joined(memory: &mut Shared<[u32]>, least: u32, greatest: u32, #[comptime] f: 
     Span { first, count }
 }
 
-/// The next tile of queries, number `from` of all heads' spans or a later one, that sees a key of the block; and whether
-/// all of it sees all of the block.
+/// The next tile of queries that sees a key of the block, tile `from` of a head or a later one, or one of a later head's;
+/// which head's it is, `heads` if there is none; and whether all of it sees all of the block.
 #[cube]
 pub(crate) fn seek_queries(
     operands: &Buffers,
     span: &Span,
     near_far: (i32, i32),
     sizes: (usize, usize, usize),
+    head: usize,
     from: usize,
     #[comptime] mask: Mask,
     #[comptime] f: Frame,
-) -> (usize, bool) {
+) -> (usize, usize, bool) {
     let (near, far) = near_far;
     let (batch, times, heads) = sizes;
-    let total = span.count * heads;
-    let mut number = from;
+    let end = span.first + span.count;
+    let mut head = select(span.count > 0, head, heads);
+    let mut tile = from;
     let mut whole = false.runtime();
-    let mut open = from < total;
+    let mut open = head < heads;
     while open {
-        let start = (span.first + number % span.count) * f.n;
+        let over = tile >= end;
+        tile = select(over, span.first, tile);
+        head = select(over, head + 1, head);
+        let start = tile * f.n;
         let count = min(times - start, comptime![f.n].runtime());
-        let mut some = false.runtime();
+        let mut some = head >= heads;
         let mut all = true.runtime();
         #[unroll]
         for i in 0..comptime![f.n / PLANE] {
@@ -134,11 +139,10 @@ pub(crate) fn seek_queries(
             whole = all && count == f.n;
             open = false.runtime();
         } else {
-            number += 1;
-            open = number < total;
+            tile += 1;
         }
     }
-    (number, whole)
+    (head, tile, whole)
 }
 
 /// The next tile of keys, number `from` of the span or a later one, that a query of the block may see; and whether all

@@ -24,6 +24,8 @@ pub(crate) const ROWS: usize = 64;
 pub(crate) const LINE: usize = 64;
 /// Bytes of a swizzled atom, 8 lines: tiles start at multiples of it.
 pub(crate) const ATOM: usize = 1024;
+/// The upper word of every descriptor: the swizzle, and the way to the next 8 lines. Steps change the lower word alone.
+const UPPER: u32 = 1 << 30 | (ATOM / 16) as u32;
 /// Elements of depth of one instruction.
 pub(crate) const STEP: usize = 16;
 
@@ -197,7 +199,7 @@ pub(crate) fn pack_sums(from: &Sums, #[comptime] pack: Pack) {
 #[cube]
 pub(crate) fn descriptor(address: u64, #[comptime] side: Side, #[comptime] tile: Tile) -> u64 {
     let leading = comptime![if side == Side::Along { 1 } else { tile.panel() }];
-    let fixed = comptime![1u64 << 62 | ((ATOM / 16) as u64) << 32 | leading << 16];
+    let fixed = comptime![(UPPER as u64) << 32 | leading << 16];
     ((address & 0x3_ffffu64) >> 4u64) | fixed.runtime()
 }
 
@@ -239,11 +241,13 @@ pub(crate) fn multiply(
     let (n, dtype, sums) = comptime![(set.columns, set.dtype, set.list())];
     #[unroll]
     for i in 0..comptime![of_a.wide / STEP] {
-        let a = a + comptime![of_a.step(Side::Along, i)];
-        let b = b + comptime![of_b.step(Side::Along, i)];
+        let a = a as u32 + comptime![of_a.step(Side::Along, i) as u32];
+        let b = b as u32 + comptime![of_b.step(Side::Along, i) as u32];
         let keep = comptime![u32::from(!(fresh && i == 0))];
         gpu_asm!(
-            "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{dtype}.{dtype} {{{sums}}}, {a}, {b}, {keep}, 1, 1, 0, 0;",
+            "{{ .reg .b32 upper; .reg .b64 left; .reg .b64 right; mov.b32 upper, {UPPER}; mov.b64 left, {{{a}, upper}}; \
+             mov.b64 right, {{{b}, upper}}; \
+             wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{dtype}.{dtype} {{{sums}}}, left, right, {keep}, 1, 1, 0, 0; }}",
             a = in(_) a, b = in(_) b,
         );
     }
@@ -255,10 +259,11 @@ pub(crate) fn multiply_packed(b: u64, #[comptime] pack: Pack, #[comptime] of_b: 
     let (n, dtype, sums) = comptime![(set.columns, set.dtype, set.list())];
     #[unroll]
     for i in 0..comptime![pack.depth / STEP] {
-        let b = b + comptime![of_b.step(Side::Across, i)];
+        let b = b as u32 + comptime![of_b.step(Side::Across, i) as u32];
         let a = comptime![pack.step(i)];
         gpu_asm!(
-            "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{dtype}.{dtype} {{{sums}}}, {{{a}}}, {b}, 1, 1, 1, 1;",
+            "{{ .reg .b32 upper; .reg .b64 right; mov.b32 upper, {UPPER}; mov.b64 right, {{{b}, upper}}; \
+             wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{dtype}.{dtype} {{{sums}}}, {{{a}}}, right, 1, 1, 1, 1; }}",
             b = in(_) b,
         );
     }
