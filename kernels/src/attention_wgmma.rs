@@ -285,10 +285,10 @@ fn soften(
         let count = min(walk.keys - start, comptime![f.n].runtime());
         hide_keys(operands, p, &s.lo, &s.hi, walk.batch * walk.keys + start, count, plan.mask, f);
     }
-    weigh(s, p, falls, f);
+    weigh(s, p, falls, true, f);
 }
 
-/// Sums are brought to the new highest, and weights are packed: no product is under way.
+/// Sums are brought to the new highest, and weights become the next left factor: no product is under way.
 #[cube]
 fn lower(falls: &Array<f32>, p: &Sums, #[comptime] f: Frame) {
     scale_row(falls[0], 0usize, comptime![sums(&f)]);
