@@ -138,6 +138,7 @@ pub(crate) fn weigh(
 }
 
 /// 2 to that power.
+#[allow(unused_assignments)]
 #[cube]
 fn raise(x: f32, #[comptime] firm: bool) -> f32 {
     let mut out = 0.0f32.runtime();

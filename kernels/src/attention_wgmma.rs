@@ -186,14 +186,16 @@ fn attention_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[co
             close_products();
             wait_products(0usize);
             soften(operands, &mut softmax, &mut p, &mut falls, &walk, now, whole, plan);
-            lower(&falls, &p, f);
             let mut slot = 0u32.runtime();
             while next * f.n < keys {
                 let other = 1u32 - slot;
-                // The next keys and these values are there, for all units; and nobody reads the tiles before them.
+                // The next keys and these values are there, for all units.
                 wait(0usize);
                 show();
                 sync_cube();
+                // Only here: ahead of the barrier the compiler would wait before it makes weights.
+                wait_products(0usize);
+                lower(&falls, &p, f);
                 order();
                 multiply(
                     q,
@@ -206,6 +208,8 @@ fn attention_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[co
                 close_products();
                 multiply_packed(v + tile_at(slot, f), comptime![weights(&f)], comptime![tile(&f)], comptime![sums(&f)]);
                 close_products();
+                // Nobody reads the tiles before these.
+                sync_cube();
                 now = next;
                 whole = next_whole;
                 let (after, after_whole) = seek(operands, &sight, batch, keys, now + 1, plan.mask, f);
@@ -216,13 +220,13 @@ fn attention_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[co
                 commit();
                 wait_products(1usize);
                 soften(operands, &mut softmax, &mut p, &mut falls, &walk, now, whole, plan);
-                wait_products(0usize);
-                lower(&falls, &p, f);
                 slot = other;
             }
             wait(0usize);
             show();
             sync_cube();
+            wait_products(0usize);
+            lower(&falls, &p, f);
             order();
             multiply_packed(v + tile_at(slot, f), comptime![weights(&f)], comptime![tile(&f)], comptime![sums(&f)]);
             close_products();
