@@ -295,7 +295,10 @@ fn soften(
 /// Sums are brought to the new highest, and weights become the next left factor: no product is under way.
 #[cube]
 fn lower(falls: &Array<f32>, p: &Sums, #[comptime] f: Frame) {
-    scale_row(falls[0], 0usize, comptime![sums(&f)]);
-    scale_row(falls[1], 1usize, comptime![sums(&f)]);
+    // Most tiles bring a plane's rows no new highest.
+    if plane_any(falls[0] != 1.0f32 || falls[1] != 1.0f32) {
+        scale_row(falls[0], 0usize, comptime![sums(&f)]);
+        scale_row(falls[1], 1usize, comptime![sums(&f)]);
+    }
     pack_sums(p, comptime![weights(&f)]);
 }
