@@ -260,6 +260,9 @@ pub(crate) fn fetch(
     commit();
 }
 
+/// Keys that are looked at together where nobody sees any: a multiple of every tile.
+const LEAP: usize = 1024;
+
 /// The next tile of keys, from tile `from` on, that a query of the block sees; and whether all see all of it.
 #[cube]
 pub(crate) fn seek(
@@ -274,6 +277,8 @@ pub(crate) fn seek(
     let mut tile = from;
     let mut whole = false.runtime();
     let mut open = from * f.n < keys;
+    // The first tile from which on nobody has looked far ahead yet.
+    let mut near_by = from;
     while open {
         let first = tile * f.n;
         let count = min(keys - first, comptime![f.n].runtime());
@@ -284,6 +289,21 @@ pub(crate) fn seek(
         } else {
             tile += 1;
             open = tile * f.n < keys;
+            // Where a tile is unseen many are, as ahead of a causal block: they go by together.
+            let mut far_off = open && tile >= near_by;
+            while far_off {
+                let first = tile * f.n;
+                let count = min(keys - first, LEAP);
+                let (near, far) = reach(operands, batch * keys + first, count, LEAP, mask);
+                if far >= sight.lowest && near <= sight.highest {
+                    far_off = false.runtime();
+                    near_by = tile + comptime![LEAP / f.n];
+                } else {
+                    tile += comptime![LEAP / f.n];
+                    open = tile * f.n < keys;
+                    far_off = open;
+                }
+            }
         }
     }
     (tile, whole)
@@ -336,6 +356,14 @@ fn pair(low: f32, high: f32, #[comptime] f: Frame) -> u32 {
 pub(crate) fn power(x: f32) -> f32 {
     let out: f32;
     gpu_asm!("ex2.approx.ftz.f32 {out}, {x};", x = in(_) x, out = out(_) out, options(nomem));
+    out
+}
+
+/// The same, which keeps its place among statements that wait.
+#[cube]
+pub(crate) fn power_here(x: f32) -> f32 {
+    let out: f32;
+    gpu_asm!("ex2.approx.ftz.f32 {out}, {x};", x = in(_) x, out = out(_) out);
     out
 }
 

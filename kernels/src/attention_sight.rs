@@ -100,13 +100,35 @@ pub(crate) fn reach(
 ) -> (i32, i32) {
     let mut near = i32::MAX.runtime();
     let mut far = i32::MIN.runtime();
+    // All loads are under way at once.
+    #[unroll]
     for i in 0..comptime![size.div_ceil(PLANE)] {
         let s = min(UNIT_POS as usize % PLANE + i * PLANE, count - 1);
         let place = at(operands, first + s, mask);
         near = min(near, place);
         far = max(far, place);
     }
-    (plane_min(near), plane_max(far))
+    (least(near), most(far))
+}
+
+/// The least of a plane's numbers, on CUDA of compute capability 8.0.
+#[cube]
+fn least(x: i32) -> i32 {
+    // A variable would be named by its address.
+    let value = min(x, i32::MAX.runtime());
+    let out: i32;
+    gpu_asm!("redux.sync.min.s32 {out}, {x}, 0xffffffff;", x = in(_) value, out = out(_) out);
+    out
+}
+
+/// The greatest of a plane's numbers, on CUDA of compute capability 8.0.
+#[cube]
+fn most(x: i32) -> i32 {
+    // A variable would be named by its address.
+    let value = max(x, i32::MIN.runtime());
+    let out: i32;
+    gpu_asm!("redux.sync.max.s32 {out}, {x}, 0xffffffff;", x = in(_) value, out = out(_) out);
+    out
 }
 
 /// What `count` queries from `first` on see, found by a plane together.
@@ -123,7 +145,7 @@ pub(crate) fn view(operands: &Buffers, first: usize, count: usize, #[comptime] m
         from = max(from, lo(operands, t, mask));
         until = min(until, hi(operands, t, mask));
     }
-    Sight { lowest: plane_min(lowest), highest: plane_max(highest), from: plane_max(from), until: plane_min(until) }
+    Sight { lowest: least(lowest), highest: most(highest), from: most(from), until: least(until) }
 }
 
 /// Where `size` queries start: all query heads of a group, neighbours in time. Those past the end repeat the last.

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use crate::attention::Places;
 use crate::attention_carry::{Carry, carried_top, carried_weight};
 use crate::attention_fragments::{
-    Four, Frame, Lines, MASKED, Sums, corner, line, own_column, own_row, power, write_row,
+    Four, Frame, Lines, MASKED, Sums, corner, line, own_column, own_row, power, power_here, write_row,
 };
 use crate::attention_sight::{Mask, hi, lo};
 use crate::bind::Buffers;
@@ -93,9 +93,16 @@ pub(crate) fn carry_on(
     }
 }
 
-/// Softmax so far: scores become weights, and what sums are to be multiplied by is left for each row.
+/// Softmax so far: scores become weights, and what sums are to be multiplied by is left for each row; `firm` powers are
+/// taken where they stand, not after a wait that follows.
 #[cube]
-pub(crate) fn weigh(s: &mut Softmax, p: &mut Sums, falls: &mut Array<f32>, #[comptime] f: Frame) {
+pub(crate) fn weigh(
+    s: &mut Softmax,
+    p: &mut Sums,
+    falls: &mut Array<f32>,
+    #[comptime] firm: bool,
+    #[comptime] f: Frame,
+) {
     let scale = comptime![f.scale()].runtime();
     #[unroll]
     for r in 0..comptime![f.tall() * 2] {
@@ -112,13 +119,14 @@ pub(crate) fn weigh(s: &mut Softmax, p: &mut Sums, falls: &mut Array<f32>, #[com
         top = max(top, plane_shuffle_xor(top, 2u32));
         // Where all is masked so far every weight is 2^-huge = 0.
         let level = select(top > comptime![MASKED / 2.0].runtime(), top * scale, 0.0f32);
-        let fall = power(s.top[r] * scale - level);
+        let fall = raise(s.top[r] * scale - level, firm);
         s.top[r] = top;
         let mut sum = s.weight[r] * fall;
         #[unroll]
         for j in 0..comptime![f.n / 8] {
             let mut four = p[from + j];
-            let (x, y) = (power(fma(four.extract(l), scale, -level)), power(fma(four.extract(l + 1), scale, -level)));
+            let x = raise(fma(four.extract(l), scale, -level), firm);
+            let y = raise(fma(four.extract(l + 1), scale, -level), firm);
             four.insert(l, x);
             four.insert(l + 1, y);
             p[from + j] = four;
@@ -127,6 +135,19 @@ pub(crate) fn weigh(s: &mut Softmax, p: &mut Sums, falls: &mut Array<f32>, #[com
         s.weight[r] = sum;
         falls[r] = fall;
     }
+}
+
+/// 2 to that power.
+#[allow(unused_assignments)]
+#[cube]
+fn raise(x: f32, #[comptime] firm: bool) -> f32 {
+    let mut out = 0.0f32.runtime();
+    if firm {
+        out = power_here(x);
+    } else {
+        out = power(x);
+    }
+    out
 }
 
 /// Brings sums to the new highest.

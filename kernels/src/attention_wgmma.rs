@@ -186,14 +186,16 @@ fn attention_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[co
             close_products();
             wait_products(0usize);
             soften(operands, &mut softmax, &mut p, &mut falls, &walk, now, whole, plan);
-            lower(&falls, &p, f);
             let mut slot = 0u32.runtime();
             while next * f.n < keys {
                 let other = 1u32 - slot;
-                // The next keys and these values are there, for all units; and nobody reads the tiles before them.
+                // The next keys and these values are there, for all units.
                 wait(0usize);
                 show();
                 sync_cube();
+                // Only here: ahead of the barrier the compiler would wait before it makes weights.
+                wait_products(0usize);
+                lower(&falls, &p, f);
                 order();
                 multiply(
                     q,
@@ -206,6 +208,8 @@ fn attention_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[co
                 close_products();
                 multiply_packed(v + tile_at(slot, f), comptime![weights(&f)], comptime![tile(&f)], comptime![sums(&f)]);
                 close_products();
+                // Nobody reads the tiles before these.
+                sync_cube();
                 now = next;
                 whole = next_whole;
                 let (after, after_whole) = seek(operands, &sight, batch, keys, now + 1, plan.mask, f);
@@ -216,13 +220,13 @@ fn attention_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[co
                 commit();
                 wait_products(1usize);
                 soften(operands, &mut softmax, &mut p, &mut falls, &walk, now, whole, plan);
-                wait_products(0usize);
-                lower(&falls, &p, f);
                 slot = other;
             }
             wait(0usize);
             show();
             sync_cube();
+            wait_products(0usize);
+            lower(&falls, &p, f);
             order();
             multiply_packed(v + tile_at(slot, f), comptime![weights(&f)], comptime![tile(&f)], comptime![sums(&f)]);
             close_products();
@@ -285,13 +289,16 @@ fn soften(
         let count = min(walk.keys - start, comptime![f.n].runtime());
         hide_keys(operands, p, &s.lo, &s.hi, walk.batch * walk.keys + start, count, plan.mask, f);
     }
-    weigh(s, p, falls, f);
+    weigh(s, p, falls, true, f);
 }
 
-/// Sums are brought to the new highest, and weights are packed: no product is under way.
+/// Sums are brought to the new highest, and weights become the next left factor: no product is under way.
 #[cube]
 fn lower(falls: &Array<f32>, p: &Sums, #[comptime] f: Frame) {
-    scale_row(falls[0], 0usize, comptime![sums(&f)]);
-    scale_row(falls[1], 1usize, comptime![sums(&f)]);
+    // Most tiles bring a plane's rows no new highest.
+    if plane_any(falls[0] != 1.0f32 || falls[1] != 1.0f32) {
+        scale_row(falls[0], 0usize, comptime![sums(&f)]);
+        scale_row(falls[1], 1usize, comptime![sums(&f)]);
+    }
     pack_sums(p, comptime![weights(&f)]);
 }

@@ -192,6 +192,19 @@ void atomic(Site& s) {
         fail(s.line, "no such instruction: %s", i.opcode.c_str());
     s.put(a[0], old);
 }
+// The least or the greatest number of a warp.
+void reduce(Site* const* lanes, int line) {
+    const Instruction& i = *lanes[0]->instruction;
+    if (!i.has("s32") || (!i.has("min") && !i.has("max"))) fail(line, "no such instruction: %s", i.opcode.c_str());
+    int32_t all = int32_t(lanes[0]->get(i.args[1]));
+    for (int l = 0; l < 32; ++l) {
+        const int32_t x = int32_t(lanes[l]->get(i.args[1]));
+        if (uint32_t(lanes[l]->get(i.args[2])) != ~0u) fail(line, "lane %d names less than the whole warp", l);
+        all = i.has("min") ? min(all, x) : max(all, x);
+    }
+    for (int l = 0; l < 32; ++l) lanes[l]->put(i.args[0], uint32_t(all));
+}
+void reduce_warp(Site& s) { together(s, reduce); }
 void meet_warp(Site& s) { sync_warp(s.line, ~0u); }
 void nothing(Site&) {}
 
@@ -215,6 +228,7 @@ const struct {
     {"cvta.to.shared", to_shared},
     {"atom.", atomic},
     {"bar.warp.sync", meet_warp},
+    {"redux.sync", reduce_warp},
     {"cp.async.commit_group", commit_copies},
     {"cp.async.wait_group", wait_copies},
     {"cp.async.wait_all", wait_copies},
