@@ -398,7 +398,7 @@ fn backward_of_every_mask() {
         // The same cases for each device: what is emulated for one is known for the next.
         let d = &mut Draw(78);
         let wide = p.target.reads(Dtype::Bf16);
-        let mut ran = BTreeMap::new();
+        let mut ran = Runs::new();
         for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate() {
             let n = reference::Sizes { b, h, g, t, s, d: width };
             let dtype = if wide && (i % 3 == 2 || i >= 10) { d.pick(&[Dtype::Bf16, Dtype::F16]) } else { Dtype::F32 };
@@ -418,14 +418,7 @@ fn backward_of_every_mask() {
 }
 
 /// The backward of drawn values by each kernel of which the name ends so, at each schedule; counts the runs.
-fn backward(
-    p: &Present,
-    d: &mut Draw,
-    n: reference::Sizes,
-    dtype: Dtype,
-    end: &str,
-    ran: &mut BTreeMap<&'static str, usize>,
-) {
+fn backward(p: &Present, d: &mut Draw, n: reference::Sizes, dtype: Dtype, end: &str, ran: &mut Runs) {
     let reference::Sizes { b, h, g, t, s, d: width } = n;
     let mut floats = |dtype, n: usize| Host::new(dtype, (0..n).map(|_| d.real(-1.0, 1.0)).collect::<Vec<_>>());
     let queries = b * h * g * t;
