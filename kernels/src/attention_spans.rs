@@ -24,6 +24,9 @@ pub(crate) struct Span {
     pub(crate) count: usize,
 }
 
+/// Rows that a unit looks at together: their loads are under way at once.
+const AHEAD: usize = 8;
+
 /// Words of shared memory that finding a span takes.
 pub(crate) fn span_words(f: &Frame) -> usize {
     2 * f.units() / PLANE
@@ -43,11 +46,13 @@ pub(crate) fn span_of_queries(
     let (near, far) = near_far;
     let mut least = u32::MAX.runtime();
     let mut greatest = 0u32.runtime();
-    for i in 0..times.div_ceil(f.units()) {
-        let t = min(UNIT_POS as usize + i * f.units(), times - 1);
-        if hi(operands, batch + t, mask) >= near && lo(operands, batch + t, mask) <= far {
-            least = min(least, t as u32);
-            greatest = max(greatest, t as u32);
+    for i in 0..times.div_ceil(comptime![AHEAD * f.units()]) {
+        #[unroll]
+        for j in 0..AHEAD {
+            let t = min(UNIT_POS as usize + (i * AHEAD + j) * f.units(), times - 1);
+            let seen = hi(operands, batch + t, mask) >= near && lo(operands, batch + t, mask) <= far;
+            least = min(least, select(seen, t as u32, u32::MAX));
+            greatest = max(greatest, select(seen, t as u32, 0u32));
         }
     }
     joined(memory, least, greatest, f)
@@ -66,12 +71,14 @@ pub(crate) fn span_of_keys(
 ) -> Span {
     let mut least = u32::MAX.runtime();
     let mut greatest = 0u32.runtime();
-    for i in 0..keys.div_ceil(f.units()) {
-        let s = min(UNIT_POS as usize + i * f.units(), keys - 1);
-        let place = at(operands, batch + s, mask);
-        if place >= sight.lowest && place <= sight.highest {
-            least = min(least, s as u32);
-            greatest = max(greatest, s as u32);
+    for i in 0..keys.div_ceil(comptime![AHEAD * f.units()]) {
+        #[unroll]
+        for j in 0..AHEAD {
+            let s = min(UNIT_POS as usize + (i * AHEAD + j) * f.units(), keys - 1);
+            let place = at(operands, batch + s, mask);
+            let seen = place >= sight.lowest && place <= sight.highest;
+            least = min(least, select(seen, s as u32, u32::MAX));
+            greatest = max(greatest, select(seen, s as u32, 0u32));
         }
     }
     joined(memory, least, greatest, f)
