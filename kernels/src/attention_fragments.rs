@@ -11,8 +11,8 @@ use omchat_codegen::{Family, Refusal, Schedule, Target};
 use omchat_ir::{Dtype, Type};
 
 use crate::attention::Sizes;
-use crate::attention_sight::{Mask, Sight, at};
-pub(crate) use crate::attention_sight::{reach, view};
+use crate::attention_sight::{Mask, at};
+pub(crate) use crate::attention_sight::{reach, seek, view};
 use crate::bind::{Buffers, Slot, Storage};
 use crate::einsum_copies::{CHUNK, commit, copy_16};
 use crate::vector::{Lane, write_float};
@@ -258,55 +258,6 @@ pub(crate) fn fetch(
         bring(operands, memory, into, l, tile * f.n, comptime![f.n], slot, false, f);
     }
     commit();
-}
-
-/// Keys that are looked at together where nobody sees any: a multiple of every tile.
-const LEAP: usize = 1024;
-
-/// The next tile of keys, from tile `from` on, that a query of the block sees; and whether all see all of it.
-#[cube]
-pub(crate) fn seek(
-    operands: &Buffers,
-    sight: &Sight,
-    batch: usize,
-    keys: usize,
-    from: usize,
-    #[comptime] mask: Mask,
-    #[comptime] f: Frame,
-) -> (usize, bool) {
-    let mut tile = from;
-    let mut whole = false.runtime();
-    let mut open = from * f.n < keys;
-    // The first tile from which on nobody has looked far ahead yet.
-    let mut near_by = from;
-    while open {
-        let first = tile * f.n;
-        let count = min(keys - first, comptime![f.n].runtime());
-        let (near, far) = reach(operands, batch * keys + first, count, comptime![f.n], mask);
-        if far >= sight.lowest && near <= sight.highest {
-            whole = count == f.n && near >= sight.from && far <= sight.until;
-            open = false.runtime();
-        } else {
-            tile += 1;
-            open = tile * f.n < keys;
-            // Where a tile is unseen many are, as ahead of a causal block: they go by together.
-            let mut far_off = open && tile >= near_by;
-            while far_off {
-                let first = tile * f.n;
-                let count = min(keys - first, LEAP);
-                let (near, far) = reach(operands, batch * keys + first, count, LEAP, mask);
-                if far >= sight.lowest && near <= sight.highest {
-                    far_off = false.runtime();
-                    near_by = tile + comptime![LEAP / f.n];
-                } else {
-                    tile += comptime![LEAP / f.n];
-                    open = tile * f.n < keys;
-                    far_off = open;
-                }
-            }
-        }
-    }
-    (tile, whole)
 }
 
 /// Four matrices of 8 x 8 halves; a lane names 16 bytes of one.

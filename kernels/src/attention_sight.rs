@@ -4,7 +4,7 @@
 use cubecl::prelude::*;
 
 use crate::attention::{BackPlaces, Places};
-use crate::attention_fragments::PLANE;
+use crate::attention_fragments::{Frame, PLANE};
 use crate::attention_panels::Tiling;
 use crate::bind::{Buffers, Slot};
 
@@ -129,6 +129,55 @@ fn most(x: i32) -> i32 {
     let out: i32;
     gpu_asm!("redux.sync.max.s32 {out}, {x}, 0xffffffff;", x = in(_) value, out = out(_) out);
     out
+}
+
+/// Keys that are looked at together where nobody sees any: a multiple of every tile.
+const LEAP: usize = 1024;
+
+/// The next tile of keys, from tile `from` on, that a query of the block sees; and whether all see all of it.
+#[cube]
+pub(crate) fn seek(
+    operands: &Buffers,
+    sight: &Sight,
+    batch: usize,
+    keys: usize,
+    from: usize,
+    #[comptime] mask: Mask,
+    #[comptime] f: Frame,
+) -> (usize, bool) {
+    let mut tile = from;
+    let mut whole = false.runtime();
+    let mut open = from * f.n < keys;
+    // The first tile from which on nobody has looked far ahead yet.
+    let mut near_by = from;
+    while open {
+        let first = tile * f.n;
+        let count = min(keys - first, comptime![f.n].runtime());
+        let (near, far) = reach(operands, batch * keys + first, count, comptime![f.n], mask);
+        if far >= sight.lowest && near <= sight.highest {
+            whole = count == f.n && near >= sight.from && far <= sight.until;
+            open = false.runtime();
+        } else {
+            tile += 1;
+            open = tile * f.n < keys;
+            // Where a tile is unseen many are, as ahead of a causal block: they go by together.
+            let mut far_off = open && tile >= near_by;
+            while far_off {
+                let first = tile * f.n;
+                let count = min(keys - first, LEAP);
+                let (near, far) = reach(operands, batch * keys + first, count, LEAP, mask);
+                if far >= sight.lowest && near <= sight.highest {
+                    far_off = false.runtime();
+                    near_by = tile + comptime![LEAP / f.n];
+                } else {
+                    tile += comptime![LEAP / f.n];
+                    open = tile * f.n < keys;
+                    far_off = open;
+                }
+            }
+        }
+    }
+    (tile, whole)
 }
 
 /// What `count` queries from `first` on see, found by a plane together.
