@@ -4,6 +4,7 @@
 //! elsewhere scores meet in shared memory.
 
 use cubecl::prelude::*;
+use half::f16;
 
 use crate::attention::Places;
 use crate::attention_carry::Carry;
@@ -13,6 +14,9 @@ use crate::attention_panels::MASKED;
 use crate::attention_sight::{Mask, at};
 use crate::bind::{Buffers, Slot, Storage};
 use crate::vector::{Lane, read_float, read_whole};
+
+/// Bytes that memory gives at a time.
+const SECTOR: usize = 32;
 
 /// The comptime half of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +38,8 @@ pub(crate) struct Plan {
     pub(crate) plane: usize,
     /// Whether all queries of a cube see the same keys: they are of one time.
     pub(crate) alike: bool,
+    /// Whether planes ask for keys before they load them.
+    pub(crate) asks: bool,
 }
 
 impl Plan {
@@ -215,6 +221,7 @@ pub(crate) fn by_planes(
     // The key that the unit looks at in a round of tiles, and the first of those that it takes in a tile.
     let looked = lane / near * parts * plan.tile() + start + lane % near;
     let mine = lane / plan.lanes * plan.deep;
+    let only = comptime![u32::MAX >> (PLANE - plan.near()) as u32].runtime();
     let mut tile = part;
     let mut next = at(operands, batch * keys + min(tile * plan.tile() + looked, keys - 1), plan.mask);
     while tile < tiles {
@@ -223,9 +230,19 @@ pub(crate) fn by_planes(
         let later = tile + parts * ahead;
         next = at(operands, batch * keys + min(later * plan.tile() + looked, keys - 1), plan.mask);
         let seen = plane_ballot(there && place >= s.lowest && place <= s.highest).extract(0usize);
+        // All that will be loaded is on its way before the first of it is waited for.
+        if comptime![plan.asks] {
+            for j in 0..ahead {
+                if (seen >> (j * near) as u32) & only != 0 {
+                    let key = (tile + j * parts) * plan.tile() + start;
+                    ask(operands, head, key, keys, plan.places.k, plan);
+                    ask(operands, head, key, keys, plan.places.v, plan);
+                }
+            }
+        }
         for j in 0..ahead {
             let shift = j * near;
-            let some = (seen >> shift as u32) & comptime![u32::MAX >> (PLANE - plan.near()) as u32].runtime();
+            let some = (seen >> shift as u32) & only;
             if some != 0 {
                 let mut sight = Array::<i32>::new(plan.deep);
                 #[unroll]
@@ -241,6 +258,32 @@ pub(crate) fn by_planes(
         }
         tile = later;
     }
+}
+
+/// Asks for the rows of a plane's keys ahead of time, a sector a unit: they lie side by side.
+#[cube]
+fn ask(operands: &Buffers, head: usize, key: usize, keys: usize, #[comptime] slot: Slot, #[comptime] plan: Plan) {
+    let sector = comptime![if slot.storage == Storage::F32 { SECTOR / 4 } else { SECTOR / 2 }];
+    let end = (head * keys + keys) * plan.d - 1;
+    #[unroll]
+    for i in 0..comptime![(plan.near() * plan.d).div_ceil(PLANE * sector)] {
+        let unit = UNIT_POS as usize % PLANE + comptime![i * PLANE];
+        let at = min((head * keys + key) * plan.d + unit * sector, end);
+        if comptime![slot.storage == Storage::F32] {
+            bring::<f32>(operands.f32s.index(slot.index), at);
+        } else if comptime![slot.storage == Storage::Bf16] {
+            bring::<u16>(operands.bf16s.index(slot.index), at);
+        } else {
+            bring::<f16>(operands.f16s.index(slot.index), at);
+        }
+    }
+}
+
+/// Has an element's line brought to the cache that all cores share.
+#[cube]
+fn bring<E: Scalar>(of: &[E], at: usize) {
+    let pointer = of[at..at + 1].as_ptr();
+    gpu_asm!("prefetch.global.L2 [{p}];", p = in(_) pointer);
 }
 
 /// Takes keys `key..key + deep` of the unit's group: bit `k` says whether anybody sees key `k`, `sight` where it is.

@@ -18,7 +18,7 @@ pub(crate) const COLUMNS: usize = 8;
 /// Most parts of a row.
 pub(crate) const PARTS: usize = 256;
 /// Parts whose values a unit loads at once.
-const DEEP: usize = 4;
+const DEEP: usize = 8;
 
 /// The comptime half of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,7 +55,7 @@ impl Merge {
 
 /// Units of a merge's cube.
 pub(crate) fn units(target: &Target) -> u32 {
-    if target.family == Family::Cuda { 512 } else { 64 }
+    if target.family == Family::Cuda { 1024 } else { 64 }
 }
 
 /// The units of a merge as a schedule says.

@@ -6,7 +6,7 @@
 //! came to lies in scratch memory, and a second launch merges it.
 //!
 //! Implements  `@attention`, `@attention_partial`, `@attention_onto`
-//! Schedule    `parts` cubes a head, merged by cubes of `merge` units; a cube `rows` queries of a group; a key `lanes` units
+//! Schedule    `parts` cubes a head, merged by cubes of `merge` units; `rows` queries a cube, `lanes` units a key; `ask` ahead
 //! Needs       a GPU; D <= 256; at most 16 queries a group
 //! Cost        keys and values are read once for each `rows` queries, side by side; a second launch where `parts` > 1
 //! Source      Dao et al. 2023, Flash-Decoding; Kwon et al. 2023, PagedAttention, arXiv:2309.06180, section 5.1; online softmax, arXiv:1805.02867
@@ -32,6 +32,10 @@ const MOST: usize = 16;
 const ROWS: usize = 8;
 /// Keys that a unit has under way.
 const DEEP: usize = 4;
+/// Cubes that a core runs at once, by their registers.
+const RESIDENT: usize = 2;
+/// Parts come in multiples of it.
+const EVEN: usize = 8;
 /// The fewest keys that are worth a part.
 const LEAST: usize = 64;
 
@@ -54,12 +58,14 @@ fn blocks(n: &Sizes, rows: usize) -> usize {
     n.b * n.h * (n.g * n.t).div_ceil(rows)
 }
 
-/// Parts of the keys: so many that the device is busy, so few that each is worth it.
+/// Parts of the keys: so many that each core has its cubes at once, so few that each is worth it.
 fn parts(n: &Sizes, target: &Target) -> usize {
     // WebGPU does not tell its cores.
     let cores = if target.family == Family::Cuda { target.cores } else { target.cores.max(16) };
-    let wanted = (2 * cores as usize).div_ceil(blocks(n, rows(n)).max(1));
-    wanted.min(n.s.div_ceil(LEAST)).clamp(1, PARTS)
+    let wanted = RESIDENT * cores as usize / blocks(n, rows(n)).max(1);
+    let all = wanted.min(n.s.div_ceil(LEAST)).clamp(1, PARTS);
+    // The groups of a merge take as many each.
+    if all > EVEN { all / EVEN * EVEN } else { all }
 }
 
 impl Kernel for AttentionSplit {
@@ -82,7 +88,7 @@ impl Kernel for AttentionSplit {
             return Err(Refusal(format!("splits keys for at most {MOST} queries a group, not {}", n.g * n.t)));
         }
         let cuda = target.family == Family::Cuda;
-        let with = |parts: usize| {
+        let with = |parts: usize, ask: usize| {
             let words = [
                 ("bits", 32),
                 ("units", if cuda { 128 } else { 64 }),
@@ -91,18 +97,19 @@ impl Kernel for AttentionSplit {
                 ("lanes", lanes(n.d)),
                 ("deep", DEEP),
                 ("parts", parts),
+                ("ask", ask),
             ];
             let mut words: Vec<(&str, u32)> = words.map(|(name, n)| (name, n as u32)).to_vec();
             words.extend((parts > 1).then(|| ("merge", attention_merge::units(target))));
             Schedule::new(&words)
         };
-        let best = with(parts(&n, target));
+        let best = with(parts(&n, target), usize::from(cuda));
         let need = plan(&n, places(operands, results).0, None, &best).bytes();
         if need > target.shared_bytes {
             let (name, have) = (&target.name, target.shared_bytes);
             return Err(Refusal(format!("needs {need} bytes of shared memory, {name} has {have}")));
         }
-        let mut all = vec![best, with(1)];
+        let mut all = vec![best.clone(), with(parts(&n, target), 0), with(1, 0)];
         all.dedup();
         Ok(all)
     }
@@ -132,6 +139,7 @@ fn plan(n: &Sizes, places: Places, carry: Option<Carry>, schedule: &Schedule) ->
         deep: get("deep"),
         plane: get("plane"),
         alike: n.t == 1,
+        asks: get("ask") > 0 && get("plane") > 1,
     }
 }
 

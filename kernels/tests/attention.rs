@@ -327,7 +327,7 @@ fn attention_in_parts() {
     }
 }
 
-/// The schedule of a decode: parts enough for twice the cores, none smaller than is worth a cube.
+/// The schedule of a decode: parts enough for two cubes a core, none smaller than is worth a cube.
 #[test]
 fn parts_keep_every_core_busy() {
     let kernel = omchat_kernels::by_name("attention.split").unwrap();
@@ -346,12 +346,14 @@ fn parts_keep_every_core_busy() {
         let all = kernel.schedules(&work, &omchat_codegen::Target::cuda(90)).unwrap();
         all.iter().map(|s| (s.get("parts"), kernel.scratch(&work, s))).collect::<Vec<_>>()
     };
-    // 4 heads of 66 parts of 7 rows of 128 values and an lse.
-    assert_eq!(offers(4, 7, 16384), [(66, 4 * 66 * 7 * 129), (1, 0)]);
-    assert_eq!(offers(4, 7, 640), [(10, 4 * 10 * 7 * 129), (1, 0)]);
-    assert_eq!(offers(4, 7, 64), [(1, 0)]);
-    assert_eq!(offers(264, 1, 4096), [(1, 0)]);
-    assert_eq!(offers(1, 16, 1 << 20), [(132, 2 * 132 * 8 * 129), (1, 0)]);
+    let words = |parts: usize, floats: usize| vec![(parts as u32, floats), (parts as u32, floats), (1, 0)];
+    // 4 heads of 64 parts of 7 rows of 128 values and an lse.
+    assert_eq!(offers(4, 7, 16384), words(64, 4 * 64 * 7 * 129));
+    assert_eq!(offers(4, 7, 640), words(8, 4 * 8 * 7 * 129));
+    assert_eq!(offers(1, 16, 1 << 20), words(128, 2 * 128 * 8 * 129));
+    // One part merges nothing.
+    assert_eq!(offers(4, 7, 64), [(1, 0), (1, 0)]);
+    assert_eq!(offers(264, 1, 4096), [(1, 0), (1, 0)]);
 }
 
 /// Root mean square errors of hops over the keys, as they come and rounded to bf16.
