@@ -34,6 +34,8 @@ pub struct Options {
     pub only: Vec<String>,
     /// Every kernel and schedule that takes the work, not only the chosen one.
     pub all: bool,
+    /// Of those only kernels whose name contains it.
+    pub kernel: Option<String>,
     /// Operands stay where the caches hold them.
     pub warm: bool,
     /// The device's ceilings are not measured, and rows have no shares of them.
@@ -46,6 +48,11 @@ impl Options {
     /// Whether a row of that name is wanted.
     pub fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|part| name.contains(part))
+    }
+
+    /// Whether a kernel of that name is wanted beside the chosen one.
+    fn takes(&self, kernel: &str) -> bool {
+        self.kernel.as_deref().is_none_or(|part| kernel.contains(part))
     }
 
     /// The ceilings that rows are read against.

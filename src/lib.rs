@@ -54,7 +54,7 @@ pub use omchat_model::graph::{ForwardSpec, Part, Recompute, Selection, TrainSpec
 pub use omchat_runtime::Device;
 pub use ranks::Ranks;
 pub use sampling::{Sampler, Sampling};
-pub use session::{CHUNKS, Rows, Session, Stats};
+pub use session::{Chunks, Rows, Session, Stats};
 pub use snapshot::Snapshot;
 pub use train_plan::{TrainPlan, plan_training};
 pub use trainer::{AdamW, Begin, Gradients, MemoryUse, Step, Trainer, gradients};

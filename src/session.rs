@@ -12,15 +12,13 @@ mod chunk;
 use crate::engine::{finite, reset};
 use crate::owners::Owners;
 use crate::{Engine, Error, Progress};
+pub use chunk::Chunks;
 use chunk::{Chunk, Plan};
 use omchat_model::graph::{DecoderSpec, Output, Spread};
 use omchat_model::splice::Slot;
 use omchat_runtime::{HostTensor, Store};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// Tokens that a rank reads in one run, largest first. The last reads one token: a decode step.
-pub const CHUNKS: [usize; 3] = [256, 32, 1];
 
 /// What of each token is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +56,7 @@ pub struct Session {
     /// Slots of this rank's cache: its share of the context and room for a padded chunk.
     capacity: usize,
     owners: Owners,
+    chunks: Chunks,
     stats: Stats,
 }
 
@@ -69,16 +68,17 @@ impl Session {
         if context == 0 {
             return Err(Error::Input("a context of 0 tokens; give 1 or more".into()));
         }
-        let most = i32::MAX as usize - 2 * CHUNKS[0];
+        let chunks = Chunks::of(&engine.device().target());
+        let most = i32::MAX as usize - 2 * chunks.large;
         if context > most {
             return Err(Error::Input(format!("a context of {context} tokens; the most is {most}")));
         }
         let ranks = engine.ranks();
-        let capacity = Owners::most(context, ranks, CHUNKS[1]).next_multiple_of(CHUNKS[1]) + CHUNKS[0];
+        let capacity = chunks.slots(Owners::most(context, ranks, chunks.small));
         let (store, owners) = (engine.store(), Owners::new(ranks));
-        let mut s = Session { store, engine, context, capacity, owners, stats: Stats::default() };
+        let mut s = Session { store, engine, context, capacity, owners, chunks, stats: Stats::default() };
         s.check_memory()?;
-        let exe = s.engine.decoder(s.spec(Plan::next(1, ranks), Output::Last))?;
+        let exe = s.engine.decoder(s.spec(s.chunks.next(1, ranks), Output::Last))?;
         reset(&exe, s.engine.device(), &mut s.store);
         Ok(s)
     }
@@ -212,7 +212,7 @@ impl Session {
 
     /// The positions that the next run reads.
     fn next<'s>(&self, left: &'s [Slot]) -> &'s [Slot] {
-        &left[..Plan::next(left.len(), self.engine.ranks()).take]
+        &left[..self.chunks.next(left.len(), self.engine.ranks()).take]
     }
 
     fn count(&mut self, tokens: usize, took: Duration) {
@@ -233,9 +233,9 @@ impl Session {
     /// Runs one chunk, padded: the logits of its last token, or what there is of each token, in order.
     fn run(&mut self, part: &[Slot], features: &[f32], output: Output, labels: &[i32]) -> Result<Vec<f32>, Error> {
         let (rank, ranks) = (self.engine.rank(), self.engine.ranks());
-        let mut plan = Plan::next(part.len(), ranks);
+        let mut plan = self.chunks.next(part.len(), ranks);
         if part.iter().any(|s| matches!(s, Slot::Image(_))) {
-            plan.size = plan.size.max(CHUNKS[1]);
+            plan.size = plan.size.max(self.chunks.small);
         }
         let owners = match plan.spread {
             Spread::Parts(_) => self.owners.in_turn(part.len()),

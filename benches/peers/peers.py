@@ -64,7 +64,7 @@ class Ours:
                     bytes=answers[0].get("bytes"))
 
     def row(self, case, name, args):
-        command = [self.binary, "bench", case["suite"], "--device", args.device, "--json", "--only", name,
+        command = [self.binary, "bench", case["suite"], "--device", args.device, "--json", "--bare", "--only", name,
                    "--time", str(max(1, round(args.time * 1000)))] + self.model(case)
         if "tokens" in case and case["suite"] != "vision":
             command += ["--tokens", str(case["tokens"])]

@@ -131,7 +131,7 @@ impl Launch for EinsumMma {
         let dtype = elem(roles.narrow().map_err(unfit(self.name()))?);
         let get = |name: &str| schedule.get(name) as usize;
         let (m, n, k, bits) = (get("m"), get("n"), get("k"), address(schedule));
-        let (t, words, ins, outs, (cubes, units)) = roles.tiles([m, n, k], schedule.get("units"));
+        let (t, words, ins, outs, (cubes, units)) = roles.tiles([m, n, k], schedule.get("units"), 4);
         let slot = |read: usize| t.e.plan.reads[read].view.slot;
         let (a, b) = (
             roles.panel(roles.a, slot(roles.a), m, k, get("units")),

@@ -101,7 +101,7 @@ impl Launch for EinsumTiled {
         let roles = Roles::of(work).map_err(unfit(self.name()))?;
         let get = |name: &str| schedule.get(name) as usize;
         let (m, n, k, bits) = (get("m"), get("n"), get("k"), address(schedule));
-        let (t, words, ins, outs, (cubes, units)) = roles.tiles([m, n, k], schedule.get("units"));
+        let (t, words, ins, outs, (cubes, units)) = roles.tiles([m, n, k], schedule.get("units"), 1);
         let t = Key::new(Tiles { unroll: schedule.get("unroll") == 1, ..(*t).clone() });
         let (rows, cols) = (get("rows") / LANES, get("cols") / LANES);
         let block = Block { t, rows, cols, down: m / get("rows"), across: n / get("cols") };

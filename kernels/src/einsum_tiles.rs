@@ -40,9 +40,15 @@ pub(crate) struct Tiles {
 }
 
 impl Roles {
-    /// The comptime half, the words, the buffers and the grid for tiles of `m` x `n` x `k`, a cube each.
-    pub(crate) fn tiles(&self, [m, n, k]: [usize; 3], units: u32) -> (Key<Tiles>, Vec<u32>, Slots, Slots, Grid) {
-        let (plan, mut words, ins, outs) = self.loops.plan(self.loops.inner(), 1, None);
+    /// The comptime half, the words, the buffers and the grid for tiles of `m` x `n` x `k`, a cube each; `whole` as for
+    /// [`Loops::plan_whole`](crate::loops::Loops::plan_whole).
+    pub(crate) fn tiles(
+        &self,
+        [m, n, k]: [usize; 3],
+        units: u32,
+        whole: usize,
+    ) -> (Key<Tiles>, Vec<u32>, Slots, Slots, Grid) {
+        let (plan, mut words, ins, outs) = self.loops.plan_whole(self.loops.inner(), 1, None, whole);
         let (rows, axis) = self.m();
         let (m_tiles, n_tiles) = (rows.div_ceil(m), self.n().div_ceil(n));
         let outer = self.loops.nest.points() / (rows * self.n()).max(1);

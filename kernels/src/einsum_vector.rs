@@ -141,7 +141,8 @@ impl Launch for EinsumVector {
         let get = |name: &str| schedule.get(name) as usize;
         let (rows, lanes, bits) = (get("rows"), get("lanes"), address(schedule));
         let groups = get("units") / get("split");
-        let (t, words, ins, outs, (cubes, units)) = roles.tiles([rows, groups * COLUMNS, lanes], schedule.get("units"));
+        let (t, words, ins, outs, (cubes, units)) =
+            roles.tiles([rows, groups * COLUMNS, lanes], schedule.get("units"), 1);
         let a_lane = Lane::of(roles.strides(roles.a).1);
         // One load of all lanes is for addresses that are multiples of it; only CUDA can take memory so.
         let cuda = get("plane") > 1;

@@ -32,6 +32,8 @@ const PLANE: usize = 32;
 const LINE: usize = 64;
 /// Bytes of a swizzled atom: 8 lines.
 const ATOM: usize = 1024;
+/// Vectors of 4 sums that a unit takes through the epilogue at once.
+const TURN: usize = 8;
 /// Elements along k of one instruction.
 const STEP: usize = 16;
 
@@ -61,14 +63,9 @@ impl Groups {
         Groups::words(self.t.m) + Groups::words(self.t.n)
     }
 
-    /// Words from row to row of the sums on their way out.
-    fn pitch(&self) -> usize {
-        self.t.n + 4
-    }
-
     /// Words of shared memory.
     fn memory(&self) -> usize {
-        (self.stages * self.stage()).max(self.t.m * self.pitch())
+        (self.stages * self.stage()).max(self.t.m * self.t.n)
     }
 
     /// The accumulators' names in PTX.
@@ -87,7 +84,7 @@ type Shape = [usize; 3];
 const SHAPES: [Shape; 4] = [[128, 256, 4], [128, 128, 4], [64, 128, 5], [64, 64, 6]];
 
 fn bytes([m, n, stages]: Shape) -> usize {
-    4 * (stages * (Groups::words(m) + Groups::words(n))).max(m * (n + 4))
+    4 * (stages * (Groups::words(m) + Groups::words(n))).max(m * n)
 }
 
 impl Kernel for EinsumWgmma {
@@ -147,7 +144,7 @@ impl Launch for EinsumWgmma {
         let dtype = roles.narrow().map_err(unfit(self.name()))?;
         let get = |name: &str| schedule.get(name) as usize;
         let (m, n, k, bits) = (get("m"), get("n"), get("k"), address(schedule));
-        let (t, words, ins, outs, (cubes, units)) = roles.tiles([m, n, k], schedule.get("units"));
+        let (t, words, ins, outs, (cubes, units)) = roles.tiles([m, n, k], schedule.get("units"), 4);
         let panel = |read: usize, rows| roles.panel(read, t.e.plan.reads[read].view.slot, rows, k, get("units"));
         let (a, b) = (panel(roles.a, m), panel(roles.b, n));
         let dtype = if dtype == Dtype::Bf16 { "bf16" } else { "f16" };
@@ -292,8 +289,10 @@ fn descriptor(address: u64, #[comptime] p: Panel) -> u64 {
     ((address & 0x3_ffffu64) >> 4u64) | fixed.runtime()
 }
 
-/// Lays the sums in shared memory, where the tiles were, and runs the epilogue on 4 at a time; a plane has 16 rows of
-/// its own.
+/// Runs the epilogue on 4 neighbouring sums at a time.
+///
+/// Of each 8 columns a unit holds 2 neighbours, in 2 rows: with the unit beside it it exchanges 2 of one 8 for 2 of the next.
+/// Registers have no index, so sums wait for their turn in shared memory, each unit's in a column of its own.
 #[cube]
 fn write(
     meta: &[u32],
@@ -303,29 +302,41 @@ fn write(
     memory: &mut Shared<[f32]>,
     #[comptime] g: Key<Groups>,
 ) {
-    let plane = UNIT_POS as usize / PLANE;
-    let lane = UNIT_POS as usize % PLANE;
-    let from = plane * comptime![16 * g.pitch()];
-    let corner = from + lane / 4 * comptime![g.pitch()] + lane % 4 * 2;
+    let units = comptime![g.t.units];
+    let unit = UNIT_POS as usize;
+    let lane = unit % PLANE;
+    let left = lane % 2 == 0;
     #[unroll]
-    for i in 0..comptime![g.t.n / 2] {
-        // Of each 4 sums, 2 are neighbours and 2 lie 8 rows below.
-        let at = corner + comptime![i / 4 * 8 + i % 2 + i / 2 % 2 * 8 * g.pitch()];
-        let sum = read(i);
-        memory[at] = sum;
+    for i in 0..comptime![g.t.n / 8] {
+        // Eights 2·(i / 2) and the next, of the upper rows or the lower ones.
+        let first = comptime![i / 2 * 8 + i % 2 * 2];
+        let (a, b) = (read(first), read(comptime![first + 1]));
+        let (c, d) = (read(comptime![first + 4]), read(comptime![first + 5]));
+        let x = plane_shuffle_xor(select(left, c, a), 1u32);
+        let y = plane_shuffle_xor(select(left, d, b), 1u32);
+        let at = unit + comptime![i * 4 * units];
+        memory[at] = select(left, a, x);
+        memory[at + units] = select(left, b, y);
+        memory[at + comptime![2 * units]] = select(left, x, c);
+        memory[at + comptime![3 * units]] = select(left, y, d);
     }
-    sync_plane();
-    let wide = comptime![g.t.n / 4];
-    for v in 0..comptime![16 * wide / PLANE] {
-        let (r, c) = ((v * PLANE + lane) / wide, (v * PLANE + lane) % wide * 4);
-        let m = s.m + (plane * 16 + r) as u32;
-        if m < meta[g.t.e.m] {
-            let mut sums = Vector::<f32, Const<4>>::empty();
-            #[unroll]
-            for l in 0..4usize {
-                sums.insert(l, memory[from + r * comptime![g.pitch()] + c + l]);
+    let row = s.m + (unit / PLANE * 16 + lane / 4) as u32;
+    let column = s.n + lane % 2 * 8 + lane % 4 / 2 * 4;
+    for turn in 0..comptime![g.t.n / 8 / TURN] {
+        // Several at once: the epilogue may wait for memory.
+        #[unroll]
+        for u in 0..TURN {
+            let m = row + comptime![u % 2 * 8] as u32;
+            if m < meta[g.t.e.m] {
+                let at = unit + (turn * TURN + u) * comptime![4 * units];
+                let mut sums = Vector::<f32, Const<4>>::empty();
+                #[unroll]
+                for l in 0..4usize {
+                    sums.insert(l, memory[at + comptime![l * units]]);
+                }
+                let n = column + (turn * comptime![TURN / 2] + comptime![u / 2]) * 16;
+                leave(meta, operands, results, &s.cursor, m, n, sums, g.t.clone());
             }
-            leave(meta, operands, results, &s.cursor, m, s.n + c, sums, g.t.clone());
         }
     }
 }

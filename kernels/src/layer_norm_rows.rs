@@ -123,11 +123,11 @@ fn layer_norm<N: Size>(
         let scale = 1.0f32 / (squares / size + eps).sqrt();
         let vectors = width / N::value();
         for j in 0..vectors {
-            moved::<N>(operands, results, from, j * N::value(), mean, scale, n);
+            moved::<N>(operands, results, from, j * N::value(), mean, scale, n, Lane::One);
         }
         if tail {
             for i in vectors * N::value()..width {
-                moved::<Const<1>>(operands, results, from, i, mean, scale, n);
+                moved::<Const<1>>(operands, results, from, i, mean, scale, n, Lane::One);
             }
         }
     }
@@ -178,10 +178,11 @@ pub(crate) fn moved<N: Size>(
     mean: f32,
     scale: f32,
     #[comptime] n: Norm,
+    #[comptime] lane: Lane,
 ) {
-    let x = read_float::<N>(operands, from + i, 1usize, n.x, Lane::One);
+    let x = read_float::<N>(operands, from + i, 1usize, n.x, lane);
     let unit = (x - Vector::new(mean)) * Vector::new(scale);
-    let w = read_float::<N>(operands, i, 1usize, n.w, Lane::One);
-    let b = read_float::<N>(operands, i, 1usize, comptime![n.b.unwrap_or(n.w)], Lane::One);
-    write_float::<N>(results, from + i, 1usize, unit * w + b, n.y, Lane::One);
+    let w = read_float::<N>(operands, i, 1usize, n.w, lane);
+    let b = read_float::<N>(operands, i, 1usize, comptime![n.b.unwrap_or(n.w)], lane);
+    write_float::<N>(results, from + i, 1usize, unit * w + b, n.y, lane);
 }

@@ -111,12 +111,26 @@ impl Loops {
 
     /// The comptime plan, the words, and the buffers to bind.
     pub(crate) fn plan(&self, along: usize, lanes: usize, chunk: Option<usize>) -> (Key<Plan>, Vec<u32>, Slots, Slots) {
+        self.plan_whole(along, lanes, chunk, 1)
+    }
+
+    /// The same for a device that takes memory as vectors of `whole` elements, if all positions along `along` that vectors
+    /// start at are multiples of it.
+    pub(crate) fn plan_whole(
+        &self,
+        along: usize,
+        lanes: usize,
+        chunk: Option<usize>,
+        whole: usize,
+    ) -> (Key<Plan>, Vec<u32>, Slots, Slots) {
         let n = &self.nest;
         let (kept, rank) = (n.kept.len(), n.kept.len() + n.folded.len());
         let mut w = Words {
             words: n.kept.iter().chain(&n.folded).map(|&s| s as u32).collect(),
             inner: [self.inner(), rank - 1],
             rank,
+            along,
+            whole,
         };
         // Items are rows of the outer kept axes, cut into chunks along the innermost; or single points.
         let width = n.kept[kept - 1];
@@ -129,9 +143,10 @@ impl Loops {
             .reads
             .iter()
             .map(|r| {
-                let view = w.view(ins.slot(r.operand, r.dtype), r.offset, &r.strides);
+                let view =
+                    w.view(ins.slot(r.operand, r.dtype), r.offset, &r.strides, r.at.as_ref().map_or(0, |at| at.stride));
                 let at = r.at.as_ref().map(|at| {
-                    let view = w.view(ins.slot(at.operand, omchat_ir::Dtype::I32), at.offset, &at.strides);
+                    let view = w.view(ins.slot(at.operand, omchat_ir::Dtype::I32), at.offset, &at.strides, 1);
                     w.words.extend([at.size as u32, at.stride as u32]);
                     view
                 });
@@ -142,7 +157,8 @@ impl Loops {
             .writes
             .iter()
             .map(|o| {
-                let view = w.view(outs.slot(o.result, o.dtype), o.offset, &o.strides);
+                let view =
+                    w.view(outs.slot(o.result, o.dtype), o.offset, &o.strides, o.at.as_ref().map_or(0, |at| at.stride));
                 let at = o.at.as_ref().map(|at| {
                     w.words.extend([at.last as u32, at.stride as u32]);
                     ins.slot(at.operand, omchat_ir::Dtype::I32)
@@ -156,7 +172,7 @@ impl Loops {
                 indexed[*axis] = true;
             }
         }
-        let single = lanes == 1 && chunk == 1 && along < kept;
+        let single = along < kept && chunk == lanes && (lanes == 1 || lanes == whole);
         let tail = lanes > 1 && !self.size(along).is_multiple_of(lanes);
         let (body, epilogue) = (n.body.clone(), n.epilogue.clone());
         let plan = Plan { kept, rank, fold: n.fold, reads, writes, body, epilogue, indexed, along, single, tail };
@@ -306,10 +322,15 @@ struct Words {
     words: Vec<u32>,
     inner: [usize; 2],
     rank: usize,
+    along: usize,
+    whole: usize,
 }
 
 impl Words {
-    fn view(&mut self, slot: Slot, offset: usize, strides: &[usize]) -> View {
+    /// `step`: by how many elements an id moves the view.
+    fn view(&mut self, slot: Slot, offset: usize, strides: &[usize], step: usize) -> View {
+        let others = strides.iter().enumerate().filter(|(axis, _)| *axis != self.along).map(|(_, stride)| *stride);
+        let whole = self.whole > 1 && others.chain([offset, step]).all(|n| n.is_multiple_of(self.whole));
         let words = self.words.len();
         self.words.push(offset as u32);
         let mut lanes = Vec::with_capacity(self.rank);
@@ -318,6 +339,7 @@ impl Words {
             self.words.push(stride as u32);
             lanes.push(match Lane::of(stride) {
                 Lane::One if !self.inner.contains(&axis) => Lane::Any,
+                Lane::One if whole && axis == self.along => Lane::Whole,
                 lane => lane,
             });
         }

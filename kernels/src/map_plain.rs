@@ -1,13 +1,14 @@
 //! Maps of any shape: every pointwise group, copy, slice, gather, update and transpose.
 //!
 //! Implements  any nest without a fold
-//! Schedule    CPU: `units` cores take turns at chunks of rows, `lanes` elements at a time; GPUs: `units` a cube, one element each
+//! Schedule    CPU: `units` cores take turns at chunks of rows, `lanes` elements at a time; GPUs: `units` a cube, one element each,
+//!             on CUDA 16 bytes each where all that is contiguous allows
 //! Needs       fewer than 2^31 elements a buffer; as many bindings as the target has
 //! Cost        each element read and written once: bandwidth-bound, or bound by `exp` and its like
 //! Source      own
 
 use cubecl::prelude::*;
-use omchat_codegen::{Implements, Kernel, Nest, Refusal, Schedule, Target, Work};
+use omchat_codegen::{Family, Implements, Kernel, Nest, Refusal, Schedule, Target, Work};
 use omchat_ir::Dtype;
 
 use crate::bind::Buffers;
@@ -40,7 +41,10 @@ impl Kernel for MapPlain {
             return Err(Refusal("the nest folds; this kernel only maps".into()));
         }
         fits(nest, target)?;
-        Ok(vec![units(target, nest.points())])
+        let one = units(target, nest.points());
+        let wide =
+            wide(nest, target).map(|lanes| Schedule::new(&[("units", target.units), ("lanes", lanes), ("bits", 32)]));
+        Ok(wide.into_iter().chain([one]).collect())
     }
 }
 
@@ -49,8 +53,9 @@ impl Launch for MapPlain {
         let nest = nest_of(work).map_err(unfit(self.name()))?;
         let loops = Loops::of(nest);
         let lanes = schedule.get("lanes") as usize;
-        let chunk = if lanes == 1 { 1 } else { loops.size(loops.inner()).min(BLOCK) };
-        let (plan, words, ins, outs) = loops.plan(loops.inner(), lanes, Some(chunk));
+        let gpu = schedule.get("bits") == 32;
+        let chunk = if gpu { lanes } else { loops.size(loops.inner()).min(BLOCK) };
+        let (plan, words, ins, outs) = loops.plan_whole(loops.inner(), lanes, Some(chunk), if gpu { lanes } else { 1 });
         let items = words[plan.rank + ITEMS];
         let (cubes, units) = cubes(items, schedule);
         let bits = address(schedule);
@@ -63,6 +68,29 @@ impl Launch for MapPlain {
             runner!(|b| map_plain, bits, lanes, b.meta, b.operands, b.results, plan.clone()),
         ))
     }
+}
+
+/// Elements that a unit takes on CUDA: 16 bytes of the widest element, if there is work for every unit at once, rows hold
+/// whole vectors, and each view is contiguous or the same along them.
+fn wide(nest: &Nest, target: &Target) -> Option<u32> {
+    let bytes =
+        nest.reads.iter().map(|r| r.dtype).chain(nest.writes.iter().map(|w| w.dtype)).map(Dtype::bytes).max()?;
+    let lanes = 16 / bytes;
+    let loops = Loops::of(nest);
+    let (n, inner) = (&loops.nest, loops.inner());
+    let others = |strides: &[usize]| strides.iter().enumerate().all(|(a, s)| a == inner || s.is_multiple_of(lanes));
+    let reads = n.reads.iter().all(|r| {
+        let near = r.strides[inner] == 1 && others(&r.strides) && r.offset.is_multiple_of(lanes);
+        let ids = r.at.as_ref().is_none_or(|at| at.strides[inner] == 0 && at.stride.is_multiple_of(lanes));
+        r.strides[inner] == 0 || (near && ids)
+    });
+    let writes = n.writes.iter().all(|w| {
+        let start = w.at.as_ref().is_none_or(|at| at.stride.is_multiple_of(lanes));
+        w.strides[inner] == 1 && others(&w.strides) && w.offset.is_multiple_of(lanes) && start
+    });
+    let busy = n.points() / lanes >= target.cores as usize * target.units as usize;
+    let fits = target.family == Family::Cuda && loops.size(inner).is_multiple_of(lanes);
+    (fits && busy && reads && writes).then_some(lanes as u32)
 }
 
 /// The nest of a work.
@@ -104,7 +132,7 @@ fn map_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #
         let c = seek(meta, &start, item / parts, 0usize, inner, plan.clone());
         let begin = ((item % parts) * meta[comptime![rank + CHUNK]]) as usize;
         if comptime![plan.single] {
-            point::<Const<1>>(meta, operands, results, &c, begin, plan.clone());
+            point::<N>(meta, operands, results, &c, begin, plan.clone());
         } else {
             let end = min(begin + meta[comptime![rank + CHUNK]] as usize, meta[inner] as usize);
             let vectors = (end - begin) / N::value();

@@ -1,7 +1,7 @@
 //! Norms of rows on GPUs: a cube a row, its units side by side; sums meet in shared memory.
 //!
 //! Implements  `@rms_norm`, `@layer_norm`
-//! Schedule    `units` a row
+//! Schedule    `units` a row; on CUDA `lanes` elements a load, 16 bytes of the widest, where rows hold whole vectors
 //! Needs       units that share memory; rows at least as wide as the plane or as 32 elements
 //! Cost        reads R·C + C, writes R·C elements: bandwidth-bound; a row comes again from the nearest cache
 //! Source      Zhang & Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:1607.06450
@@ -43,9 +43,18 @@ impl Kernel for NormShared {
         if x.shape[1] < NARROW {
             return Err(Refusal(format!("a cube pays for rows of {NARROW} or more, they are {} wide", x.shape[1])));
         }
-        // Units that each get two elements or more, up to what pays.
-        let most = (x.shape[1] / 2).next_power_of_two().clamp(NARROW, target.units as usize) as u32;
-        Ok(vec![Schedule::new(&[("bits", 32), ("units", most)])])
+        let width = x.shape[1];
+        let with = |lanes: usize| {
+            // Units that each get two elements or more (or a vector), up to what pays.
+            let most = (width / lanes.max(2)).next_power_of_two().clamp(NARROW, target.units as usize);
+            Schedule::new(&[("bits", 32), ("units", most as u32), ("lanes", lanes as u32)])
+        };
+        let Work::Function { operands, results, .. } = work else { return Ok(vec![with(1)]) };
+        // A number alone, as eps, is no row.
+        let rows = operands.iter().chain(results).filter(|t| t.elements() >= width);
+        let lanes = 16 / rows.map(|t| t.dtype.bytes()).max().unwrap_or(4);
+        let wide = target.family == Family::Cuda && width.is_multiple_of(lanes) && width >= lanes * NARROW;
+        Ok(wide.then_some(lanes).into_iter().chain([1]).map(with).collect())
     }
 }
 
@@ -55,6 +64,8 @@ impl Launch for NormShared {
         let (norm, x, _) = Norm::of(work, &mut ins, &mut outs).map_err(unfit(self.name()))?;
         let (rows, width) = (x.shape[0] as u32, x.shape[1] as u32);
         let (units, bits) = (schedule.get("units"), address(schedule));
+        let lanes = schedule.get("lanes") as usize;
+        let lane = if lanes > 1 { Lane::Whole } else { Lane::One };
         let (grid, _) = cubes(rows, &Schedule::new(&[("units", 1), ("bits", 32)]));
         Ok(Prepared::new(
             vec![rows, width],
@@ -62,13 +73,20 @@ impl Launch for NormShared {
             outs,
             grid,
             units,
-            runner!(|b| norm_shared, bits, b.meta, b.operands, b.results, norm, units as usize),
+            runner!(|b| norm_shared, bits, lanes, b.meta, b.operands, b.results, norm, units as usize, lane),
         ))
     }
 }
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
-fn norm_shared(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] n: Norm, #[comptime] units: usize) {
+fn norm_shared<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    #[comptime] n: Norm,
+    #[comptime] units: usize,
+    #[comptime] lane: Lane,
+) {
     let width = meta[1] as usize;
     // A cube past the end takes the last row again and writes nothing: all units of a cube meet.
     let row = min(CUBE_POS as u32, meta[0] - 1) as usize;
@@ -78,21 +96,21 @@ fn norm_shared(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[compti
     let mut shared = Shared::<[f32]>::new_slice(units);
     let mut mean = 0.0f32.runtime();
     if comptime![n.b.is_some()] {
-        let sum = row_sum(operands, &mut shared, from, width, 0.0f32, n, false, units);
+        let sum = row_sum::<N>(operands, &mut shared, from, width, 0.0f32, n, false, units, lane);
         mean = sum / size;
     }
-    let squares = row_sum(operands, &mut shared, from, width, mean, n, true, units);
+    let squares = row_sum::<N>(operands, &mut shared, from, width, mean, n, true, units, lane);
     let eps = operands.f32s.index(n.eps.index)[0];
     let scale = 1.0f32 / (squares / size + eps).sqrt();
     if live {
-        let mut i = UNIT_POS as usize;
+        let mut i = UNIT_POS as usize * N::value();
         while i < width {
             if comptime![n.b.is_some()] {
-                moved::<Const<1>>(operands, results, from, i, mean, scale, n);
+                moved::<N>(operands, results, from, i, mean, scale, n, lane);
             } else {
-                scaled::<Const<1>>(operands, results, from, i, scale, n.x, n.w, n.y);
+                scaled::<N>(operands, results, from, i, scale, n.x, n.w, n.y, lane);
             }
-            i += units;
+            i += units * N::value();
         }
     }
 }
@@ -100,7 +118,7 @@ fn norm_shared(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[compti
 /// The sum over a row of its elements less `mean`, or of their squares, in every unit.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn row_sum(
+fn row_sum<N: Size>(
     operands: &Buffers,
     shared: &mut Shared<[f32]>,
     from: usize,
@@ -109,20 +127,46 @@ fn row_sum(
     #[comptime] n: Norm,
     #[comptime] squared: bool,
     #[comptime] units: usize,
+    #[comptime] lane: Lane,
 ) -> f32 {
-    let at = UNIT_POS as usize;
-    let mut sum = 0.0f32.runtime();
-    let mut i = at;
+    let mut sums = Vector::<f32, N>::new(0.0f32);
+    let mut i = UNIT_POS as usize * N::value();
     while i < width {
-        let x = read_float::<Const<1>>(operands, from + i, 1usize, n.x, Lane::One).extract(0usize) - mean;
+        let x = read_float::<N>(operands, from + i, 1usize, n.x, lane) - Vector::new(mean);
         if squared {
-            sum += x * x;
+            sums += x * x;
         } else {
-            sum += x;
+            sums += x;
         }
-        i += units;
+        i += units * N::value();
     }
-    cube_sum(shared, sum, units)
+    let mut sum = sums.extract(0usize);
+    #[unroll]
+    for l in 1..N::value() {
+        sum += sums.extract(l);
+    }
+    if comptime![lane == Lane::Whole] { plane_cube_sum(shared, sum, units) } else { cube_sum(shared, sum, units) }
+}
+
+/// The same as [`cube_sum`] by planes of 32 (CUDA): units of a plane meet without memory.
+#[cube]
+fn plane_cube_sum(shared: &mut Shared<[f32]>, sum: f32, #[comptime] units: usize) -> f32 {
+    let mut all = plane_sum(sum);
+    if comptime![units > 32] {
+        let at = UNIT_POS as usize;
+        if at % 32 == 0 {
+            shared[at / 32] = all;
+        }
+        sync_cube();
+        all = shared[0];
+        #[unroll]
+        for i in 1..comptime![units / 32] {
+            all += shared[i];
+        }
+        // What is read here is written again by the next sum.
+        sync_cube();
+    }
+    all
 }
 
 /// The sum of a number of each unit of a cube, in every unit.

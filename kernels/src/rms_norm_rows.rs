@@ -108,11 +108,11 @@ fn rms_norm<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[
         let eps = operands.f32s.index(p.eps.index)[0];
         let scale = 1.0f32 / (sum / f32::cast_from(meta[1]) + eps).sqrt();
         for j in 0..vectors {
-            scaled::<N>(operands, results, from, j * N::value(), scale, p.x, p.w, p.y);
+            scaled::<N>(operands, results, from, j * N::value(), scale, p.x, p.w, p.y, Lane::One);
         }
         if comptime![p.tail] {
             for i in vectors * N::value()..width {
-                scaled::<Const<1>>(operands, results, from, i, scale, p.x, p.w, p.y);
+                scaled::<Const<1>>(operands, results, from, i, scale, p.x, p.w, p.y, Lane::One);
             }
         }
     }
@@ -130,13 +130,14 @@ pub(crate) fn scaled<N: Size>(
     #[comptime] x: Slot,
     #[comptime] w: Slot,
     #[comptime] y: Slot,
+    #[comptime] lane: Lane,
 ) {
-    let mut unit = read_float::<N>(operands, from + i, 1usize, x, Lane::One) * Vector::new(scale);
+    let mut unit = read_float::<N>(operands, from + i, 1usize, x, lane) * Vector::new(scale);
     if comptime![x.storage == Storage::Bf16] {
         unit = round_bf16::<N>(unit);
     } else if comptime![x.storage == Storage::F16] {
         unit = round_f16::<N>(unit);
     }
-    let w = read_float::<N>(operands, i, 1usize, w, Lane::One);
-    write_float::<N>(results, from + i, 1usize, unit * w, y, Lane::One);
+    let w = read_float::<N>(operands, i, 1usize, w, lane);
+    write_float::<N>(results, from + i, 1usize, unit * w, y, lane);
 }

@@ -18,6 +18,8 @@ pub(crate) enum Lane {
     Zero,
     /// Lanes are neighbours.
     One,
+    /// Lanes are neighbours, and each vector is one of those that the memory can be taken as (CUDA).
+    Whole,
     /// Lanes are a run-time stride apart.
     Any,
 }
@@ -57,7 +59,7 @@ fn fetch<E: Scalar, N: Size>(from: &[E], at: usize, stride: usize, #[comptime] l
     let mut out = Vector::<E, N>::empty();
     if comptime![lane == Lane::Zero] {
         out = Vector::new(from[at]);
-    } else if comptime![lane == Lane::One] {
+    } else if comptime![lane == Lane::One || lane == Lane::Whole] {
         out = load::<E, N>(from, at);
     } else {
         #[unroll]
@@ -70,7 +72,10 @@ fn fetch<E: Scalar, N: Size>(from: &[E], at: usize, stride: usize, #[comptime] l
 
 #[cube]
 fn put<E: Scalar, N: Size>(to: &mut [E], at: usize, stride: usize, value: Vector<E, N>, #[comptime] lane: Lane) {
-    if comptime![lane == Lane::One] {
+    let lanes = N::value();
+    if comptime![lane == Lane::Whole && lanes > 1] {
+        to.as_vectorized_mut().with_vector_size_mut::<N>()[at / lanes] = value;
+    } else if comptime![lane == Lane::One || lane == Lane::Whole] {
         store::<E, N>(to, at, value);
     } else {
         #[unroll]
@@ -128,7 +133,10 @@ pub(crate) fn read_float<N: Size>(
     #[comptime] lane: Lane,
 ) -> Vector<f32, N> {
     let mut out = Vector::<f32, N>::empty();
-    if comptime![slot.storage == Storage::F32] {
+    let lanes = N::value();
+    if comptime![lane == Lane::Whole && lanes > 1] {
+        out = read_whole::<N>(b, at, slot);
+    } else if comptime![slot.storage == Storage::F32] {
         out = fetch::<f32, N>(b.f32s.index(slot.index), at, stride, lane);
     } else if comptime![slot.storage == Storage::Bf16 && slot.index < b.bf16_words.len()] {
         let bits = fetch_halves::<N>(b.bf16_words.index(slot.index), at, stride, lane);

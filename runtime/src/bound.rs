@@ -8,6 +8,7 @@ use cubecl::client::Graph;
 use cubecl::server::Handle;
 use omchat_codegen::Family;
 use omchat_ir::Type;
+use omchat_kernels::Buffer;
 use std::thread::{self, ThreadId};
 
 /// Runs by launches before one is recorded: the first compiles, and what runs twice only is not worth a recording.
@@ -52,12 +53,27 @@ impl Bound {
             return Ok(true);
         }
         // What crosses ranks goes through the host, which a recording does not.
-        let able =
-            c.program.ranks == 1 && c.program.target.family != Family::Cpu && matches!(self.recording, Recording::None);
-        if !able || self.runs <= WARM {
+        let asked = c.program.ranks == 1 && matches!(self.recording, Recording::None) && self.runs > WARM;
+        if !asked || !self.can_record(c) {
             return Ok(false);
         }
         self.record(c, here)
+    }
+
+    /// Whether this thread can record the launches on that device.
+    ///
+    /// A recording on CUDA may not wait for another stream. A thread has a stream of its own, and so has the memory that it
+    /// made: all of it must be this thread's.
+    fn can_record(&self, c: &Compiled) -> bool {
+        match c.program.target.family {
+            Family::Cpu => false,
+            Family::Wgpu => true,
+            Family::Cuda => {
+                let here = c.client.empty(4).stream;
+                let made = |buffers: &[Buffer]| buffers.iter().all(|b| b.handle.stream == here);
+                self.launches.iter().all(|(operands, results)| made(operands) && made(results))
+            }
+        }
     }
 
     /// Runs the launches as the warm-up that a capture asks for, then records them.

@@ -57,6 +57,19 @@ impl Store {
         self.put(name, stored);
     }
 
+    /// Room for a tensor under a name, for a program to fill; what it holds until then is not said.
+    pub fn reserve(&mut self, device: &Device, name: &str, ty: Type) {
+        let stored = match device {
+            Device::Interp => Stored::Host(Arc::new(HostTensor::zeros(ty).to_tensor())),
+            Device::Cube { client, .. } => {
+                let _open = window::open();
+                let handle = client.empty(ty.bytes().max(1));
+                Stored::Device(ty, handle)
+            }
+        };
+        self.put(name, stored);
+    }
+
     /// A state that was uploaded in halves, where the device only reads them: f32 from now on, for it is written.
     ///
     /// Errors: what the device answers.
@@ -116,6 +129,11 @@ impl Store {
             None => bind(self)?,
         };
         Ok(self.bound.entry(id).or_insert(bound))
+    }
+
+    /// What is held under a name.
+    pub fn get(&self, name: &str) -> Option<&Stored> {
+        self.held.get(name)
     }
 
     /// Whether a name is there.

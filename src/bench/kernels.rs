@@ -1,6 +1,6 @@
 //! Kernels at the fixed list of work: timed, judged, read against the ceilings.
 
-use super::judge::judge;
+use super::judge::Judge;
 use super::{Case, Options, Row, Said};
 use crate::{Device, Error};
 use omchat_codegen::{Amount, Program};
@@ -76,6 +76,7 @@ pub fn kernels(
         return Err(options.nothing(&names));
     }
     let ceilings = options.ceilings(device)?;
+    let mut judge = Judge::new(device);
     let mut right = true;
     for case in wanted {
         let lowered = match lower(case, device) {
@@ -85,9 +86,9 @@ pub fn kernels(
                 continue;
             }
         };
-        for (program, note) in variants(&lowered, device, options.all) {
+        for (program, note) in variants(&lowered, device, options) {
             let one = Lowered { module: lowered.module.clone(), entry: lowered.entry, program };
-            match measured(device, case, &one, options, ceilings.as_ref()) {
+            match measured(&mut judge, device, case, &one, options, ceilings.as_ref()) {
                 Ok(mut row) => {
                     right &= row.checked != Some(false);
                     row.note = row.note.or(note);
@@ -103,13 +104,13 @@ pub fn kernels(
     Ok(right)
 }
 
-/// The chosen program; with `all` also each that has one kernel or schedule changed, and what was changed.
-fn variants(lowered: &Lowered, device: &Device, all: bool) -> Vec<(Option<Program>, Option<String>)> {
+/// The chosen program; with `all` also each that has one kernel or schedule changed to a wanted one, and what was changed.
+fn variants(lowered: &Lowered, device: &Device, options: &Options) -> Vec<(Option<Program>, Option<String>)> {
     let mut out = vec![(lowered.program.clone(), None)];
-    let Some(chosen) = lowered.program.as_ref().filter(|_| all) else { return out };
+    let Some(chosen) = lowered.program.as_ref().filter(|_| options.all) else { return out };
     let target = device.target();
     for (i, c) in chosen.chosen.iter().enumerate() {
-        for kernel in LIST.iter().filter(|k| k.implements().takes(&c.work)) {
+        for kernel in LIST.iter().filter(|k| k.implements().takes(&c.work) && options.takes(k.name())) {
             for schedule in kernel.schedules(&c.work, &target).unwrap_or_default() {
                 if kernel.name() == c.kernel && schedule == c.schedule {
                     continue;
@@ -126,6 +127,7 @@ fn variants(lowered: &Lowered, device: &Device, all: bool) -> Vec<(Option<Progra
 
 /// One row: judged first, on memory that nothing has written yet, then timed.
 fn measured(
+    judge: &mut Judge,
     device: &Device,
     case: &Case,
     lowered: &Lowered,
@@ -134,7 +136,7 @@ fn measured(
 ) -> Result<Row, Error> {
     let (mut trial, amount) = trial(case, lowered, device, !options.warm)?;
     let wrong = match trial.program().cloned() {
-        Some(p) => wrong(device, &p, &mut trial)?,
+        Some(p) => wrong(judge, &p, &mut trial)?,
         None => None,
     };
     let (kernel, schedule) = lowered.program.as_ref().map_or(("interp".into(), String::new()), ways);
@@ -153,9 +155,9 @@ fn measured(
 }
 
 /// What is wrong with the launches of a program, if anything.
-pub(super) fn wrong(device: &Device, program: &Program, trial: &mut Trial) -> Result<Option<String>, Error> {
+pub(super) fn wrong(judge: &mut Judge, program: &Program, trial: &mut Trial) -> Result<Option<String>, Error> {
     for e in trial.examine()? {
-        if let Some(what) = judge(device, program, &e)? {
+        if let Some(what) = judge.judge(program, &e)? {
             return Ok(Some(format!("{}: {what}", program.chosen[e.chosen].kernel)));
         }
     }

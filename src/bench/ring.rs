@@ -3,6 +3,7 @@
 
 use super::cases::{Case, Scale};
 use super::draw::Draw;
+use super::judge::Judge;
 use super::kernels::{lower, trial, ways, wrong};
 use super::{Options, Row, Said};
 use crate::{Device, Error};
@@ -52,7 +53,7 @@ fn timed(device: &Device, case: &Case, options: &Options) -> Result<Row, Error> 
     let lowered = lower(case, device)?;
     let (mut trial, amount) = trial(case, &lowered, device, !options.warm)?;
     let note = match trial.program().cloned() {
-        Some(p) => wrong(device, &p, &mut trial)?,
+        Some(p) => wrong(&mut Judge::new(device), &p, &mut trial)?,
         None => None,
     };
     let (kernel, schedule) = lowered.program.as_ref().map_or(("interp".into(), String::new()), ways);

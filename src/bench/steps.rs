@@ -3,7 +3,7 @@
 
 use super::draw::{Draw, drawn};
 use super::{Options, Row, kernels::ways};
-use crate::{CHUNKS, Device, EngineOptions, Error};
+use crate::{Chunks, Device, EngineOptions, Error};
 use omchat_codegen::{Amount, Seen};
 use omchat_ir::{Dtype, Func, Module, Role};
 use omchat_model::graph::{
@@ -11,7 +11,7 @@ use omchat_model::graph::{
 };
 use omchat_model::rope::rope_table;
 use omchat_model::{Checkpoint, OmChatConfig};
-use omchat_runtime::{Executable, HostTensor, Store, Times};
+use omchat_runtime::{Executable, HostTensor, Param, Store, Times};
 use serde_json::{Map, Value, json};
 use std::time::Instant;
 
@@ -80,7 +80,7 @@ impl Step {
 ///
 /// Errors: what cannot be lowered or does not fit.
 pub fn prefill(whole: &Whole, tokens: usize) -> Result<Step, Error> {
-    let chunk = CHUNKS.into_iter().find(|c| *c <= tokens).unwrap_or(1);
+    let chunk = Chunks::of(&whole.device.target()).sizes().into_iter().find(|c| *c <= tokens).unwrap_or(1);
     let starts: Vec<usize> = (0..tokens / chunk).map(|i| i * chunk).collect();
     decoding(whole, "prefill", chunk, tokens, &starts)
 }
@@ -95,7 +95,7 @@ pub fn decode(whole: &Whole, filled: usize) -> Result<Step, Error> {
 fn decoding(whole: &Whole, suite: &str, chunk: usize, tokens: usize, starts: &[usize]) -> Result<Step, Error> {
     let t = &whole.config.text;
     // The cache of a session: its context and room for a padded chunk.
-    let capacity = tokens.next_multiple_of(CHUNKS[1]) + CHUNKS[0];
+    let capacity = Chunks::of(&whole.device.target()).slots(tokens);
     let spec = DecoderSpec { tokens: chunk, capacity, features: false, output: Output::Last, spread: Spread::Alone };
     let module = decoder_module(whole.config, spec, whole.dtype)?;
     let context = starts.last().copied().unwrap_or(0);
@@ -229,11 +229,13 @@ fn loaded(
     let mut store = Store::default();
     for (i, p) in params.iter().enumerate() {
         let stored = whole.checkpoint.filter(|c| c.contains(&p.name));
-        let t = match stored {
-            Some(c) => HostTensor::floats(p.ty.dtype, p.ty.shape.clone(), &c.tensor_f32(&p.name)?),
-            None => drawn(&p.ty, &usual(p), i as u64 + 1),
-        };
-        store.upload(whole.device, &p.name, &t);
+        match stored {
+            Some(c) => {
+                let t = HostTensor::floats(p.ty.dtype, p.ty.shape.clone(), &c.tensor_f32(&p.name)?);
+                store.upload(whole.device, &p.name, &t);
+            }
+            None => draw(whole.device, &mut store, p, i as u64 + 1)?,
+        }
     }
     let (kernel, schedule) = match exe.program() {
         Some(p) => {
@@ -260,9 +262,35 @@ fn loaded(
     Ok(Step { row, items, amount: Amount::default(), exe, store, feeds: vec![] })
 }
 
+/// Rows of a large matrix that are drawn; the device repeats them.
+const ROWS: usize = 128;
+
+/// Draws a weight or a state. Of a large matrix few rows come from the host: a model of gigabytes takes it half a minute.
+fn draw(device: &Device, store: &mut Store, p: &Param, seed: u64) -> Result<(), Error> {
+    let t = &p.ty;
+    let large = t.rank() == 2 && t.shape[0].is_multiple_of(ROWS) && t.bytes() > 16 << 20;
+    if !large || !t.dtype.is_float() || !device.target().holds(t.dtype) {
+        store.upload(device, &p.name, &drawn(t, &usual(p), seed));
+        return Ok(());
+    }
+    let (e, n, k, times) = (t.dtype, t.shape[0], t.shape[1], t.shape[0] / ROWS);
+    let text = format!(
+        "func @repeated(state %w: {e}[{n}, {k}], %rows: {e}[{ROWS}, {k}]) -> {e}[{n}, {k}] {{ %y = rearrange %rows \"r k -> (c r) k\" c={times} return %y }}"
+    );
+    let module = omchat_ir::parse(&text)?;
+    let exe = Executable::load(device, &module, Func(0))?;
+    let mut one = Store::default();
+    one.reserve(device, "w", t.clone());
+    exe.run(&[("rows", drawn(&omchat_ir::Type::new(e, [ROWS, k]), &usual(p), seed))], &mut one)?;
+    if let Some(filled) = one.get("w") {
+        store.put(&p.name, filled.clone());
+    }
+    Ok(())
+}
+
 /// How a weight or a state is drawn: so that a product keeps the size of its rows, a norm's weight is about 1 and a second
 /// moment is positive.
-fn usual(p: &omchat_runtime::Param) -> Draw {
+fn usual(p: &Param) -> Draw {
     let width = p.ty.shape.last().copied().unwrap_or(1).max(1) as f64;
     let reach = (3.0 / width).sqrt();
     match p.role {

@@ -44,6 +44,9 @@ pub struct Args {
     /// Every kernel and schedule that takes the work, not only the chosen one.
     #[arg(long)]
     all: bool,
+    /// With `--all`: of the others only kernels whose name contains this.
+    #[arg(long, value_name = "NAME-PART", requires = "all")]
+    kernel: Option<String>,
     /// Leaves operands where the caches hold them, instead of rotating copies.
     #[arg(long)]
     warm: bool,
@@ -76,8 +79,14 @@ pub fn run(args: &Args) -> Result<(), Error> {
         (scale.context, scale.tokens) = (n as usize, scale.tokens.min(n as usize));
     }
     scale.dtypes.retain(|(a, w)| device.target().holds(*a) && device.target().holds(*w));
-    let mut options =
-        Options { only: args.only.clone(), all: args.all, warm: args.warm, bare: args.bare, ..Options::default() };
+    let mut options = Options {
+        only: args.only.clone(),
+        all: args.all,
+        kernel: args.kernel.clone(),
+        warm: args.warm,
+        bare: args.bare,
+        ..Options::default()
+    };
     options.budget.time = Duration::from_millis(args.time.into());
     // What went wrong in writing is kept beside: whoever benches knows nothing of readers that went away.
     let mut unsaid: Option<Error> = None;

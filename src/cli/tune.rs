@@ -1,7 +1,7 @@
 //! `omchat tune`: which kernel and schedule is the fastest for each class of a model's work, measured and kept.
 
 use super::{Error, device, note, say};
-use omchat::{CHUNKS, Device, EngineOptions, Program};
+use omchat::{Chunks, Device, EngineOptions, Program};
 use omchat_codegen::Pick;
 use omchat_ir::{Func, Module};
 use omchat_kernels::{LIST, fingerprint};
@@ -120,9 +120,10 @@ fn programs(args: &Args, device: &Device) -> Result<Vec<(String, Program)>, Erro
         }
     };
     let dtype = device::options(args.dtype.as_deref())?.dtype.unwrap_or_else(|| device.default_dtype());
-    let capacity = (args.context as usize).next_multiple_of(CHUNKS[1]) + CHUNKS[0];
+    let chunks = Chunks::of(&device.target());
+    let capacity = chunks.slots(args.context as usize);
     let mut modules: Vec<(String, Module)> = vec![];
-    for tokens in CHUNKS {
+    for tokens in chunks.sizes() {
         let spec = DecoderSpec {
             tokens,
             capacity,

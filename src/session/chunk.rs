@@ -1,12 +1,65 @@
 //! What one run of a decoder is fed: a chunk of tokens, padded, as one rank of several reads it.
 
-use super::CHUNKS;
 use crate::Error;
+use omchat_codegen::{Family, Target};
 use omchat_model::config::TextConfig;
 use omchat_model::graph::{Output, Spread};
 use omchat_model::rope::rope_table;
 use omchat_model::splice::Slot;
 use omchat_runtime::HostTensor;
+
+/// How many tokens a run of a device reads: a large chunk, a small one, or one token, a decode step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunks {
+    /// Tokens of a large chunk.
+    pub large: usize,
+    /// Tokens of a small one.
+    pub small: usize,
+    /// Tokens left for which a large chunk is taken, padded if need be.
+    pub worth: usize,
+}
+
+impl Chunks {
+    /// A device's. A run reads all weights once: a card needs thousands of tokens to be busy in that time, and a padded
+    /// large chunk takes it less than several small ones; a CPU is busy with few.
+    pub fn of(target: &Target) -> Chunks {
+        match target.family {
+            Family::Cuda => Chunks { large: 2048, small: 128, worth: 1024 },
+            Family::Cpu | Family::Wgpu => Chunks { large: 256, small: 32, worth: 256 },
+        }
+    }
+
+    /// The three, largest first.
+    pub fn sizes(&self) -> [usize; 3] {
+        [self.large, self.small, 1]
+    }
+
+    /// Slots of a cache with room for that many tokens and a padded chunk behind them.
+    pub fn slots(&self, tokens: usize) -> usize {
+        tokens.next_multiple_of(self.small) + self.large
+    }
+
+    /// The next run, of what is left to read.
+    ///
+    /// One rank takes a large chunk where that is worth it, else the small one that is full, and pads what is left over.
+    /// Of several ranks each takes such a chunk of its own, padded where that saves a run; what one small chunk holds they
+    /// read all together.
+    pub(super) fn next(self, left: usize, ranks: usize) -> Plan {
+        let spread = |parts| match (ranks, parts) {
+            (1, _) => Spread::Alone,
+            (n, true) => Spread::Parts(n),
+            (n, false) => Spread::Same(n),
+        };
+        let (size, parts) = match left {
+            n if n >= self.worth * ranks => (self.large, true),
+            n if n > self.small && (ranks > 1 || n >= self.small) => (self.small, true),
+            n if n > 1 => (self.small, false),
+            _ => (1, false),
+        };
+        let room = if parts { size * ranks } else { size };
+        Plan { size, take: left.min(room), spread: spread(parts) }
+    }
+}
 
 /// How many tokens a run reads, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,29 +69,6 @@ pub(super) struct Plan {
     /// Tokens that are read, by all ranks together.
     pub take: usize,
     pub spread: Spread,
-}
-
-impl Plan {
-    /// The next run, of what is left to read.
-    ///
-    /// One rank takes the largest chunk that is full, and pads what is left over to 32. Of several ranks each takes such
-    /// a chunk of its own, padded where that saves a run; what one chunk of 32 holds they read all together.
-    pub fn next(left: usize, ranks: usize) -> Plan {
-        let [large, small, one] = CHUNKS;
-        let spread = |parts| match (ranks, parts) {
-            (1, _) => Spread::Alone,
-            (n, true) => Spread::Parts(n),
-            (n, false) => Spread::Same(n),
-        };
-        let (size, parts) = match left {
-            n if n >= large * ranks => (large, true),
-            n if n > small && (ranks > 1 || n >= small) => (small, true),
-            n if n > one => (small, false),
-            _ => (one, false),
-        };
-        let room = if parts { size * ranks } else { size };
-        Plan { size, take: left.min(room), spread: spread(parts) }
-    }
 }
 
 /// A chunk as this rank reads it.
@@ -157,6 +187,8 @@ fn rows_of(slots: impl Iterator<Item = Slot>, size: usize, width: usize, feature
 mod tests {
     use super::*;
 
+    const CPU: Chunks = Chunks { large: 256, small: 32, worth: 256 };
+
     #[test]
     fn one_rank_reads_the_largest_chunk_that_is_full() {
         for (left, size, take) in [
@@ -169,8 +201,20 @@ mod tests {
             (256, 256, 256),
             (999, 256, 256),
         ] {
-            assert_eq!(Plan::next(left, 1), Plan { size, take, spread: Spread::Alone }, "{left} left");
+            assert_eq!(CPU.next(left, 1), Plan { size, take, spread: Spread::Alone }, "{left} left");
         }
+    }
+
+    #[test]
+    fn a_card_pads_what_would_take_many_runs() {
+        let card = Chunks::of(&Target::cuda(90));
+        for (left, size, take) in
+            [(2, 128, 2), (129, 128, 128), (1023, 128, 128), (1024, 2048, 1024), (2047, 2048, 2047), (9000, 2048, 2048)]
+        {
+            assert_eq!(card.next(left, 1), Plan { size, take, spread: Spread::Alone }, "{left} left");
+        }
+        assert_eq!(card.next(3000, 2), Plan { size: 2048, take: 3000, spread: Spread::Parts(2) });
+        assert_eq!((card.slots(5), Chunks::of(&Target::cpu(2))), (2176, CPU));
     }
 
     #[test]
@@ -187,7 +231,7 @@ mod tests {
             (768, 256, 768, parts),
             (5000, 256, 768, parts),
         ] {
-            assert_eq!(Plan::next(left, 3), Plan { size, take, spread }, "{left} left");
+            assert_eq!(CPU.next(left, 3), Plan { size, take, spread }, "{left} left");
         }
     }
 }

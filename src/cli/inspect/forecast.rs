@@ -30,7 +30,7 @@ pub fn show(report: &mut Report, args: &Args, config: &OmChatConfig) -> Result<(
     let mut total = [0u64; 5];
     let (mut decoder_held, mut refused) = (false, 0);
     let dump = Dump::of_env()?;
-    for (name, module) in modules(config, context, dtype)? {
+    for (name, module) in modules(config, context, dtype, &target)? {
         let entry = Func(module.functions.len().saturating_sub(1) as u32);
         let called = &module.function(entry).name;
         match watched(dump.as_ref(), called, |after| omchat_runtime::program_with(&module, entry, &target, after)) {
@@ -85,7 +85,12 @@ fn aim(name: Option<&str>) -> Result<(Target, Option<Device>, &'static str), Err
 }
 
 /// The programs that a chat runs.
-fn modules(config: &OmChatConfig, context: usize, dtype: Dtype) -> Result<Vec<(String, Module)>, Error> {
+fn modules(
+    config: &OmChatConfig,
+    context: usize,
+    dtype: Dtype,
+    target: &Target,
+) -> Result<Vec<(String, Module)>, Error> {
     let mut out = vec![];
     if config.vision.is_some() {
         let tiles = EngineOptions::default().tiles;
@@ -98,7 +103,7 @@ fn modules(config: &OmChatConfig, context: usize, dtype: Dtype) -> Result<Vec<(S
         output: Output::Last,
         spread: Spread::Alone,
     };
-    let chunk = omchat::CHUNKS[0].min(context);
+    let chunk = omchat::Chunks::of(target).large.min(context);
     out.push((
         format!("prompt, {chunk} tokens a run"),
         decoder_module(config, spec(chunk, config.vision.is_some()), dtype)?,

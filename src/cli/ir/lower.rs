@@ -138,8 +138,9 @@ pub(crate) fn sm(text: &str) -> Result<u32, String> {
 
 /// Prints the module after a pass.
 pub fn opt(args: &Opt) -> Result<(), Error> {
-    let picked = args.pick.one()?.called(&kernels())?;
-    say(after(picked, &args.aim.target(), args.to.as_deref(), Dump::of_env()?.as_ref())?.module.to_string())
+    let target = args.aim.target();
+    let picked = args.pick.one_on(&target)?.called(&kernels())?;
+    say(after(picked, &target, args.to.as_deref(), Dump::of_env()?.as_ref())?.module.to_string())
 }
 
 /// The unit after the pass of that name, or after all.
@@ -169,9 +170,10 @@ fn program(picked: &Picked, target: &Target, tuned: Option<&Tuned>, dump: Option
 /// Prints the program of each function.
 pub fn plan(args: &Plan) -> Result<(), Error> {
     let (dump, tuned) = (Dump::of_env()?, args.measured.tuned()?);
-    for picked in args.pick.all()? {
+    let target = args.aim.target();
+    for picked in args.pick.all(&target)? {
         let picked = picked.called(&kernels())?;
-        say(program(&picked, &args.aim.target(), tuned.as_ref(), dump.as_ref())?.to_string())?;
+        say(program(&picked, &target, tuned.as_ref(), dump.as_ref())?.to_string())?;
     }
     Ok(())
 }
@@ -181,7 +183,7 @@ pub fn source(args: &Source) -> Result<(), Error> {
     let (target, dialect) = (args.target.target(args.sm), args.target.dialect(args.sm));
     let dump = Dump::of_env()?;
     let mut seen: Vec<String> = vec![];
-    for picked in args.pick.all()? {
+    for picked in args.pick.all(&target)? {
         let picked = picked.called(&kernels())?;
         let program = program(&picked, &target, None, dump.as_ref())?;
         for (n, chosen) in program.chosen.iter().enumerate() {

@@ -2,8 +2,9 @@
 
 use super::text::Text;
 use crate::cli::Error;
-use omchat::{CHUNKS, EngineOptions};
+use omchat::{Chunks, EngineOptions};
 use omchat_codegen::Kernel;
+use omchat_codegen::Target;
 use omchat_ir::text::{Template, instantiate_call};
 use omchat_ir::{Action, Bind, Builder, Diagnostics, Dtype, Func, Module, Scope, Value};
 use omchat_model::OmChatConfig;
@@ -74,11 +75,18 @@ impl Picked {
 }
 
 impl Pick {
-    /// The one function that is meant.
+    /// The one function that is meant; of a model's programs as a CPU runs them.
     ///
     /// Errors: faults of the text; no such function; a letter that is unknown or not bound.
     pub fn one(&self) -> Result<Picked, Error> {
         self.of.one(self.file.as_deref())
+    }
+
+    /// The one function that is meant; of a model's programs as that target runs them.
+    ///
+    /// Errors: as [`Pick::one`].
+    pub fn one_on(&self, target: &Target) -> Result<Picked, Error> {
+        self.of.last(self.file.as_deref(), target)
     }
 
     /// A function by text, name and letters.
@@ -89,8 +97,8 @@ impl Pick {
     /// The function that is meant, or every function of the text that can be taken as it is.
     ///
     /// Errors: as [`Pick::one`].
-    pub fn all(&self) -> Result<Vec<Picked>, Error> {
-        self.of.all(self.file.as_deref())
+    pub fn all(&self, target: &Target) -> Result<Vec<Picked>, Error> {
+        self.of.all(self.file.as_deref(), target)
     }
 }
 
@@ -104,13 +112,17 @@ impl Selection {
     ///
     /// Errors: as [`Pick::one`].
     pub fn one(&self, file: Option<&Path>) -> Result<Picked, Error> {
-        self.all(file)?.pop().ok_or_else(|| Error::input("there is no function to take"))
+        self.last(file, &Target::cpu(1))
+    }
+
+    fn last(&self, file: Option<&Path>, target: &Target) -> Result<Picked, Error> {
+        self.all(file, target)?.pop().ok_or_else(|| Error::input("there is no function to take"))
     }
 
     /// A text that is given is read, whatever model is named.
-    fn all(&self, file: Option<&Path>) -> Result<Vec<Picked>, Error> {
+    fn all(&self, file: Option<&Path>, target: &Target) -> Result<Vec<Picked>, Error> {
         if let (Some(model), None) = (&self.model, file) {
-            return of_model(model, &self.dtype, self.function.as_deref());
+            return of_model(model, &self.dtype, self.function.as_deref(), Chunks::of(target));
         }
         let letters = self.letters()?;
         match (file, &self.function) {
@@ -182,7 +194,7 @@ fn concrete(text: &Text, name: Option<&str>) -> Result<Vec<Picked>, Error> {
 const SLOTS: usize = 4096;
 
 /// A model's programs as a chat runs them, the parity door's losses among them.
-fn of_model(model: &str, dtype: &str, name: Option<&str>) -> Result<Vec<Picked>, Error> {
+fn of_model(model: &str, dtype: &str, name: Option<&str>, chunks: Chunks) -> Result<Vec<Picked>, Error> {
     let config = match preset(model) {
         Ok(config) => config,
         Err(_) => OmChatConfig::from_dir(Path::new(model))?,
@@ -191,7 +203,7 @@ fn of_model(model: &str, dtype: &str, name: Option<&str>) -> Result<Vec<Picked>,
         Dtype::from_name(dtype).ok_or_else(|| Error::input(format!("`{dtype}` is no dtype; give f32, bf16 or f16")))?;
     // Large, and asked for by name only.
     if name == Some("step") {
-        let module = training(&config, dtype)?;
+        let module = training(&config, chunks.large, dtype)?;
         return Ok(vec![Picked { entry: Func(module.functions.len() as u32 - 1), module }]);
     }
     let mut all = vec![];
@@ -201,8 +213,8 @@ fn of_model(model: &str, dtype: &str, name: Option<&str>) -> Result<Vec<Picked>,
     let spec =
         |tokens, features, output| DecoderSpec { tokens, capacity: SLOTS, features, output, spread: Spread::Alone };
     let features = config.vision.is_some();
-    all.push(("prompt", decoder_module(&config, spec(CHUNKS[0], features, Output::Last), dtype)?));
-    all.push(("loss", decoder_module(&config, spec(CHUNKS[1], features, Output::Loss), dtype)?));
+    all.push(("prompt", decoder_module(&config, spec(chunks.large, features, Output::Last), dtype)?));
+    all.push(("loss", decoder_module(&config, spec(chunks.small, features, Output::Loss), dtype)?));
     all.push(("decode", decoder_module(&config, spec(1, false, Output::Last), dtype)?));
     let names: Vec<&str> = all.iter().map(|(n, _)| *n).chain(["step"]).collect();
     let taken: Vec<Picked> = all
@@ -221,9 +233,9 @@ fn of_model(model: &str, dtype: &str, name: Option<&str>) -> Result<Vec<Picked>,
 }
 
 /// A training step as `omchat step` plans it where memory is scarce: one tile and a chunk of tokens.
-fn training(config: &OmChatConfig, dtype: Dtype) -> Result<Module, Error> {
+fn training(config: &OmChatConfig, tokens: usize, dtype: Dtype) -> Result<Module, Error> {
     let tiles = usize::from(config.vision.is_some());
-    let forward = ForwardSpec { tiles, mlp_tiles: 2, loss_tiles: 2, ..ForwardSpec::text(CHUNKS[0]) };
+    let forward = ForwardSpec { tiles, mlp_tiles: 2, loss_tiles: 2, ..ForwardSpec::text(tokens) };
     let spec = TrainSpec { recompute: Recompute::AllButAttention, ..TrainSpec::whole(forward) };
     Ok(step_module(config, &spec, dtype)?)
 }
