@@ -44,7 +44,7 @@ fn inputs(seed: u64, filled: usize) -> Vec<Tensor> {
         (seed >> 33) as f64 / f64::from(1u32 << 30) - 1.0
     };
     let (m, f) = module();
-    let types: Vec<Type> = m.function(f).param_types().into_iter().cloned().collect();
+    let types: Vec<Type> = m.function(f).param_types();
     let one = |(i, t): (usize, &Type)| {
         let data = (0..t.elements()).map(|s| match i {
             0..3 => next(),
