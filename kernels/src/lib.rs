@@ -34,9 +34,11 @@ mod attention_panels;
 mod attention_plain;
 mod attention_rows;
 mod attention_sight;
+mod attention_softmax;
 mod attention_split;
 mod attention_tiled;
 mod attention_tiles;
+mod attention_wgmma;
 mod bind;
 mod body;
 mod einsum;
@@ -69,6 +71,7 @@ mod scatter_add_plain;
 mod source;
 mod tally;
 mod vector;
+mod warpgroups;
 
 pub use bind::{Args, Buffer};
 pub use fingerprint::fingerprint;
@@ -90,6 +93,7 @@ fingerprint::listed! {
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
     &attention_split::AttentionSplit,
+    &attention_wgmma::AttentionWgmma,
     &attention_mma::AttentionMma,
     &attention_tiled::AttentionTiled,
     &attention_dq_rows::AttentionDqRows,

@@ -4,15 +4,17 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+
 use common::Draw;
-use common::device::devices;
+use common::device::{Present, devices};
 use common::reference::{self, Host};
 use omchat_codegen::Work;
 use omchat_ir::{Dtype, Type};
 use omchat_kernels::LIST;
 
 /// B, H, G, T, S, D: odd ones, one query, one key, more than a tile, grouped queries.
-const SIZES: [(usize, usize, usize, usize, usize, usize); 12] = [
+const SIZES: [(usize, usize, usize, usize, usize, usize); 13] = [
     (1, 1, 1, 1, 1, 8),
     (2, 2, 3, 5, 70, 24),
     (1, 2, 1, 65, 130, 32),
@@ -25,6 +27,7 @@ const SIZES: [(usize, usize, usize, usize, usize, usize); 12] = [
     (1, 1, 1, 9, 9, 5),
     (2, 1, 1, 1, 40, 16),
     (1, 1, 3, 23, 131, 256),
+    (1, 1, 7, 11, 140, 64),
 ];
 
 /// Shapes of q, k, v, lo, hi, at.
@@ -69,8 +72,8 @@ fn intervals(d: &mut Draw, n: reference::Sizes) -> (Vec<f64>, Vec<f64>, Vec<f64>
 /// matrix units multiply halves, and only they round.
 fn rounds(kernel: &str, dtype: Dtype) -> f64 {
     match dtype {
-        Dtype::Bf16 if kernel.ends_with(".mma") => 1.0 / 256.0,
-        Dtype::F16 if kernel.ends_with(".mma") => 1.0 / 2048.0,
+        Dtype::Bf16 if kernel.ends_with("mma") => 1.0 / 256.0,
+        Dtype::F16 if kernel.ends_with("mma") => 1.0 / 2048.0,
         _ => 0.0,
     }
 }
@@ -81,63 +84,97 @@ fn sizes_of(n: reference::Sizes, [q, k, v]: [&Host; 3], [lo, hi, at]: [&[f64]; 3
     reference::attention(n, &q.data, &k.data, &sizes, lo, hi, at).0
 }
 
+/// Runs every wanted kernel at every schedule on one drawn case; counts the runs of each.
+fn forward(p: &Present, d: &mut Draw, n: reference::Sizes, dtype: Dtype, out: Dtype, wanted: &str, ran: &mut Runs) {
+    let mut floats = |n: usize| Host::new(dtype, (0..n).map(|_| d.real(-2.0, 2.0)).collect());
+    let (q, k, v) = (floats(n.b * n.h * n.g * n.t * n.d), floats(n.b * n.h * n.s * n.d), floats(n.b * n.h * n.s * n.d));
+    let (lo, hi, at) = intervals(d, n);
+    let (want, lse) = reference::attention(n, &q.data, &k.data, &v.data, &lo, &hi, &at);
+    let sizes = sizes_of(n, [&q, &k, &v], [&lo, &hi, &at]);
+    let ints = |x: &Vec<f64>| Host::new(Dtype::I32, x.clone());
+    let operands = [q, k, v, ints(&lo), ints(&hi), ints(&at)];
+    let shapes = shapes(n);
+    let work = Work::Function {
+        name: ["attention", "attention_partial"][usize::from(out != dtype)].into(),
+        binds: Default::default(),
+        operands: operands.iter().zip(&shapes).map(|(o, s)| omchat_ir::Type::new(o.dtype, s.clone())).collect(),
+        results: vec![
+            omchat_ir::Type::new(out, shapes[0].clone()),
+            omchat_ir::Type::new(Dtype::F32, [n.b, n.h, n.g, n.t]),
+        ],
+    };
+    let blank = [
+        Host { dtype: out, data: vec![f64::NAN; want.len()] },
+        Host { dtype: Dtype::F32, data: vec![f64::NAN; lse.len()] },
+    ];
+    for k in LIST.iter().filter(|k| k.name().ends_with(wanted)) {
+        for sch in k.schedules(&work, &p.target).unwrap_or_default() {
+            let got = p.run(*k, &work, &sch, &operands, &blank);
+            let slack = if out == Dtype::F32 { 3e-6 } else { 1.0 / 200.0 };
+            for (j, (w, g)) in want.iter().zip(&got[0]).enumerate() {
+                assert!(
+                    (w - g).abs() <= slack * (2.0 + w.abs()) + rounds(k.name(), dtype) * sizes[j],
+                    "{} {sch} on {}: {n:?} out[{j}] is {g}, not {w}",
+                    k.name(),
+                    p.target.name
+                );
+            }
+            for (j, (w, g)) in lse.iter().zip(&got[1]).enumerate() {
+                assert!(
+                    (w - g).abs() <= 4e-6 * (2.0 + w.abs()),
+                    "{} {sch} on {}: {n:?} lse[{j}] is {g}, not {w}",
+                    k.name(),
+                    p.target.name
+                );
+            }
+            *ran.entry(k.name()).or_default() += 1;
+        }
+    }
+}
+
+/// Runs by kernel.
+type Runs = BTreeMap<&'static str, usize>;
+
 #[test]
 fn attention_of_every_mask() {
     for p in devices() {
         // The same cases for each device: what is emulated for one is known for the next.
         let d = &mut Draw(77);
         let (wide, writes) = (p.target.reads(Dtype::Bf16), p.target.holds(Dtype::Bf16));
-        let mut runs = 0;
+        let mut ran = Runs::new();
         for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate() {
             let n = reference::Sizes { b, h, g, t, s, d: width };
             let dtype = if wide && (i % 3 == 2 || i >= 10) { d.pick(&[Dtype::Bf16, Dtype::F16]) } else { Dtype::F32 };
             let out = if writes && i % 5 == 2 { dtype } else { Dtype::F32 };
-            let mut floats = |n: usize| Host::new(dtype, (0..n).map(|_| d.real(-2.0, 2.0)).collect());
-            let (q, k, v) = (floats(b * h * g * t * width), floats(b * h * s * width), floats(b * h * s * width));
-            let (lo, hi, at) = intervals(d, n);
-            let (want, lse) = reference::attention(n, &q.data, &k.data, &v.data, &lo, &hi, &at);
-            let sizes = sizes_of(n, [&q, &k, &v], [&lo, &hi, &at]);
-            let ints = |x: &Vec<f64>| Host::new(Dtype::I32, x.clone());
-            let operands = [q, k, v, ints(&lo), ints(&hi), ints(&at)];
-            let shapes = shapes(n);
-            let work = Work::Function {
-                name: ["attention", "attention_partial"][usize::from(out != dtype)].into(),
-                binds: Default::default(),
-                operands: operands.iter().zip(&shapes).map(|(o, s)| omchat_ir::Type::new(o.dtype, s.clone())).collect(),
-                results: vec![
-                    omchat_ir::Type::new(out, shapes[0].clone()),
-                    omchat_ir::Type::new(Dtype::F32, [b, h, g, t]),
-                ],
-            };
-            let blank = [
-                Host { dtype: out, data: vec![f64::NAN; want.len()] },
-                Host { dtype: Dtype::F32, data: vec![f64::NAN; lse.len()] },
-            ];
-            for k in LIST {
-                for sch in k.schedules(&work, &p.target).unwrap_or_default() {
-                    let got = p.run(*k, &work, &sch, &operands, &blank);
-                    let slack = if out == Dtype::F32 { 3e-6 } else { 1.0 / 200.0 };
-                    for (j, (w, g)) in want.iter().zip(&got[0]).enumerate() {
-                        assert!(
-                            (w - g).abs() <= slack * (2.0 + w.abs()) + rounds(k.name(), dtype) * sizes[j],
-                            "{} {sch} on {}: {n:?} out[{j}] is {g}, not {w}",
-                            k.name(),
-                            p.target.name
-                        );
-                    }
-                    for (j, (w, g)) in lse.iter().zip(&got[1]).enumerate() {
-                        assert!(
-                            (w - g).abs() <= 4e-6 * (2.0 + w.abs()),
-                            "{} {sch} on {}: {n:?} lse[{j}] is {g}, not {w}",
-                            k.name(),
-                            p.target.name
-                        );
-                    }
-                    runs += 1;
-                }
-            }
+            forward(&p, d, n, dtype, out, "", &mut ran);
         }
-        println!("{}: {runs} runs right", p.target.name);
+        println!("{}: {} runs right", p.target.name, ran.values().sum::<usize>());
+    }
+}
+
+/// Sizes for warpgroups: several tiles, their ends, and so many unseen keys that they go by together.
+const TILED: [(usize, usize, usize, usize, usize, usize); 6] = [
+    (1, 1, 7, 19, 300, 128),
+    (2, 1, 1, 33, 1290, 64),
+    (1, 2, 7, 10, 129, 48),
+    (2, 1, 2, 20, 1350, 16),
+    (1, 1, 1, 65, 64, 112),
+    (1, 1, 5, 13, 150, 256),
+];
+
+#[test]
+fn attention_by_warpgroups() {
+    for p in devices().into_iter().filter(|p| p.target.sm == 90) {
+        let d = &mut Draw(81);
+        let mut ran = Runs::new();
+        for (i, (b, h, g, t, s, width)) in TILED.into_iter().enumerate() {
+            let n = reference::Sizes { b, h, g, t, s, d: width };
+            let dtype = [Dtype::Bf16, Dtype::F16][i % 2];
+            let out = if i % 3 == 0 { dtype } else { Dtype::F32 };
+            forward(&p, d, n, dtype, out, ".wgmma", &mut ran);
+        }
+        println!("{}: {ran:?}", p.target.name);
+        assert!(ran.values().sum::<usize>() >= 3 * TILED.len(), "ran too seldom: {ran:?}");
     }
 }
 
