@@ -7,7 +7,7 @@
 //! ```text
 //! let prepared = LIST[i].prepare(&work, &schedule)?;          // once: host arithmetic, no device
 //! let meta = upload(prepared.meta());                         // once: a small u32 buffer
-//! prepared.launch(&client, &Args { operands, results, meta: &meta })?;   // each run: microseconds
+//! prepared.launch(&client, &Args { operands, results, scratch, meta: &meta })?;   // each run: microseconds
 //! ```
 //!
 //! Sizes and strides travel in that buffer, so a longer prompt compiles nothing: what a compilation depends
@@ -29,6 +29,8 @@ mod attention_dq_rows;
 mod attention_dq_tiled;
 mod attention_dq_wgmma;
 mod attention_fragments;
+mod attention_keys;
+mod attention_merge;
 mod attention_mma;
 mod attention_panels;
 mod attention_plain;
@@ -77,7 +79,7 @@ mod warpgroups;
 
 pub use bind::{Args, Buffer};
 pub use fingerprint::fingerprint;
-pub use prepared::{LaunchError, Parameter, Prepared};
+pub use prepared::{LaunchError, Parameter, Prepared, Step};
 pub use source::Dialect;
 
 use omchat_codegen::{Kernel, Schedule, Work};

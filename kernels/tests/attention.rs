@@ -281,6 +281,118 @@ fn attention_goes_on_from_what_was_seen() {
     }
 }
 
+/// Queries that are few: B, H, G, T, S, D, and the parts that the keys are cut into, more than there are tiles among them.
+const FEW: [(usize, usize, usize, usize, usize, usize, usize); 9] = [
+    (1, 2, 7, 1, 531, 128, 5),
+    (1, 1, 1, 1, 5, 16, 9),
+    (2, 1, 7, 2, 200, 64, 3),
+    (1, 1, 1, 16, 131, 40, 2),
+    (1, 1, 3, 3, 70, 5, 7),
+    (2, 2, 8, 1, 333, 80, 255),
+    (1, 1, 2, 1, 70, 256, 4),
+    (1, 3, 1, 1, 1, 8, 2),
+    (1, 1, 13, 1, 97, 20, 6),
+];
+
+/// Keys cut into parts whose merge is a launch of its own: whatever is seen and carried, over memory that holds NaN.
+#[test]
+fn attention_in_parts() {
+    let kernel = omchat_kernels::by_name("attention.split").unwrap();
+    for p in devices() {
+        let d = &mut Draw(81);
+        let mut runs = 0;
+        let mut counts = [0; 4];
+        for (i, (b, h, g, t, s, width, parts)) in FEW.into_iter().enumerate() {
+            let n = reference::Sizes { b, h, g, t, s, d: width };
+            let dtype = if p.target.reads(Dtype::Bf16) && i % 2 == 0 {
+                [Dtype::Bf16, Dtype::F16][i / 2 % 2]
+            } else {
+                Dtype::F32
+            };
+            let mut floats = |n: usize| Host::new(dtype, (0..n).map(|_| d.real(-2.0, 2.0)).collect::<Vec<_>>());
+            let queries = b * h * g * t;
+            let (q, k, v) = (floats(queries * width), floats(b * h * s * width), floats(b * h * s * width));
+            let (mut lo, hi, at) = intervals(d, n);
+            if i == 5 {
+                // Nobody of the first batch sees anything.
+                lo[..t].fill(f64::from(i32::MAX));
+            }
+            let [o, l] = carried(d, queries, width);
+            let (out, lse) = reference::attention(n, &q.data, &k.data, &v.data, &lo, &hi, &at);
+            kinds(&l, &lse, &mut counts);
+            let onto = folded([&o, &l], (&out, &lse));
+            let block: Vec<Host> = [vec![q, k, v], [lo, hi, at].map(|x| Host::new(Dtype::I32, x)).to_vec()].concat();
+            let later = [&block[..], &[o, l].map(|x| Host::new(Dtype::F32, x))].concat();
+            let rows = vec![b, h, g, t];
+            let list = [&shapes(n)[..], &[shapes(n)[0].clone(), rows.clone()]].concat();
+            let narrow = if p.target.holds(dtype) { dtype } else { Dtype::F32 };
+            let cases = [
+                ("attention_partial", &block, [&out, &lse], Dtype::F32),
+                ("attention_onto", &later, [&onto[0], &onto[1]], Dtype::F32),
+                ("attention", &block, [&out, &lse], narrow),
+            ];
+            for (name, operands, want, result) in cases.into_iter().take(if narrow == dtype { 3 } else { 2 }) {
+                let types = [(result, shapes(n)[0].clone()), (Dtype::F32, rows.clone())];
+                let work = Work::Function {
+                    name: name.into(),
+                    binds: Default::default(),
+                    operands: operands.iter().zip(&list).map(|(o, s)| Type::new(o.dtype, s.clone())).collect(),
+                    results: types.iter().map(|(dtype, s)| Type::new(*dtype, s.clone())).collect(),
+                };
+                let blank: Vec<Host> = types
+                    .iter()
+                    .zip(want)
+                    .map(|((dtype, _), w)| Host { dtype: *dtype, data: vec![f64::NAN; w.len()] })
+                    .collect();
+                let Some(mut schedule) = kernel.schedules(&work, &p.target).ok().and_then(|s| s.into_iter().next())
+                else {
+                    continue;
+                };
+                schedule.0.insert("parts", parts as u32);
+                schedule.0.insert("merge", if i % 3 == 1 { 32 } else { 64 });
+                assert!(kernel.scratch(&work, &schedule) > 0);
+                let what = format!("{name} {schedule} on {}: {n:?}", p.target.name);
+                let got = p.run(kernel, &work, &schedule, operands, &blank);
+                near(&format!("{what} out"), &got[0], want[0], if result == Dtype::F32 { 3e-6 } else { 1.0 / 200.0 });
+                near(&format!("{what} lse"), &got[1], want[1], 4e-6);
+                runs += 1;
+            }
+        }
+        println!("{}: {runs} runs in parts right; queries by (before, now): {counts:?}", p.target.name);
+        assert!(runs >= 2 * FEW.len() || p.target.family == omchat_codegen::Family::Cpu, "{runs} runs");
+        assert!(counts.iter().all(|c| *c > 0), "{counts:?}");
+    }
+}
+
+/// The schedule of a decode: parts enough for two cubes a core, none smaller than is worth a cube.
+#[test]
+fn parts_keep_every_core_busy() {
+    let kernel = omchat_kernels::by_name("attention.split").unwrap();
+    let offers = |h: usize, g: usize, s: usize| {
+        let n = reference::Sizes { b: 1, h, g, t: 1, s, d: 128 };
+        let [q, k, v, lo, hi, at] = shapes(n);
+        let ty = |dtype, s: &[usize]| Type::new(dtype, s.to_vec());
+        let floats = [q.clone(), k, v].map(|s| ty(Dtype::Bf16, &s));
+        let operands = [floats, [lo, hi, at].map(|s| ty(Dtype::I32, &s))].concat();
+        let work = Work::Function {
+            name: "attention".into(),
+            binds: Default::default(),
+            operands,
+            results: vec![ty(Dtype::Bf16, &q), ty(Dtype::F32, &[1, h, g, 1])],
+        };
+        let all = kernel.schedules(&work, &omchat_codegen::Target::cuda(90)).unwrap();
+        all.iter().map(|s| (s.get("parts"), kernel.scratch(&work, s))).collect::<Vec<_>>()
+    };
+    let words = |parts: usize, floats: usize| vec![(parts as u32, floats), (parts as u32, floats), (1, 0)];
+    // 4 heads of 64 parts of 7 rows of 128 values and an lse.
+    assert_eq!(offers(4, 7, 16384), words(64, 4 * 64 * 7 * 129));
+    assert_eq!(offers(4, 7, 640), words(8, 4 * 8 * 7 * 129));
+    assert_eq!(offers(1, 16, 1 << 20), words(128, 2 * 128 * 8 * 129));
+    // One part merges nothing.
+    assert_eq!(offers(4, 7, 64), [(1, 0), (1, 0)]);
+    assert_eq!(offers(264, 1, 4096), [(1, 0), (1, 0)]);
+}
+
 /// Root mean square errors of hops over the keys, as they come and rounded to bf16.
 fn ring_error(run: &dyn Fn(&str, Vec<Host>) -> [Vec<f64>; 2], block: &[Host], want: &[f64], ranks: usize) -> [f64; 2] {
     let keys = block[5].data.len() / ranks;
