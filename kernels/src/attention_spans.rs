@@ -91,7 +91,8 @@ fn joined(memory: &mut Shared<[u32]>, least: u32, greatest: u32, #[comptime] f: 
     let plane = UNIT_POS as usize / PLANE;
     let mut least = plane_min(least);
     let mut greatest = plane_max(greatest);
-    if UNIT_POS as usize % PLANE == 0 {
+    let lane = UNIT_POS as usize % PLANE;
+    if lane == 0 {
         memory[plane] = least;
         memory[planes + plane] = greatest;
     }
