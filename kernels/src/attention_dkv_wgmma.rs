@@ -22,14 +22,14 @@ use crate::attention_fragments::{
 };
 use crate::attention_sight::{Mask, at, hi, lo};
 use crate::attention_spans::{Span, blocks_first, seek_queries, span_of_queries, span_words};
-use crate::attention_warpgroups::{PARTS, block, differentiates_here, multiply_part, part, tile};
+use crate::attention_warpgroups::{block, differentiates_here, tile};
 use crate::bind::Buffers;
 use crate::einsum_copies::{commit, shared_address, wait};
 use crate::grid::{address, one_each};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::warpgroups::{
     ATOM, GROUP, LINE, Pack, ROWS, Set, Side, bring_tile, clear, close_products, declare, declare_pack, descriptor,
-    multiply, order, read_sums, show, wait_products,
+    multiply, multiply_packed, order, pack_sums, read_sums, show, wait_products,
 };
 use crate::{Launch, LaunchError};
 
@@ -62,12 +62,12 @@ fn sums_v(f: &Frame) -> Set {
     Set { name: "y", columns: f.d, dtype: f.dtype }
 }
 
-fn weights(i: usize, f: &Frame) -> Pack {
-    part(["p", "u"], i, f)
+fn weights(f: &Frame) -> Pack {
+    Pack { name: "p", depth: f.n, dtype: f.dtype }
 }
 
-fn slopes(i: usize, f: &Frame) -> Pack {
-    part(["t", "w"], i, f)
+fn slopes(f: &Frame) -> Pack {
+    Pack { name: "t", depth: f.n, dtype: f.dtype }
 }
 
 /// Words of shared memory: keys and values, tiles of queries and of cotangents, two words of each query, and the span.
@@ -83,7 +83,7 @@ fn tiles(f: &Frame) -> usize {
 /// Registers that a unit cannot do without, less those of the factors that other matrix units take.
 fn held(f: &Frame) -> usize {
     let all = scores(f).count() + shares(f).count() + sums_k(f).count() + sums_v(f).count();
-    (all + PARTS * (weights(0, f).count() + slopes(0, f).count())).saturating_sub(32)
+    (all + weights(f).count() + slopes(f).count()).saturating_sub(32)
 }
 
 impl Kernel for AttentionDkvWgmma {
@@ -143,11 +143,8 @@ fn attention_dkv_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, 
     declare(comptime![shares(&plan.f)]);
     declare(comptime![sums_k(&plan.f)]);
     declare(comptime![sums_v(&plan.f)]);
-    #[unroll]
-    for i in 0..PARTS {
-        declare_pack(comptime![weights(i, &plan.f)]);
-        declare_pack(comptime![slopes(i, &plan.f)]);
-    }
+    declare_pack(comptime![weights(&plan.f)]);
+    declare_pack(comptime![slopes(&plan.f)]);
     let item = CUBE_POS;
     if item < meta[0] as usize {
         let f = comptime![plan.f];
@@ -159,10 +156,6 @@ fn attention_dkv_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, 
         // The first keys are seen by the most queries: they go first.
         let first = item / all * f.m;
         let own = Lines { head, groups: 1usize.runtime(), times: keys };
-        let (of, units) = comptime![(block(&f), f.units())];
-        bring_tile(operands, &mut memory, 0usize, &own, first, of, comptime![plan.places.k], false, units);
-        let into = comptime![block(&f).words()].runtime();
-        bring_tile(operands, &mut memory, into, &own, first, of, comptime![plan.places.v], false, units);
         let count = min(keys - first, comptime![f.m].runtime());
         let near_far = reach(operands, batch * keys + first, count, comptime![f.m], plan.mask);
         let span = span_of_queries(operands, &mut ends, near_far, batch * times, times, plan.mask, f);
@@ -186,6 +179,10 @@ fn attention_dkv_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, 
         clear(comptime![sums_k(&f)]);
         clear(comptime![sums_v(&f)]);
 
+        let (of, units) = comptime![(block(&f), f.units())];
+        bring_tile(operands, &mut memory, 0usize, &own, first, of, comptime![plan.places.k], false, units);
+        let into = comptime![block(&f).words()].runtime();
+        bring_tile(operands, &mut memory, into, &own, first, of, comptime![plan.places.v], false, units);
         let sizes = (walk.batch, times, groups);
         let start = walk.span.first;
         let (mut turn, mut now, mut whole) =
@@ -216,23 +213,21 @@ fn attention_dkv_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, 
             if !whole {
                 hide(operands, &mut p, &places, &walk, now, plan);
             }
-            #[unroll]
-            for i in 0..PARTS {
-                weigh(&known, slot, &mut p, i, f);
-                let pack = comptime![weights(i, &f)];
-                multiply_part(&p, q_rows + here + size, i, pack, comptime![tile(&f)], comptime![sums_v(&f)]);
-            }
+            weigh(&known, slot, &mut p, f);
+            pack_sums(&p, comptime![weights(&f)]);
+            order();
+            multiply_packed(q_rows + here + size, comptime![weights(&f)], comptime![tile(&f)], comptime![sums_v(&f)]);
+            close_products();
             // The values' side.
-            wait_products(PARTS);
+            wait_products(1usize);
             read_sums(&mut ds, comptime![shares(&f)]);
-            #[unroll]
-            for i in 0..PARTS {
-                share(&known, slot, &p, &mut ds, i, f);
-                let pack = comptime![slopes(i, &f)];
-                multiply_part(&ds, q_rows + here, i, pack, comptime![tile(&f)], comptime![sums_k(&f)]);
-            }
+            share(&known, slot, &p, &mut ds, f);
+            pack_sums(&ds, comptime![slopes(&f)]);
+            order();
+            multiply_packed(q_rows + here, comptime![slopes(&f)], comptime![tile(&f)], comptime![sums_k(&f)]);
+            close_products();
             // The weights may change; and of two tiles this one is filled as soon as all units are here.
-            wait_products(comptime![if f.depth > 2 { PARTS } else { 0usize }]);
+            wait_products(comptime![usize::from(f.depth > 2)]);
             list(&mut known, after, of_level, of_delta, f);
             slot = after;
             turn = next_turn;
@@ -327,15 +322,14 @@ fn hide(operands: &Buffers, p: &mut Sums, places: &Array<i32>, w: &Walk, number:
     }
 }
 
-/// Part `i` of the scores becomes p.
+/// Scores become p.
 #[cube]
-fn weigh(known: &Shared<[f32]>, slot: u32, p: &mut Sums, #[comptime] i: usize, #[comptime] f: Frame) {
+fn weigh(known: &Shared<[f32]>, slot: u32, p: &mut Sums, #[comptime] f: Frame) {
     let scale = comptime![f.scale()].runtime();
     let from = slot as usize * comptime![2 * f.n] + own_column(0usize);
     let levels = &known[from..from + comptime![f.n - 6]];
     #[unroll]
-    for k in 0..comptime![f.n / 8 / PARTS] {
-        let j = comptime![i * f.n / 8 / PARTS + k];
+    for j in 0..comptime![f.n / 8] {
         let (even, odd) = (levels[comptime![8 * j]], levels[comptime![8 * j + 1]]);
         let mut four = p[j];
         #[unroll]
@@ -348,14 +342,13 @@ fn weigh(known: &Shared<[f32]>, slot: u32, p: &mut Sums, #[comptime] i: usize, #
     }
 }
 
-/// Part `i` of the products with values becomes ds = p (dp - delta); 0 where a query does not see.
+/// Products with values become ds = p (dp - delta); 0 where a query does not see.
 #[cube]
-fn share(known: &Shared<[f32]>, slot: u32, p: &Sums, ds: &mut Sums, #[comptime] i: usize, #[comptime] f: Frame) {
+fn share(known: &Shared<[f32]>, slot: u32, p: &Sums, ds: &mut Sums, #[comptime] f: Frame) {
     let from = slot as usize * comptime![2 * f.n] + comptime![f.n] + own_column(0usize);
     let deltas = &known[from..from + comptime![f.n - 6]];
     #[unroll]
-    for k in 0..comptime![f.n / 8 / PARTS] {
-        let j = comptime![i * f.n / 8 / PARTS + k];
+    for j in 0..comptime![f.n / 8] {
         let (even, odd) = (deltas[comptime![8 * j]], deltas[comptime![8 * j + 1]]);
         let (weights, mut four) = (p[j], ds[j]);
         #[unroll]

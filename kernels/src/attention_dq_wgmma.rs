@@ -20,14 +20,14 @@ use crate::attention_fragments::{
 };
 use crate::attention_sight::{Mask, hi, lo};
 use crate::attention_spans::{Span, blocks_first, seek_keys, span_of_keys, span_words};
-use crate::attention_warpgroups::{PARTS, block, differentiates_here, multiply_part, part, tile};
+use crate::attention_warpgroups::{block, differentiates_here, tile};
 use crate::bind::Buffers;
 use crate::einsum_copies::{commit, shared_address, wait};
 use crate::grid::{address, one_each};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::warpgroups::{
     ATOM, GROUP, LINE, Pack, ROWS, Set, Side, bring_tile, clear, close_products, declare, declare_pack, descriptor,
-    multiply, order, read_sums, show, wait_products,
+    multiply, multiply_packed, order, pack_sums, read_sums, show, wait_products,
 };
 use crate::{Launch, LaunchError};
 
@@ -57,8 +57,8 @@ fn sums(f: &Frame) -> Set {
     Set { name: "x", columns: f.d, dtype: f.dtype }
 }
 
-fn slopes(i: usize, f: &Frame) -> Pack {
-    part(["t", "w"], i, f)
+fn slopes(f: &Frame) -> Pack {
+    Pack { name: "t", depth: f.n, dtype: f.dtype }
 }
 
 /// Words of shared memory: queries and cotangents, tiles of keys and of values, and the span.
@@ -73,7 +73,7 @@ fn tiles(f: &Frame) -> usize {
 
 /// Registers that a unit cannot do without, less those of the factors that other matrix units take.
 fn held(f: &Frame) -> usize {
-    let all = scores(f).count() + shares(f).count() + sums(f).count() + PARTS * slopes(0, f).count();
+    let all = scores(f).count() + shares(f).count() + sums(f).count() + slopes(f).count();
     all.saturating_sub(32)
 }
 
@@ -136,8 +136,7 @@ fn attention_dq_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #
     declare(comptime![scores(&plan.f)]);
     declare(comptime![shares(&plan.f)]);
     declare(comptime![sums(&plan.f)]);
-    declare_pack(comptime![slopes(0, &plan.f)]);
-    declare_pack(comptime![slopes(1, &plan.f)]);
+    declare_pack(comptime![slopes(&plan.f)]);
     let item = CUBE_POS;
     if item < meta[0] as usize {
         let f = comptime![plan.f];
@@ -152,10 +151,6 @@ fn attention_dq_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #
         let first = (blocks - 1 - turn) * f.m;
         let count = min(times - first, comptime![f.m].runtime());
         let queries = Lines { head: query_head, groups: 1usize.runtime(), times };
-        let (of, units) = comptime![(block(&f), f.units())];
-        bring_tile(operands, &mut memory, 0usize, &queries, first, of, comptime![plan.places.q], false, units);
-        let into = comptime![block(&f).words()].runtime();
-        bring_tile(operands, &mut memory, into, &queries, first, of, comptime![plan.places.dout], false, units);
         let sight = view(operands, batch * times + first, count, plan.mask);
         let span = span_of_keys(operands, &mut ends, &sight, batch * keys, keys, plan.mask, f);
         let walk = Walk { span, lines: Lines { head, groups: 1usize.runtime(), times: keys } };
@@ -173,6 +168,10 @@ fn attention_dq_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #
         let mut ds = Sums::new(comptime![f.scores()]);
         clear(comptime![sums(&f)]);
 
+        let (of, units) = comptime![(block(&f), f.units())];
+        bring_tile(operands, &mut memory, 0usize, &queries, first, of, comptime![plan.places.q], false, units);
+        let into = comptime![block(&f).words()].runtime();
+        bring_tile(operands, &mut memory, into, &queries, first, of, comptime![plan.places.dout], false, units);
         let sizes = (batch * keys, keys);
         let (mut now, mut whole) = seek_keys(operands, &walk.span, &sight, sizes, 0usize, plan.mask, f);
         let mut slot = 0u32.runtime();
@@ -205,12 +204,11 @@ fn attention_dq_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #
             // The values' side.
             wait_products(0usize);
             read_sums(&mut ds, comptime![shares(&f)]);
-            #[unroll]
-            for i in 0..PARTS {
-                share(&own, &p, &mut ds, i, f);
-                let pack = comptime![slopes(i, &f)];
-                multiply_part(&ds, k_rows + here, i, pack, comptime![tile(&f)], comptime![sums(&f)]);
-            }
+            share(&own, &p, &mut ds, f);
+            pack_sums(&ds, comptime![slopes(&f)]);
+            order();
+            multiply_packed(k_rows + here, comptime![slopes(&f)], comptime![tile(&f)], comptime![sums(&f)]);
+            close_products();
             if comptime![f.depth == 2] {
                 // Of two tiles this one is filled as soon as all units are here.
                 wait_products(0usize);
@@ -280,17 +278,16 @@ fn weigh(own: &Rows, p: &mut Sums, #[comptime] f: Frame) {
     }
 }
 
-/// Part `i` of the products with values becomes ds = p (dp - delta); 0 where a query does not see.
+/// Products with values become ds = p (dp - delta); 0 where a query does not see.
 #[cube]
-fn share(own: &Rows, p: &Sums, ds: &mut Sums, #[comptime] i: usize, #[comptime] f: Frame) {
+fn share(own: &Rows, p: &Sums, ds: &mut Sums, #[comptime] f: Frame) {
     #[unroll]
-    for j in 0..comptime![f.n / 8 / PARTS] {
-        let at = comptime![i * f.n / 8 / PARTS + j];
-        let (weights, mut four) = (p[at], ds[at]);
+    for j in 0..comptime![f.n / 8] {
+        let (weights, mut four) = (p[j], ds[j]);
         #[unroll]
         for l in 0..4usize {
             four.insert(l, weights.extract(l) * (four.extract(l) - own.delta[comptime![l / 2]]));
         }
-        ds[at] = four;
+        ds[j] = four;
     }
 }

@@ -24,9 +24,6 @@ pub(crate) struct Span {
     pub(crate) count: usize,
 }
 
-/// Rows that a unit looks at together: their loads are under way at once.
-const AHEAD: usize = 8;
-
 /// Words of shared memory that finding a span takes.
 pub(crate) fn span_words(f: &Frame) -> usize {
     2 * f.units() / PLANE
@@ -46,13 +43,11 @@ pub(crate) fn span_of_queries(
     let (near, far) = near_far;
     let mut least = u32::MAX.runtime();
     let mut greatest = 0u32.runtime();
-    for i in 0..times.div_ceil(comptime![AHEAD * f.units()]) {
-        #[unroll]
-        for j in 0..AHEAD {
-            let t = min(UNIT_POS as usize + (i * AHEAD + j) * f.units(), times - 1);
-            let seen = hi(operands, batch + t, mask) >= near && lo(operands, batch + t, mask) <= far;
-            least = min(least, select(seen, t as u32, u32::MAX));
-            greatest = max(greatest, select(seen, t as u32, 0u32));
+    for i in 0..times.div_ceil(f.units()) {
+        let t = min(UNIT_POS as usize + i * f.units(), times - 1);
+        if hi(operands, batch + t, mask) >= near && lo(operands, batch + t, mask) <= far {
+            least = min(least, t as u32);
+            greatest = max(greatest, t as u32);
         }
     }
     joined(memory, least, greatest, f)
@@ -71,14 +66,12 @@ pub(crate) fn span_of_keys(
 ) -> Span {
     let mut least = u32::MAX.runtime();
     let mut greatest = 0u32.runtime();
-    for i in 0..keys.div_ceil(comptime![AHEAD * f.units()]) {
-        #[unroll]
-        for j in 0..AHEAD {
-            let s = min(UNIT_POS as usize + (i * AHEAD + j) * f.units(), keys - 1);
-            let place = at(operands, batch + s, mask);
-            let seen = place >= sight.lowest && place <= sight.highest;
-            least = min(least, select(seen, s as u32, u32::MAX));
-            greatest = max(greatest, select(seen, s as u32, 0u32));
+    for i in 0..keys.div_ceil(f.units()) {
+        let s = min(UNIT_POS as usize + i * f.units(), keys - 1);
+        let place = at(operands, batch + s, mask);
+        if place >= sight.lowest && place <= sight.highest {
+            least = min(least, s as u32);
+            greatest = max(greatest, s as u32);
         }
     }
     joined(memory, least, greatest, f)
@@ -91,8 +84,7 @@ fn joined(memory: &mut Shared<[u32]>, least: u32, greatest: u32, #[comptime] f: 
     let plane = UNIT_POS as usize / PLANE;
     let mut least = plane_min(least);
     let mut greatest = plane_max(greatest);
-    let lane = UNIT_POS as usize % PLANE;
-    if lane == 0 {
+    if UNIT_POS as usize % PLANE == 0 {
         memory[plane] = least;
         memory[planes + plane] = greatest;
     }
