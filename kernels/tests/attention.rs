@@ -1,88 +1,16 @@
-//! Attention and its backward, every kernel × schedule × device, against plain loops in f64.
+//! Attention, every kernel × schedule × device, against plain loops in f64.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
-use std::collections::BTreeMap;
-
 use common::Draw;
+use common::attention::{Runs, SIZES, intervals, rounds, shapes, sizes_of};
 use common::device::{Present, devices};
 use common::reference::{self, Host};
 use omchat_codegen::Work;
 use omchat_ir::{Dtype, Type};
 use omchat_kernels::LIST;
-
-/// B, H, G, T, S, D: odd ones, one query, one key, more than a tile, grouped queries.
-const SIZES: [(usize, usize, usize, usize, usize, usize); 13] = [
-    (1, 1, 1, 1, 1, 8),
-    (2, 2, 3, 5, 70, 24),
-    (1, 2, 1, 65, 130, 32),
-    (1, 1, 3, 40, 200, 64),
-    (2, 1, 1, 33, 64, 72),
-    (1, 1, 2, 3, 257, 80),
-    (1, 1, 1, 17, 129, 128),
-    (1, 3, 3, 1, 300, 64),
-    (1, 1, 3, 150, 150, 16),
-    (1, 1, 1, 9, 9, 5),
-    (2, 1, 1, 1, 40, 16),
-    (1, 1, 3, 23, 131, 256),
-    (1, 1, 7, 11, 140, 64),
-];
-
-/// Shapes of q, k, v, lo, hi, at.
-fn shapes(n: reference::Sizes) -> [Vec<usize>; 6] {
-    let keys = vec![n.b, n.h, n.s, n.d];
-    [vec![n.b, n.h, n.g, n.t, n.d], keys.clone(), keys, vec![n.b, n.t], vec![n.b, n.t], vec![n.b, n.s]]
-}
-
-/// Intervals of the four uses: causal in packed documents, tiles of an image, a window, a cache with empty slots.
-fn intervals(d: &mut Draw, n: reference::Sizes) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
-    let (mut lo, mut hi, mut at) = (vec![], vec![], vec![]);
-    let empty = f64::from(i32::MAX);
-    for _ in 0..n.b {
-        let kind = d.below(5);
-        let filled = if kind == 3 { n.s.div_ceil(4) } else { n.s };
-        for s in 0..n.s {
-            at.push(if s < filled { s as f64 } else { empty });
-        }
-        for t in 0..n.t {
-            let now = (filled.saturating_sub(n.t) + t) as f64;
-            let (l, h) = match kind {
-                0 => ((now / 37.0).floor() * 37.0, now),
-                1 => ((now / 24.0).floor() * 24.0, (now / 24.0).floor() * 24.0 + 23.0),
-                2 => (now - 20.0, now),
-                3 => (0.0, now),
-                _ => {
-                    if d.chance(30) {
-                        (5.0, 4.0)
-                    } else {
-                        (0.0, empty)
-                    }
-                }
-            };
-            lo.push(l);
-            hi.push(h);
-        }
-    }
-    (lo, hi, at)
-}
-
-/// What rounding to halves before a product may cost, for each unit of what the product's terms sum to without signs:
-/// matrix units multiply halves, and only they round.
-fn rounds(kernel: &str, dtype: Dtype) -> f64 {
-    match dtype {
-        Dtype::Bf16 if kernel.ends_with("mma") => 1.0 / 256.0,
-        Dtype::F16 if kernel.ends_with("mma") => 1.0 / 2048.0,
-        _ => 0.0,
-    }
-}
-
-/// Sums of p |v| for every output.
-fn sizes_of(n: reference::Sizes, [q, k, v]: [&Host; 3], [lo, hi, at]: [&[f64]; 3]) -> Vec<f64> {
-    let sizes: Vec<f64> = v.data.iter().map(|x| x.abs()).collect();
-    reference::attention(n, &q.data, &k.data, &sizes, lo, hi, at).0
-}
 
 /// Runs every wanted kernel at every schedule on one drawn case; counts the runs of each.
 fn forward(p: &Present, d: &mut Draw, n: reference::Sizes, dtype: Dtype, out: Dtype, wanted: &str, ran: &mut Runs) {
@@ -131,9 +59,6 @@ fn forward(p: &Present, d: &mut Draw, n: reference::Sizes, dtype: Dtype, out: Dt
         }
     }
 }
-
-/// Runs by kernel.
-type Runs = BTreeMap<&'static str, usize>;
 
 #[test]
 fn attention_of_every_mask() {
@@ -465,132 +390,5 @@ fn attention_in_hops_does_not_lose_by_ranks() {
             kernels += 1;
         }
         assert!(kernels >= 2, "{}: {kernels} kernels", p.target.name);
-    }
-}
-
-/// Sums of the terms of dq, dk and dv without their signs.
-fn back_sizes(
-    n: reference::Sizes,
-    [q, k, v, lse, delta, dout]: [&Host; 6],
-    [lo, hi, at]: [&[f64]; 3],
-) -> [Vec<f64>; 3] {
-    let mut sums = [vec![0.0; q.data.len()], vec![0.0; k.data.len()], vec![0.0; k.data.len()]];
-    let scale = 1.0 / (n.d as f64).sqrt();
-    let row = |h: &Host, r: usize| h.data[r * n.d..(r + 1) * n.d].to_vec();
-    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(a, b)| a * b).sum::<f64>();
-    for r in 0..n.b * n.h * n.g * n.t {
-        let (head, t) = (r / (n.g * n.t), r % n.t);
-        let b = head / n.h;
-        for s in (0..n.s).filter(|s| (lo[b * n.t + t]..=hi[b * n.t + t]).contains(&at[b * n.s + s])) {
-            let key = head * n.s + s;
-            let p = (scale * dot(&row(q, r), &row(k, key)) - lse.data[r]).exp();
-            let ds = (scale * p * (dot(&row(dout, r), &row(v, key)) - delta.data[r])).abs();
-            for d in 0..n.d {
-                sums[0][r * n.d + d] += ds * k.data[key * n.d + d].abs();
-                sums[1][key * n.d + d] += ds * q.data[r * n.d + d].abs();
-                sums[2][key * n.d + d] += p * dout.data[r * n.d + d].abs();
-            }
-        }
-    }
-    sums
-}
-
-/// More for the backward on matrix units, in bf16: heads as wide as models have them, no size a multiple of a tile.
-const HALVES: [(usize, usize, usize, usize, usize, usize); 5] = [
-    (1, 1, 1, 150, 333, 128),
-    (1, 2, 7, 67, 67, 64),
-    (2, 1, 7, 71, 140, 128),
-    (1, 1, 1, 1, 131, 96),
-    (1, 2, 3, 201, 65, 64),
-];
-
-#[test]
-fn backward_of_every_mask() {
-    for p in devices() {
-        // The same cases for each device: what is emulated for one is known for the next.
-        let d = &mut Draw(78);
-        let wide = p.target.reads(Dtype::Bf16);
-        let mut ran = Runs::new();
-        for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate() {
-            let n = reference::Sizes { b, h, g, t, s, d: width };
-            let dtype = if wide && (i % 3 == 2 || i >= 10) { d.pick(&[Dtype::Bf16, Dtype::F16]) } else { Dtype::F32 };
-            backward(&p, d, n, dtype, "", &mut ran);
-        }
-        for (b, h, g, t, s, width) in HALVES.into_iter().filter(|_| wide) {
-            let n = reference::Sizes { b, h, g, t, s, d: width };
-            backward(&p, d, n, Dtype::Bf16, "wgmma", &mut ran);
-        }
-        println!("{}: backward runs right: {ran:?}", p.target.name);
-        assert!(ran.values().sum::<usize>() >= 20);
-        for kernel in ["attention_dq.wgmma", "attention_dkv.wgmma"] {
-            let times = ran.get(kernel).copied().unwrap_or(0);
-            assert!(p.target.sm != 90 || times >= 15, "{kernel} ran too seldom: {ran:?}");
-        }
-    }
-}
-
-/// The backward of drawn values by each kernel of which the name ends so, at each schedule; counts the runs.
-fn backward(p: &Present, d: &mut Draw, n: reference::Sizes, dtype: Dtype, end: &str, ran: &mut Runs) {
-    let reference::Sizes { b, h, g, t, s, d: width } = n;
-    let mut floats = |dtype, n: usize| Host::new(dtype, (0..n).map(|_| d.real(-1.0, 1.0)).collect::<Vec<_>>());
-    let queries = b * h * g * t;
-    let (q, k, v) =
-        (floats(dtype, queries * width), floats(dtype, b * h * s * width), floats(dtype, b * h * s * width));
-    let (dout, dlse) = (floats(dtype, queries * width), floats(Dtype::F32, queries));
-    let (lo, hi, at) = intervals(d, n);
-    let (out, lse) = reference::attention(n, &q.data, &k.data, &v.data, &lo, &hi, &at);
-    let delta: Vec<f64> = (0..queries)
-        .map(|r| {
-            let row = r * width..(r + 1) * width;
-            out[row.clone()].iter().zip(&dout.data[row]).map(|(x, y)| x * y).sum::<f64>() - dlse.data[r]
-        })
-        .collect();
-    let (lse, delta) = (Host::new(Dtype::F32, lse), Host::new(Dtype::F32, delta));
-    let [dq, dk, dv] =
-        reference::attention_backward(n, &q.data, &k.data, &v.data, &lo, &hi, &at, &lse.data, &delta.data, &dout.data);
-    let bounds = back_sizes(n, [&q, &k, &v, &lse, &delta, &dout], [&lo, &hi, &at]);
-    let ints = |x: &Vec<f64>| Host::new(Dtype::I32, x.clone());
-    let operands = [q, k, v, ints(&lo), ints(&hi), ints(&at), lse, delta, dout];
-    let rows = vec![b, h, g, t];
-    let list = [&shapes(n)[..], &[rows.clone(), rows, shapes(n)[0].clone()]].concat();
-    let types: Vec<Type> = operands.iter().zip(&list).map(|(o, s)| Type::new(o.dtype, s.clone())).collect();
-    for (name, want) in [("attention_dq", vec![dq]), ("attention_dkv", vec![dk, dv])] {
-        let result = |x: &Vec<f64>| {
-            Type::new(
-                Dtype::F32,
-                if x.len() == queries * width && name == "attention_dq" {
-                    shapes(n)[0].clone()
-                } else {
-                    shapes(n)[1].clone()
-                },
-            )
-        };
-        let work = Work::Function {
-            name: name.into(),
-            binds: Default::default(),
-            operands: types.clone(),
-            results: want.iter().map(result).collect(),
-        };
-        let blank: Vec<Host> = want.iter().map(|w| Host { dtype: Dtype::F32, data: vec![f64::NAN; w.len()] }).collect();
-        for k in LIST.iter().filter(|k| k.name().ends_with(end)) {
-            for sch in k.schedules(&work, &p.target).unwrap_or_default() {
-                let got = p.run(*k, &work, &sch, &operands, &blank);
-                for (r, (want, got)) in want.iter().zip(&got).enumerate() {
-                    let top = want.iter().fold(1.0f64, |a, x| a.max(x.abs()));
-                    for (j, (w, g)) in want.iter().zip(got).enumerate() {
-                        let which = if name == "attention_dq" { 0 } else { 1 + r };
-                        let allowed = rounds(k.name(), dtype) * bounds[which][j];
-                        let error = ((w - g).abs() - allowed).max(0.0) / top;
-                        assert!(
-                            error <= 4e-6,
-                            "{} {sch} on {}: {n:?} result {r}[{j}] is {g}, not {w}",
-                            k.name(),
-                            p.target.name
-                        );
-                    }
-                }
-                *ran.entry(k.name()).or_default() += 1;
-            }
-        }
     }
 }
