@@ -41,6 +41,9 @@ pub struct Args {
     /// Only rows whose name contains this, or one of several.
     #[arg(long, value_name = "NAME-PART")]
     only: Vec<String>,
+    /// Prints the names of the rows of `kernels` and benches nothing.
+    #[arg(long)]
+    list: bool,
     /// Every kernel and schedule that takes the work, not only the chosen one.
     #[arg(long)]
     all: bool,
@@ -88,6 +91,10 @@ pub fn run(args: &Args) -> Result<(), Error> {
         ..Options::default()
     };
     options.budget.time = Duration::from_millis(args.time.into());
+    if args.list {
+        let cases = bench::cases(&config, &scale);
+        return cases.iter().filter(|c| options.wants(&c.name)).try_for_each(|c| say(format!("{}\n", c.name)));
+    }
     // What went wrong in writing is kept beside: whoever benches knows nothing of readers that went away.
     let mut unsaid: Option<Error> = None;
     let mut tell = |said: Said| -> Result<(), omchat::Error> {
