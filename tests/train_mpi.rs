@@ -56,11 +56,18 @@ fn recipe(dir: &Path) -> PathBuf {
     path
 }
 
-/// A run under way, and each line that it said, with when.
+/// A run under way, and each line that it said.
 struct Run {
     child: Child,
-    said: Arc<Mutex<Vec<(Instant, String)>>>,
+    said: Arc<Mutex<Vec<String>>>,
     readers: Vec<JoinHandle<()>>,
+}
+
+impl Run {
+    /// All that it said until now.
+    fn said(&self) -> String {
+        self.said.lock().unwrap().join("\n")
+    }
 }
 
 /// `omchat train` on so many processes; one is no rank.
@@ -94,16 +101,16 @@ fn start(recipe: &Path, out: &Path, ranks: usize, ring: usize) -> Run {
 }
 
 /// Notes lines as they come.
-fn read(from: impl Read + Send + 'static, said: Arc<Mutex<Vec<(Instant, String)>>>) -> JoinHandle<()> {
+fn read(from: impl Read + Send + 'static, said: Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
     spawn(move || {
         for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
-            said.lock().unwrap().push((Instant::now(), String::from_utf8_lossy(&line).into_owned()));
+            said.lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
         }
     })
 }
 
 /// Whether a run succeeded, and what it said.
-fn ended(mut run: Run) -> (bool, Vec<(Instant, String)>) {
+fn ended(mut run: Run) -> (bool, Vec<String>) {
     let start = Instant::now();
     let status = loop {
         match run.child.try_wait().unwrap() {
@@ -120,15 +127,12 @@ fn ended(mut run: Run) -> (bool, Vec<(Instant, String)>) {
     (status.success(), said)
 }
 
-fn text(said: &[(Instant, String)]) -> String {
-    said.iter().map(|(_, line)| format!("{line}\n")).collect()
-}
-
 /// A run that succeeds.
 fn whole(recipe: &Path, out: &Path, ranks: usize, ring: usize) -> String {
     let (good, said) = ended(start(recipe, out, ranks, ring));
-    assert!(good, "{}", text(&said));
-    text(&said)
+    let said = said.join("\n");
+    assert!(good, "{said}");
+    said
 }
 
 /// Numbers of each step, by name.
@@ -179,10 +183,10 @@ fn ranks_of(out: &Path) -> Vec<(u32, usize)> {
 }
 
 /// Waits for something of a run.
-fn until(what: &str, run: &Run, done: impl Fn() -> bool) {
+fn until(what: &str, run: &Run, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !done() {
-        assert!(begun.elapsed() < LONG, "{what}: not in {LONG:?}: {}", text(&run.said.lock().unwrap()));
+        assert!(begun.elapsed() < LONG, "{what}: not in {LONG:?}: {}", run.said());
         sleep(Duration::from_millis(10));
     }
 }
@@ -211,7 +215,7 @@ fn moment(draw: &mut Draw, run: &Run, out: &Path, ranks: usize, starts: Duration
         let part = draw.part(starts);
         sleep(part);
         // What a run went on from, it says once its ranks have met.
-        let met = text(&run.said.lock().unwrap()).contains("resumed at step");
+        let met = run.said().contains("resumed at step");
         return (met, format!("{:.1} s into the start", part.as_secs_f64()));
     }
     // Never past the last checkpoint but one, so that all kills find something to do.
@@ -225,14 +229,28 @@ fn moment(draw: &mut Draw, run: &Run, out: &Path, ranks: usize, starts: Duration
     (true, format!("{:.2} s after step {step}", part.as_secs_f64()))
 }
 
-/// Who named whom as lost, and when: `omchat: rank 0: rank 3 is silent ...`.
-fn named(said: &[(Instant, String)]) -> Vec<(usize, usize, Instant)> {
+/// When each of those processes was gone, in order. A rank ends as soon as it has named who is lost; what it says comes
+/// later, since `mpirun` passes nothing on while it ends a run.
+fn gone(run: &Run, alive: &[(u32, usize)], since: Instant) -> Vec<Duration> {
+    let mut left: Vec<u32> = alive.iter().map(|(pid, _)| *pid).collect();
+    let mut ends = vec![];
+    until("the others' end", run, || {
+        // Who is dead and not yet waited for has no command line.
+        left.retain(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty()));
+        ends.resize(alive.len() - left.len(), since.elapsed());
+        left.is_empty()
+    });
+    ends
+}
+
+/// Who named whom as lost: `omchat: rank 0: rank 3 is silent ...`.
+fn named(said: &str) -> Vec<(usize, usize)> {
     let number = |s: &str| s.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok());
-    let one = |(at, line): &(Instant, String)| {
+    let one = |line: &str| {
         let (who, whom) = line.split_once("omchat: rank ")?.1.split_once(": rank ")?;
-        Some((number(who)?, number(whom)?, *at))
+        Some((number(who)?, number(whom)?))
     };
-    said.iter().filter_map(one).collect()
+    said.lines().filter_map(one).collect()
 }
 
 /// Starts or resumes a run, kills a rank of it with -9 at a moment, and holds the others to naming it.
@@ -240,27 +258,28 @@ fn kill(draw: &mut Draw, recipe: &Path, out: &Path, ranks: usize, starts: Durati
     let run = start(recipe, out, ranks, 2);
     let (met, when) = moment(draw, &run, out, ranks, starts);
     let alive = ranks_of(out);
-    assert_eq!(alive.len(), ranks, "a run ended by itself: {}", text(&run.said.lock().unwrap()));
+    assert_eq!(alive.len(), ranks, "a run ended by itself: {}", run.said());
     let (pid, victim) = alive[draw.below(ranks)];
     let died = Instant::now();
     assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    let gone = gone(&run, &alive, died);
     let (good, said) = ended(run);
-    let (took, all) = (died.elapsed(), text(&said));
+    let (took, said) = (died.elapsed(), said.join("\n"));
     let named = named(&said);
-    let seconds = |at: Option<Instant>| at.map_or("never".into(), |t| format!("{:.2} s", (t - died).as_secs_f64()));
     println!(
-        "rank {victim} of {ranks} killed {when}: named by {} others, first after {}, last after {}; ended after {:.2} s; kept step {}",
+        "rank {victim} of {ranks} killed {when}: named by {} others, the first gone after {:.2} s, the last after {:.2} s; \
+         mpirun after {:.2} s; kept step {}",
         named.len(),
-        seconds(named.iter().map(|n| n.2).min()),
-        seconds(named.iter().map(|n| n.2).max()),
+        gone[1].as_secs_f64(),
+        gone[ranks - 1].as_secs_f64(),
         took.as_secs_f64(),
         kept(out)
     );
-    assert!(!good && took < SOON, "{took:?}: {all}");
-    assert!(named.iter().all(|(_, whom, _)| *whom == victim), "not rank {victim}: {all}");
+    assert!(!good && took < SOON, "{took:?}: {said}");
+    assert!(named.iter().all(|(_, whom)| *whom == victim), "not rank {victim}: {said}");
     if met {
-        assert_eq!(named.len(), ranks - 1, "all others name rank {victim}: {all}");
-        assert!(all.contains("of step") && all.contains("resume the last checkpoint"), "{all}");
+        assert_eq!(named.len(), ranks - 1, "all others name rank {victim}: {said}");
+        assert!(said.contains("of step") && said.contains("resume the last checkpoint"), "{said}");
     }
     assert!(ranks_of(out).is_empty(), "a rank is left over");
 }

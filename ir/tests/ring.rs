@@ -96,7 +96,7 @@ fn error_against_ranks() {
             for (layout, name) in ["contiguous", "zigzag"].into_iter().enumerate() {
                 let found = [1, 2, 4, 8, 16].map(|r| error(stream, rounds, r, layout, &library));
                 let row: Vec<String> = found.iter().map(|e| format!("{e:.3e}")).collect();
-                println!("ring_error {dtype} {partial} {documents} {name} {}", row.join(" "));
+                println!("ring_error out {dtype} {partial} {documents} {name} {}", row.join(" "));
                 let worst = found.iter().fold(0.0, |m: f64, e| m.max(e / found[0]));
                 match (dtype, partial) {
                     // Each hop rounds once more, to f32.
