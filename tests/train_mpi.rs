@@ -211,15 +211,16 @@ impl Draw {
 fn moment(draw: &mut Draw, run: &Run, out: &Path, ranks: usize, starts: Duration) -> (bool, String) {
     let from = kept(out);
     until("all ranks", run, || ranks_of(out).len() == ranks);
+    // What a run goes on from, it says once its ranks have met.
+    let met = || run.said().contains("resumed at step");
     if draw.below(4) == 0 {
         let part = draw.part(starts);
         sleep(part);
-        // What a run went on from, it says once its ranks have met.
-        let met = run.said().contains("resumed at step");
-        return (met, format!("{:.1} s into the start", part.as_secs_f64()));
+        return (met(), format!("{:.1} s into the start", part.as_secs_f64()));
     }
     // Never past the last checkpoint but one, so that all kills find something to do.
     let step = (from + 1 + draw.below(2)).min(STEPS - 3);
+    until("ranks that meet", run, || from == 0 || met());
     // Steps after the checkpoint stay in the log until the run has read it.
     until("the log of what is resumed", run, || curve(out).len() <= from);
     until("a step", run, || curve(out).len() >= step);
