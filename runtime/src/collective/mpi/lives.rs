@@ -166,7 +166,9 @@ impl Lives {
             Some(at) if *heard < at + LATE => Some((rank, SIGNALLED.into())),
             Some(_) => Some((self.rank, "was told to end (SIGTERM)".into())),
             // Not told yet: but then there is little time.
-            None if !self.stood && self.asked.is_some_and(|at| *heard < at + LATE && now.duration_since(at) >= WOKEN) => {
+            None if !self.stood
+                && self.asked.is_some_and(|at| *heard < at + LATE && now.duration_since(at) >= WOKEN) =>
+            {
                 Some((rank, SIGNALLED.into()))
             }
             None => {
