@@ -47,9 +47,9 @@ pub fn assign(
 pub(crate) fn lives(buffers: &[BufferPlan], launches: &[LaunchPlan], results: &[Port]) -> Vec<Option<(usize, usize)>> {
     let mut lives: Vec<Option<(usize, usize)>> = vec![None; buffers.len()];
     for (at, l) in launches.iter().enumerate() {
-        for b in l.operands.iter().chain(&l.results) {
-            let first = lives[*b].map_or(at, |x| x.0);
-            lives[*b] = Some((first, at));
+        for b in l.buffers() {
+            let first = lives[b].map_or(at, |x| x.0);
+            lives[b] = Some((first, at));
         }
     }
     for r in results {

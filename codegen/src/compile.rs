@@ -5,7 +5,7 @@ use crate::kernel::Work;
 use crate::lower::{Lowered, lower};
 use crate::nest::{Nest, Read, Write};
 use crate::passes::{self, Context, Pass, Unit};
-use crate::program::{BufferPlan, Chosen, LaunchPlan, Memory, Place, Port, Program};
+use crate::program::{self, BufferPlan, Chosen, LaunchPlan, Memory, Place, Port, Program};
 use crate::select::select;
 use crate::{Body, Error, Kind, Step};
 use omchat_ir::{Action, Func, Function, Module, Role, Value};
@@ -231,7 +231,8 @@ impl Compiler<'_> {
                 self.chosen.len() - 1
             }
         };
-        self.launches.push(LaunchPlan { chosen, operands, results, label });
+        let scratch = program::scratch(&mut self.buffers, self.chosen[chosen].scratch);
+        self.launches.push(LaunchPlan { chosen, operands, results, scratch, label });
         Ok(())
     }
 

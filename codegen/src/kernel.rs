@@ -153,4 +153,9 @@ pub trait Kernel: Sync {
     ///
     /// Errors: a reason that a user can read.
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal>;
+    /// Floats (f32) of memory that a launch with that schedule works in, beside its operands and results. They hold
+    /// anything when it begins, and nobody reads them when it is done. Most kernels need none.
+    fn scratch(&self, _work: &Work, _schedule: &Schedule) -> usize {
+        0
+    }
 }

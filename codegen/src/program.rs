@@ -1,6 +1,8 @@
 //! Programs: launches over buffers whose places are known before anything runs.
 
-use crate::kernel::{Schedule, Work};
+use crate::Error;
+use crate::assign::assign;
+use crate::kernel::{Kernel, Schedule, Work};
 use crate::target::Target;
 use omchat_ir::{Dtype, Role, Type};
 use std::fmt;
@@ -83,8 +85,17 @@ pub struct LaunchPlan {
     pub operands: Vec<usize>,
     /// Buffers written, as the work counts its results.
     pub results: Vec<usize>,
+    /// The buffer that it works in, where its kernel asks for one; it lives during this launch alone.
+    pub scratch: Option<usize>,
     /// The values that it yields.
     pub label: String,
+}
+
+impl LaunchPlan {
+    /// Every buffer that it touches.
+    pub fn buffers(&self) -> impl Iterator<Item = usize> + '_ {
+        self.operands.iter().chain(&self.results).chain(&self.scratch).copied()
+    }
 }
 
 /// What a choice rests on.
@@ -107,6 +118,8 @@ pub struct Chosen {
     pub work: Work,
     /// How.
     pub schedule: Schedule,
+    /// Floats (f32) of scratch memory that each launch takes.
+    pub scratch: usize,
     /// Kernels that stand before it in the list, and why it was none of them.
     pub refusals: Vec<(&'static str, String)>,
     /// Why it was taken.
@@ -136,6 +149,15 @@ pub struct Program {
     pub launches: Vec<LaunchPlan>,
 }
 
+/// A new buffer of that many floats for a launch to work in; none for none.
+pub(crate) fn scratch(buffers: &mut Vec<BufferPlan>, floats: usize) -> Option<usize> {
+    let (ty, place) = (Type::new(Dtype::F32, [floats]), Place::Arena { slab: 0, offset: 0 });
+    (floats > 0).then(|| {
+        buffers.push(BufferPlan { ty, memory: Memory::Workspace, place });
+        buffers.len() - 1
+    })
+}
+
 impl Program {
     /// Bytes of a class of memory; the workspace is the arena's size less the outputs in it.
     pub fn bytes(&self, memory: Memory) -> usize {
@@ -158,6 +180,23 @@ impl Program {
     pub fn packed_bytes(&self) -> usize {
         let packed = |b: &&BufferPlan| b.memory == Memory::Weight && self.target.packs(b.ty.dtype);
         self.buffers.iter().filter(packed).map(|b| b.ty.bytes()).sum()
+    }
+
+    /// The same program with another kernel or schedule for one of its [`Program::chosen`]; the arena is laid anew, for
+    /// the scratch memory that this takes.
+    ///
+    /// Errors: `Limit` where scratch memory is more than the target may bind.
+    pub fn with(&self, chosen: usize, kernel: &dyn Kernel, schedule: Schedule) -> Result<Program, Error> {
+        let mut p = self.clone();
+        let c = &mut p.chosen[chosen];
+        c.scratch = kernel.scratch(&c.work, &schedule);
+        (c.kernel, c.schedule) = (kernel.name(), schedule);
+        let floats = c.scratch;
+        for l in p.launches.iter_mut().filter(|l| l.chosen == chosen) {
+            l.scratch = scratch(&mut p.buffers, floats);
+        }
+        p.slabs = assign(&mut p.buffers, &p.launches, &p.results, &p.target)?;
+        Ok(p)
     }
 
     /// Bytes that a run holds at once: what the caller holds, and the whole arena.
@@ -200,12 +239,13 @@ impl fmt::Display for Program {
             let list = |x: &[usize]| x.iter().map(name).collect::<Vec<_>>().join(", ");
             writeln!(
                 f,
-                "  {} = {} [{}] ({}) -> {}{}",
+                "  {} = {} [{}] ({}) -> {}{}{}",
                 l.label,
                 c.kernel,
                 c.schedule,
                 list(&l.operands),
                 list(&l.results),
+                l.scratch.map_or(String::new(), |b| format!(" in {} ({} bytes)", name(&b), c.scratch * 4)),
                 if c.by == By::Tuned { " tuned" } else { "" }
             )?;
             let first = !std::mem::replace(&mut told[l.chosen], true);

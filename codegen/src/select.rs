@@ -19,6 +19,8 @@ pub struct Offer<'a> {
     pub kernel: &'a dyn Kernel,
     /// How it would run.
     pub schedule: Schedule,
+    /// Floats (f32) of scratch memory that it takes.
+    pub scratch: usize,
     /// Seconds that the cost model expects.
     pub seconds: f64,
 }
@@ -34,14 +36,38 @@ pub fn offers<'a>(work: &Work, target: &Target, kernels: &[&'a dyn Kernel]) -> (
     for k in kernels.iter().filter(|k| k.implements().takes(work)) {
         match k.schedules(work, target) {
             Ok(s) if s.is_empty() => refusals.push((k.name(), "offers no schedule".to_string())),
-            Ok(s) => found.extend(s.into_iter().map(|schedule| {
-                let seconds = cost::seconds(work, &amount, &schedule, target);
-                Offer { kernel: *k, schedule, seconds }
-            })),
+            Ok(s) => {
+                let (before, mut lacks) = (found.len(), None);
+                for schedule in s {
+                    let scratch = k.scratch(work, &schedule);
+                    match lacking(work, scratch, target) {
+                        Some(why) => lacks = Some(why),
+                        None => {
+                            let seconds = cost::seconds(work, &amount, &schedule, target);
+                            found.push(Offer { kernel: *k, schedule, scratch, seconds });
+                        }
+                    }
+                }
+                refusals.extend(lacks.filter(|_| found.len() == before).map(|why| (k.name(), why)));
+            }
             Err(r) => refusals.push((k.name(), r.0)),
         }
     }
     (found, refusals)
+}
+
+/// What a target lacks for that many floats of scratch memory.
+fn lacking(work: &Work, scratch: usize, target: &Target) -> Option<String> {
+    let (bytes, bound, name) = (scratch * 4, work.bindings() + 1, &target.name);
+    if scratch == 0 {
+        None
+    } else if bytes > target.max_binding_bytes {
+        Some(format!("needs {bytes} bytes of scratch memory, {name} binds {} at once", target.max_binding_bytes))
+    } else if bound > target.max_bindings {
+        Some(format!("binds {bound} buffers with its scratch memory, {name} takes {}", target.max_bindings))
+    } else {
+        None
+    }
 }
 
 /// The place of the offer that the cost model prefers: the first, unless a later one is expected to take much less.
@@ -61,7 +87,7 @@ pub fn preferred(offers: &[Offer]) -> Option<usize> {
 pub(crate) fn select(work: Work, context: &Context) -> Result<Chosen, Error> {
     if let Work::Collective(c) = &work {
         let (kernel, schedule) = (c.name(), Schedule::new(&[("ranks", c.ranks as u32)]));
-        return Ok(Chosen { kernel, schedule, work, refusals: vec![], by: By::List });
+        return Ok(Chosen { kernel, schedule, scratch: 0, work, refusals: vec![], by: By::List });
     }
     let (need, target) = (work.bindings(), context.target);
     if need > target.max_bindings {
@@ -99,7 +125,8 @@ pub(crate) fn select(work: Work, context: &Context) -> Result<Chosen, Error> {
     if let (Some(p), None) = (pick, measured) {
         refusals.push(("the tuned choice", format!("{} [{}] is not offered for this work", p.kernel, p.schedule)));
     }
-    Ok(Chosen { kernel: chosen.kernel.name(), schedule: chosen.schedule.clone(), work, refusals, by })
+    let (kernel, schedule) = (chosen.kernel.name(), chosen.schedule.clone());
+    Ok(Chosen { kernel, schedule, scratch: chosen.scratch, work, refusals, by })
 }
 
 /// Kernels that offered a schedule and stand before the one that was taken, and why they were not.

@@ -144,3 +144,82 @@ fn what_was_measured_is_taken_where_it_is_still_offered() {
     assert_eq!((c.kernel, c.by), ("a", By::List));
     assert!(c.refusals.iter().any(|(k, why)| *k == "the tuned choice" && why.contains("rows=9")), "{:?}", c.refusals);
 }
+
+/// A kernel of nests whose launches work in memory of their own: as many floats as the schedule's `parts`.
+struct Works(Vec<u32>);
+
+impl Kernel for Works {
+    fn name(&self) -> &'static str {
+        "works"
+    }
+    fn implements(&self) -> Implements {
+        Implements::Nest
+    }
+    fn schedules(&self, _: &Work, _: &Target) -> Result<Vec<Schedule>, Refusal> {
+        Ok(self.0.iter().map(|n| Schedule::new(&[("parts", *n)])).collect())
+    }
+    fn scratch(&self, _: &Work, schedule: &Schedule) -> usize {
+        schedule.get("parts") as usize
+    }
+}
+
+#[test]
+fn scratch_memory_lives_during_its_launch_alone() {
+    let text = "func @f(%x: f32[640], %w: f32[640]) -> (f32[640], f32) {
+        %a = reduce.sum %x \"c ->\" %b = mul %x, %a \"c, -> c\" %s = reduce.sum %b \"c ->\" %y = mul %b, %s \"c, -> c\" return %y, %s }";
+    let module = parse(text).unwrap_or_else(|e| panic!("{}", e.render("text", text)));
+    let (works, target) = (Works(vec![5000, 3]), Target::cpu(2));
+    let context = Context { target: &target, kernels: &[&works], tuned: None, ranks: 1 };
+    let p = compile(&module, Func(0), &context).unwrap();
+    let apart = |p: &omchat_codegen::Program, floats: usize| {
+        let span = |b: usize| match p.buffers[b].place {
+            omchat_codegen::Place::Own => None,
+            omchat_codegen::Place::Arena { slab, offset } => {
+                assert!(offset + p.buffers[b].ty.bytes() <= p.slabs[slab], "{p}");
+                Some((slab, offset, offset + p.buffers[b].ty.bytes()))
+            }
+        };
+        assert!(p.launches.len() >= 4);
+        for (at, l) in p.launches.iter().enumerate() {
+            let mine = l.scratch.unwrap();
+            assert_eq!((p.buffers[mine].ty.elements(), p.chosen[l.chosen].scratch), (floats, floats));
+            // What is read or yielded here, or is made before and read later.
+            let later =
+                p.launches[at..].iter().flat_map(|m| m.operands.clone()).chain(p.results.iter().map(|r| r.buffer));
+            let made: Vec<usize> = p.launches[..=at].iter().flat_map(|m| m.results.clone()).collect();
+            for b in later.filter(|b| made.contains(b)).chain(l.buffers().filter(|b| *b != mine)) {
+                if let (Some((s, a, e)), Some((t, c, f))) = (span(mine), span(b)) {
+                    assert!(s != t || e <= c || f <= a, "launch {at}: scratch memory lies over buffer {b}\n{p}");
+                }
+            }
+        }
+    };
+    apart(&p, 5000);
+    assert!(p.to_string().contains("(20000 bytes)"), "{p}");
+    assert!(p.slabs.iter().sum::<usize>() < 2 * 20000 + 4 * 4096, "launches share it: {:?}", p.slabs);
+    assert!(p.peak_bytes() > 20000 && p.peak().live > 20000);
+    // Another schedule for each piece of work, one after the other.
+    let mut q = p.clone();
+    for i in 0..p.chosen.len() {
+        q = q.with(i, &works, Schedule::new(&[("parts", 9000)])).unwrap();
+    }
+    apart(&q, 9000);
+    assert!(q.slabs.iter().sum::<usize>() >= 36000);
+    let none = p.with(0, &Fake("none", vec![schedule(1, 1, 1)]), schedule(1, 1, 1)).unwrap();
+    assert!(none.launches.iter().all(|l| l.scratch.is_none() == (l.chosen == 0)), "{none}");
+}
+
+#[test]
+fn scratch_memory_beyond_a_limit_is_refused_by_name() {
+    let work = || chosen(&product(8, 8, 8, "n k"), &[&Fake("any", vec![schedule(1, 1, 1)])], None).work;
+    let works = Works(vec![1 << 20, 4]);
+    let small = Target { max_binding_bytes: 1 << 20, ..Target::cpu(2) };
+    let (found, refusals) = offers(&work(), &small, &[&works]);
+    assert_eq!(found.iter().map(|o| o.scratch).collect::<Vec<_>>(), [4]);
+    assert!(refusals.is_empty());
+    let (found, refusals) = offers(&work(), &Target { max_bindings: 5, ..small.clone() }, &[&works]);
+    assert!(found.is_empty());
+    assert_eq!(refusals, [("works", "binds 6 buffers with its scratch memory, cpu takes 5".to_string())]);
+    let (_, refusals) = offers(&work(), &small, &[&Works(vec![1 << 20])]);
+    assert_eq!(refusals[0].1, "needs 4194304 bytes of scratch memory, cpu binds 1048576 at once");
+}

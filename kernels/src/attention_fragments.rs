@@ -11,8 +11,8 @@ use omchat_codegen::{Family, Refusal, Schedule, Target};
 use omchat_ir::{Dtype, Type};
 
 use crate::attention::Sizes;
-use crate::attention_sight::{Mask, Sight, at};
-pub(crate) use crate::attention_sight::{reach, view};
+use crate::attention_sight::{Mask, at};
+pub(crate) use crate::attention_sight::{reach, seek, view};
 use crate::bind::{Buffers, Slot, Storage};
 use crate::einsum_copies::{CHUNK, commit, copy_16};
 use crate::vector::{Lane, write_float};
@@ -260,35 +260,6 @@ pub(crate) fn fetch(
     commit();
 }
 
-/// The next tile of keys, from tile `from` on, that a query of the block sees; and whether all see all of it.
-#[cube]
-pub(crate) fn seek(
-    operands: &Buffers,
-    sight: &Sight,
-    batch: usize,
-    keys: usize,
-    from: usize,
-    #[comptime] mask: Mask,
-    #[comptime] f: Frame,
-) -> (usize, bool) {
-    let mut tile = from;
-    let mut whole = false.runtime();
-    let mut open = from * f.n < keys;
-    while open {
-        let first = tile * f.n;
-        let count = min(keys - first, comptime![f.n].runtime());
-        let (near, far) = reach(operands, batch * keys + first, count, comptime![f.n], mask);
-        if far >= sight.lowest && near <= sight.highest {
-            whole = count == f.n && near >= sight.from && far <= sight.until;
-            open = false.runtime();
-        } else {
-            tile += 1;
-            open = tile * f.n < keys;
-        }
-    }
-    (tile, whole)
-}
-
 /// Four matrices of 8 x 8 halves; a lane names 16 bytes of one.
 #[cube]
 fn matrices(at: u32) -> Halves {
@@ -336,6 +307,14 @@ fn pair(low: f32, high: f32, #[comptime] f: Frame) -> u32 {
 pub(crate) fn power(x: f32) -> f32 {
     let out: f32;
     gpu_asm!("ex2.approx.ftz.f32 {out}, {x};", x = in(_) x, out = out(_) out, options(nomem));
+    out
+}
+
+/// The same, which keeps its place among statements that wait.
+#[cube]
+pub(crate) fn power_here(x: f32) -> f32 {
+    let out: f32;
+    gpu_asm!("ex2.approx.ftz.f32 {out}, {x};", x = in(_) x, out = out(_) out);
     out
 }
 

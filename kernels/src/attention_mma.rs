@@ -14,18 +14,16 @@
 use cubecl::prelude::*;
 use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 
-use crate::attention::{FORWARD, Places, blocks, instance, places};
-use crate::attention_carry::{Carry, carried_top, carried_weight};
+use crate::attention::{FORWARD, blocks, instance, places};
 use crate::attention_fragments::{
-    Four, Frame, Lines, MASKED, Shape, Sums, add_weighed, bring, corner, fetch, flat, framed, hide_keys, line,
-    multiplies, own_column, own_row, power, schedules, scores, seek, tall, view, write_row, zero,
+    Frame, Lines, Shape, Sums, add_weighed, bring, corner, fetch, flat, framed, hide_keys, multiplies, schedules,
+    scores, seek, tall, view, zero,
 };
-use crate::attention_sight::{Mask, hi, lo};
+use crate::attention_softmax::{Plan, carry_on, finish, lower, softmax, weigh};
 use crate::bind::Buffers;
 use crate::einsum_copies::{shared_address, wait};
 use crate::grid::{address, one_each};
 use crate::prepared::{Prepared, runner, unfit};
-use crate::vector::{Lane, read_float};
 use crate::{Launch, LaunchError};
 
 /// Least queries of a group that a block is worth.
@@ -42,15 +40,6 @@ const SHAPES: [Shape; 6] = [
 
 /// Attends by blocks of queries on matrix units.
 pub struct AttentionMma;
-
-/// The comptime half of an instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Plan {
-    places: Places,
-    carry: Option<Carry>,
-    mask: Mask,
-    f: Frame,
-}
 
 /// Words of shared memory: queries, and tiles of keys and of values.
 fn words(f: &Frame) -> usize {
@@ -101,17 +90,6 @@ impl Launch for AttentionMma {
     }
 }
 
-/// What a unit keeps of its rows from tile to tile: two rows a fragment.
-#[derive(CubeType)]
-struct Softmax {
-    /// The highest score so far, before it is scaled.
-    top: Array<f32>,
-    /// This unit's part of the weights.
-    weight: Array<f32>,
-    lo: Array<i32>,
-    hi: Array<i32>,
-}
-
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn attention_mma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] plan: Plan) {
     let mut memory = Shared::<[f32]>::new_aligned_slice(comptime![words(&plan.f)], 128usize);
@@ -142,6 +120,7 @@ fn attention_mma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comp
 
         let mut softmax = softmax(operands, batch * times, first, last, groups, plan);
         let mut p = Sums::new(comptime![f.scores()]);
+        let mut falls = Array::<f32>::new(comptime![f.tall() * 2]);
         let mut out = Sums::new(comptime![f.sums()]);
         zero(&mut out, comptime![f.sums()]);
         carry_on(operands, &mut softmax, &mut out, &queries, first, last, plan);
@@ -174,7 +153,8 @@ fn attention_mma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comp
                 let count = min(keys - start, comptime![f.n].runtime());
                 hide_keys(operands, &mut p, &softmax.lo, &softmax.hi, batch * keys + start, count, plan.mask, f);
             }
-            weigh(&mut softmax, &mut p, &mut out, f);
+            weigh(&mut softmax, &mut p, &mut falls, false, f);
+            lower(&mut out, &falls, f);
             wait(comptime![f.depth - 1]);
             sync_cube();
             if comptime![f.depth > 1] {
@@ -190,144 +170,5 @@ fn attention_mma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comp
         }
         wait(0usize);
         finish(results, &softmax, &out, &queries, first, last, plan);
-    }
-}
-
-#[cube]
-fn softmax(
-    operands: &Buffers,
-    times: usize,
-    first: usize,
-    last: usize,
-    groups: usize,
-    #[comptime] plan: Plan,
-) -> Softmax {
-    let rows = comptime![plan.f.tall() * 2];
-    let mut s = Softmax { top: Array::new(rows), weight: Array::new(rows), lo: Array::new(rows), hi: Array::new(rows) };
-    #[unroll]
-    for r in 0..rows {
-        let t = times + min(first + own_row(r, plan.f), last) / groups;
-        s.top[r] = f32::cast_from(MASKED);
-        s.weight[r] = f32::cast_from(0.0f32);
-        s.lo[r] = lo(operands, t, plan.mask);
-        s.hi[r] = hi(operands, t, plan.mask);
-    }
-    s
-}
-
-/// Rows go on from an earlier result, where there is one.
-#[cube]
-fn carry_on(
-    operands: &Buffers,
-    s: &mut Softmax,
-    out: &mut Sums,
-    queries: &Lines,
-    first: usize,
-    last: usize,
-    #[comptime] plan: Plan,
-) {
-    match comptime!(plan.carry) {
-        Some(c) => {
-            let f = comptime![plan.f];
-            let (_, column) = corner(f);
-            let scale = comptime![(f.d as f32).sqrt()].runtime();
-            #[unroll]
-            for r in 0..comptime![f.tall() * 2] {
-                let at = line(queries, min(first + own_row(r, f), last), comptime![f.grouped]);
-                let top = carried_top(operands, at, plan.carry);
-                let weight = carried_weight(top, plan.carry);
-                s.top[r] = select(weight > 0.0f32, top * scale, MASKED);
-                // The four units of a row have a part of its weight each: the first has what is carried.
-                s.weight[r] = select(UNIT_POS % 4 == 0, weight, 0.0f32);
-                #[unroll]
-                for j in 0..comptime![f.wide() / 8] {
-                    let from = at * f.d + column + own_column(j);
-                    let two = read_float::<Const<2>>(operands, from, 1usize, c.o, Lane::One) * Vector::new(weight);
-                    let to = comptime![r / 2 * f.wide() / 8 + j];
-                    let mut four: Four = out[to];
-                    four.insert(comptime![r % 2 * 2], two.extract(0usize));
-                    four.insert(comptime![r % 2 * 2 + 1], two.extract(1usize));
-                    out[to] = four;
-                }
-            }
-        }
-        None => {}
-    }
-}
-
-/// Softmax so far: scores become weights, and sums are brought to the new highest.
-#[cube]
-fn weigh(s: &mut Softmax, p: &mut Sums, out: &mut Sums, #[comptime] f: Frame) {
-    let scale = comptime![f.scale()].runtime();
-    #[unroll]
-    for r in 0..comptime![f.tall() * 2] {
-        let l = comptime![r % 2 * 2];
-        let from = comptime![r / 2 * f.n / 8];
-        let mut top = s.top[r];
-        #[unroll]
-        for j in 0..comptime![f.n / 8] {
-            let four = p[from + j];
-            top = max(top, max(four.extract(l), four.extract(l + 1)));
-        }
-        // The four units that share a row.
-        top = max(top, plane_shuffle_xor(top, 1u32));
-        top = max(top, plane_shuffle_xor(top, 2u32));
-        // Where all is masked so far every weight is 2^-huge = 0.
-        let level = select(top > comptime![MASKED / 2.0].runtime(), top * scale, 0.0f32);
-        let fall = power(s.top[r] * scale - level);
-        s.top[r] = top;
-        let mut sum = s.weight[r] * fall;
-        #[unroll]
-        for j in 0..comptime![f.n / 8] {
-            let mut four = p[from + j];
-            let (x, y) = (power(fma(four.extract(l), scale, -level)), power(fma(four.extract(l + 1), scale, -level)));
-            four.insert(l, x);
-            four.insert(l + 1, y);
-            p[from + j] = four;
-            sum += x + y;
-        }
-        s.weight[r] = sum;
-        #[unroll]
-        for j in 0..comptime![f.wide() / 8] {
-            let at = comptime![r / 2 * f.wide() / 8 + j];
-            let mut four: Four = out[at];
-            four.insert(l, four.extract(l) * fall);
-            four.insert(l + 1, four.extract(l + 1) * fall);
-            out[at] = four;
-        }
-    }
-}
-
-/// Outputs and logarithms of the rows that there are.
-#[cube]
-fn finish(
-    results: &mut Buffers,
-    s: &Softmax,
-    out: &Sums,
-    queries: &Lines,
-    first: usize,
-    last: usize,
-    #[comptime] plan: Plan,
-) {
-    let f = comptime![plan.f];
-    let (_, column) = corner(f);
-    #[unroll]
-    for r in 0..comptime![f.tall() * 2] {
-        let mut weight = s.weight[r];
-        weight += plane_shuffle_xor(weight, 1u32);
-        weight += plane_shuffle_xor(weight, 2u32);
-        let row = first + own_row(r, f);
-        if row <= last {
-            let at = line(queries, row, comptime![f.grouped]);
-            let seen = weight > 0.0f32;
-            let safe = select(seen, weight, 1.0f32);
-            let share = select(seen, 1.0f32 / safe, 0.0f32);
-            write_row(results, out, at, share, r, plan.places.out, f);
-            if UNIT_POS % 4 == 0 && column == 0 {
-                let scale = comptime![1.0 / (f.d as f32).sqrt()].runtime();
-                let lse = select(seen, s.top[r] * scale + safe.ln(), MASKED);
-                results.f32s.index_mut(plan.places.lse.index)[at] = lse;
-            }
-        }
     }
 }

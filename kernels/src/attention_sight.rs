@@ -4,7 +4,7 @@
 use cubecl::prelude::*;
 
 use crate::attention::{BackPlaces, Places};
-use crate::attention_fragments::PLANE;
+use crate::attention_fragments::{Frame, PLANE};
 use crate::attention_panels::Tiling;
 use crate::bind::{Buffers, Slot};
 
@@ -100,13 +100,84 @@ pub(crate) fn reach(
 ) -> (i32, i32) {
     let mut near = i32::MAX.runtime();
     let mut far = i32::MIN.runtime();
+    // All loads are under way at once.
+    #[unroll]
     for i in 0..comptime![size.div_ceil(PLANE)] {
         let s = min(UNIT_POS as usize % PLANE + i * PLANE, count - 1);
         let place = at(operands, first + s, mask);
         near = min(near, place);
         far = max(far, place);
     }
-    (plane_min(near), plane_max(far))
+    (least(near), most(far))
+}
+
+/// The least of a plane's numbers, on CUDA of compute capability 8.0.
+#[cube]
+fn least(x: i32) -> i32 {
+    // A variable would be named by its address.
+    let value = min(x, i32::MAX.runtime());
+    let out: i32;
+    gpu_asm!("redux.sync.min.s32 {out}, {x}, 0xffffffff;", x = in(_) value, out = out(_) out);
+    out
+}
+
+/// The greatest of a plane's numbers, on CUDA of compute capability 8.0.
+#[cube]
+fn most(x: i32) -> i32 {
+    // A variable would be named by its address.
+    let value = max(x, i32::MIN.runtime());
+    let out: i32;
+    gpu_asm!("redux.sync.max.s32 {out}, {x}, 0xffffffff;", x = in(_) value, out = out(_) out);
+    out
+}
+
+/// Keys that are looked at together where nobody sees any: a multiple of every tile.
+const LEAP: usize = 1024;
+
+/// The next tile of keys, from tile `from` on, that a query of the block sees; and whether all see all of it.
+#[cube]
+pub(crate) fn seek(
+    operands: &Buffers,
+    sight: &Sight,
+    batch: usize,
+    keys: usize,
+    from: usize,
+    #[comptime] mask: Mask,
+    #[comptime] f: Frame,
+) -> (usize, bool) {
+    let mut tile = from;
+    let mut whole = false.runtime();
+    let mut open = from * f.n < keys;
+    // The first tile from which on nobody has looked far ahead yet.
+    let mut near_by = from;
+    while open {
+        let first = tile * f.n;
+        let count = min(keys - first, comptime![f.n].runtime());
+        let (near, far) = reach(operands, batch * keys + first, count, comptime![f.n], mask);
+        if far >= sight.lowest && near <= sight.highest {
+            whole = count == f.n && near >= sight.from && far <= sight.until;
+            open = false.runtime();
+        } else {
+            tile += 1;
+            open = tile * f.n < keys;
+            // Where a tile is unseen many are, as ahead of a causal block: they go by together.
+            let mut far_off = open && tile >= near_by;
+            while far_off {
+                let first = tile * f.n;
+                let count = min(keys - first, LEAP);
+                let (near, far) = reach(operands, batch * keys + first, count, LEAP, mask);
+                if far >= sight.lowest && near <= sight.highest {
+                    far_off = false.runtime();
+                    near_by = tile + comptime![LEAP / f.n];
+                } else {
+                    tile += comptime![LEAP / f.n];
+                    open = tile * f.n < keys;
+                    far_off = open;
+                }
+            }
+        }
+    }
+    (tile, whole)
 }
 
 /// What `count` queries from `first` on see, found by a plane together.
@@ -123,7 +194,7 @@ pub(crate) fn view(operands: &Buffers, first: usize, count: usize, #[comptime] m
         from = max(from, lo(operands, t, mask));
         until = min(until, hi(operands, t, mask));
     }
-    Sight { lowest: plane_min(lowest), highest: plane_max(highest), from: plane_max(from), until: plane_min(until) }
+    Sight { lowest: least(lowest), highest: most(highest), from: most(from), until: least(until) }
 }
 
 /// Where `size` queries start: all query heads of a group, neighbours in time. Those past the end repeat the last.

@@ -26,6 +26,8 @@ pub struct Args<'a> {
     pub operands: &'a [Buffer],
     /// Results, as the work counts them. A result may share memory with an operand where codegen found it safe.
     pub results: &'a [Buffer],
+    /// Memory to work in, of [`Prepared::scratch`](crate::Prepared::scratch) floats; nothing where that is 0.
+    pub scratch: Option<&'a Buffer>,
     /// The words of [`Prepared::meta`](crate::Prepared::meta), uploaded once as u32.
     pub meta: &'a Buffer,
 }
@@ -58,6 +60,9 @@ pub(crate) struct Slot {
     pub(crate) index: usize,
 }
 
+/// Stands in a list for the launch's scratch memory.
+pub(crate) const SCRATCH: usize = usize::MAX;
+
 /// Which operands (or results) a kernel binds, in the order of its lists.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Slots {
@@ -84,6 +89,11 @@ impl Slots {
         Slot { storage, index }
     }
 
+    /// The slot of the launch's scratch memory: floats.
+    pub(crate) fn scratch(&mut self) -> Slot {
+        self.slot(SCRATCH, Dtype::F32)
+    }
+
     /// The arguments in the order of the bindings.
     pub(crate) fn order(&self) -> impl Iterator<Item = usize> + '_ {
         [&self.f32s, &self.i32s, &self.bf16s, &self.f16s].into_iter().flatten().copied()
@@ -96,8 +106,7 @@ impl Slots {
 
     /// One more than the largest argument named.
     pub(crate) fn args(&self) -> usize {
-        let lists = [&self.f32s, &self.i32s, &self.bf16s, &self.f16s];
-        lists.into_iter().flatten().max().map_or(0, |m| m + 1)
+        self.order().filter(|a| *a != SCRATCH).max().map_or(0, |m| m + 1)
     }
 
     /// The kernel's argument for those buffers.
@@ -105,11 +114,17 @@ impl Slots {
         &self,
         what: &'static str,
         buffers: &[Buffer],
+        scratch: Option<&Buffer>,
         packed: bool,
         tally: Tally,
     ) -> Result<BuffersLaunch, LaunchError> {
         if self.args() > buffers.len() {
             return Err(LaunchError::Missing { what, need: self.args(), have: buffers.len() });
+        }
+        let mut f32s = vec![];
+        for &a in &self.f32s {
+            let own = if a == SCRATCH { scratch } else { buffers.get(a) };
+            f32s.push(raw(own.ok_or(LaunchError::Missing { what: "scratch buffers", need: 1, have: 0 })?));
         }
         let none: &[usize] = &[];
         let (halves, words) = if packed {
@@ -118,7 +133,7 @@ impl Slots {
             ([&self.bf16s[..], &self.f16s], [none; 2])
         };
         Ok(BuffersLaunch::new(
-            self.f32s.iter().map(|&a| raw(&buffers[a])).collect(),
+            f32s.into_iter().collect(),
             self.i32s.iter().map(|&a| raw(&buffers[a])).collect(),
             halves[0].iter().map(|&a| raw(&buffers[a])).collect(),
             halves[1].iter().map(|&a| raw(&buffers[a])).collect(),

@@ -25,8 +25,9 @@ macro_rules! shared {
 
 /// Files that kernels build on.
 const SHARED: &[(&str, &str)] = shared![
-    attention attention_carry attention_fragments attention_panels attention_sight attention_tiles bind body einsum
-    einsum_copies einsum_tiles grid loops nest packed vector
+    attention attention_carry attention_fragments attention_keys attention_merge attention_panels attention_sight
+    attention_softmax attention_spans attention_tiles attention_warpgroups bind body einsum einsum_copies einsum_tiles
+    grid loops nest packed vector warpgroups
 ];
 
 /// Files that decide nothing about how fast a kernel is.

@@ -7,7 +7,7 @@
 //! ```text
 //! let prepared = LIST[i].prepare(&work, &schedule)?;          // once: host arithmetic, no device
 //! let meta = upload(prepared.meta());                         // once: a small u32 buffer
-//! prepared.launch(&client, &Args { operands, results, meta: &meta })?;   // each run: microseconds
+//! prepared.launch(&client, &Args { operands, results, scratch, meta: &meta })?;   // each run: microseconds
 //! ```
 //!
 //! Sizes and strides travel in that buffer, so a longer prompt compiles nothing: what a compilation depends
@@ -22,19 +22,27 @@ mod attention_dkv_mma;
 mod attention_dkv_plain;
 mod attention_dkv_rows;
 mod attention_dkv_tiled;
+mod attention_dkv_wgmma;
 mod attention_dq_mma;
 mod attention_dq_plain;
 mod attention_dq_rows;
 mod attention_dq_tiled;
+mod attention_dq_wgmma;
 mod attention_fragments;
+mod attention_keys;
+mod attention_merge;
 mod attention_mma;
 mod attention_panels;
 mod attention_plain;
 mod attention_rows;
 mod attention_sight;
+mod attention_softmax;
+mod attention_spans;
 mod attention_split;
 mod attention_tiled;
 mod attention_tiles;
+mod attention_warpgroups;
+mod attention_wgmma;
 mod bind;
 mod body;
 mod einsum;
@@ -67,10 +75,11 @@ mod scatter_add_plain;
 mod source;
 mod tally;
 mod vector;
+mod warpgroups;
 
 pub use bind::{Args, Buffer};
 pub use fingerprint::fingerprint;
-pub use prepared::{LaunchError, Parameter, Prepared};
+pub use prepared::{LaunchError, Parameter, Prepared, Step};
 pub use source::Dialect;
 
 use omchat_codegen::{Kernel, Schedule, Work};
@@ -88,12 +97,15 @@ fingerprint::listed! {
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
     &attention_split::AttentionSplit,
+    &attention_wgmma::AttentionWgmma,
     &attention_mma::AttentionMma,
     &attention_tiled::AttentionTiled,
     &attention_dq_rows::AttentionDqRows,
+    &attention_dq_wgmma::AttentionDqWgmma,
     &attention_dq_mma::AttentionDqMma,
     &attention_dq_tiled::AttentionDqTiled,
     &attention_dkv_rows::AttentionDkvRows,
+    &attention_dkv_wgmma::AttentionDkvWgmma,
     &attention_dkv_mma::AttentionDkvMma,
     &attention_dkv_tiled::AttentionDkvTiled,
     &norm_shared::NormShared,

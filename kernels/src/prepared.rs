@@ -3,7 +3,8 @@
 use cubecl::ir::{ElemType, UIntKind};
 use cubecl::prelude::*;
 
-use crate::bind::{Args, Buffer, BuffersLaunch, Slots, raw};
+use crate::bind::{Args, BuffersLaunch, SCRATCH, Slots, raw};
+use crate::grid::Grid;
 use crate::source::{Dialect, Offline};
 use crate::tally::Tally;
 use omchat_codegen::Refusal;
@@ -41,6 +42,11 @@ pub enum Parameter {
     Operand(usize),
     /// That result of the work.
     Result(usize),
+    /// The memory that the launches work in: for this one to read, or to write too.
+    Scratch {
+        /// Whether it is written.
+        written: bool,
+    },
 }
 
 /// A kernel's error for work that it refused.
@@ -92,15 +98,22 @@ macro_rules! runner {
 }
 pub(crate) use runner;
 
-/// A kernel fixed to its work and schedule.
+/// A kernel fixed to its work and schedule: one launch, or several in order that share their words and what they work
+/// in.
 pub struct Prepared {
     meta: Vec<u32>,
+    steps: Vec<Step>,
+    scratch: usize,
+    tally: Tally,
+}
+
+/// One launch of a [`Prepared`].
+pub struct Step {
     operands: Slots,
     results: Slots,
     cubes: [u32; 3],
     units: u32,
     run: Run,
-    tally: Tally,
 }
 
 impl Prepared {
@@ -112,7 +125,22 @@ impl Prepared {
         units: u32,
         run: Run,
     ) -> Prepared {
-        Prepared { meta, operands, results, cubes, units, run, tally: Tally::new() }
+        let steps = vec![Step { operands, results, cubes, units, run }];
+        Prepared { meta, steps, scratch: 0, tally: Tally::new() }
+    }
+
+    /// Followed by another launch; what one leaves for the next lies in that many floats of scratch memory.
+    pub(crate) fn then(
+        mut self,
+        scratch: usize,
+        operands: Slots,
+        results: Slots,
+        (cubes, units): Grid,
+        run: Run,
+    ) -> Prepared {
+        self.steps.push(Step { operands, results, cubes, units, run });
+        self.scratch = scratch;
+        self
     }
 
     /// Sizes, strides and offsets that the kernel reads at run time; upload them once as u32. Never empty.
@@ -120,15 +148,56 @@ impl Prepared {
         &self.meta
     }
 
-    /// Buffers that a launch binds, the metadata included.
-    pub fn bindings(&self) -> usize {
-        1 + self.operands.len() + self.results.len()
+    /// Floats of the memory that its launches work in.
+    pub fn scratch(&self) -> usize {
+        self.scratch
     }
 
-    /// The buffers in the order in which the text of [`Prepared::source`] takes them.
+    /// Its launches, in order.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Buffers that a launch binds at most, the metadata included.
+    pub fn bindings(&self) -> usize {
+        self.steps.iter().map(|s| 1 + s.operands.len() + s.results.len()).max().unwrap_or(0)
+    }
+
+    /// Times that its launches made a device compile: 0 where the device had compiled the same kernels for another.
+    ///
+    /// A launch is compiled on the device's thread; the count is right once a result was read.
+    pub fn compilations(&self) -> usize {
+        self.tally.count()
+    }
+
+    /// Enqueues one run. The launches themselves cannot fail here: a device's fault surfaces when a result is read.
+    ///
+    /// Errors: fewer buffers than the work names; less scratch memory than it takes.
+    pub fn launch(&self, client: &Client, args: &Args<'_>) -> Result<(), LaunchError> {
+        let have = args.scratch.map_or(0, |b| b.elements);
+        if have < self.scratch {
+            return Err(LaunchError::Missing { what: "floats of scratch memory", need: self.scratch, have });
+        }
+        for step in self.steps.iter().filter(|s| !s.cubes.contains(&0)) {
+            step.go(Site::Device(client), args, &self.tally)?;
+        }
+        Ok(())
+    }
+
+    /// The texts of its launches, in order, for a device that need not be there.
+    ///
+    /// Errors: the build lacks the dialect's compiler; the compiler's own message.
+    pub fn sources(&self, dialect: Dialect) -> Result<Vec<String>, String> {
+        self.steps.iter().map(|s| s.source(dialect)).collect()
+    }
+}
+
+impl Step {
+    /// The buffers in the order in which the text of [`Step::source`] takes them.
     pub fn parameters(&self) -> Vec<Parameter> {
-        let operands = self.operands.order().map(Parameter::Operand);
-        let results = self.results.order().map(Parameter::Result);
+        let operand = |a| if a == SCRATCH { Parameter::Scratch { written: false } } else { Parameter::Operand(a) };
+        let result = |a| if a == SCRATCH { Parameter::Scratch { written: true } } else { Parameter::Result(a) };
+        let (operands, results) = (self.operands.order().map(operand), self.results.order().map(result));
         std::iter::once(Parameter::Meta).chain(operands).chain(results).collect()
     }
 
@@ -137,47 +206,25 @@ impl Prepared {
         (self.cubes, self.units)
     }
 
-    /// Times that its launches made a device compile: 0 where the device had compiled the same kernel for another.
-    ///
-    /// A launch is compiled on the device's thread; the count is right once a result was read.
-    pub fn compilations(&self) -> usize {
-        self.tally.count()
-    }
-
-    /// Enqueues one run. The launch itself cannot fail here: a device's fault surfaces when a result is read.
-    ///
-    /// Errors: fewer buffers than the work names.
-    pub fn launch(&self, client: &Client, args: &Args<'_>) -> Result<(), LaunchError> {
-        if self.cubes.contains(&0) {
-            return Ok(());
-        }
-        self.go(Site::Device(client), args.meta, args.operands, args.results).map(|_| ())
-    }
-
-    /// The kernel's text for a device that need not be there.
+    /// The launch's text for a device that need not be there.
     ///
     /// Errors: the build lacks the dialect's compiler; the compiler's own message.
     pub fn source(&self, dialect: Dialect) -> Result<String, String> {
         let offline = Offline::new(dialect);
         let ghosts = |n: usize| (0..n).map(|_| offline.buffer()).collect::<Vec<_>>();
         let (operands, results) = (ghosts(self.operands.args()), ghosts(self.results.args()));
-        let kernel =
-            self.go(Site::Text(&offline), &offline.buffer(), &operands, &results).map_err(|e| e.to_string())?;
+        let ghost = offline.buffer();
+        let args = Args { operands: &operands, results: &results, scratch: Some(&ghost), meta: &ghost };
+        let kernel = self.go(Site::Text(&offline), &args, &Tally::default()).map_err(|e| e.to_string())?;
         offline.text(kernel.ok_or("the kernel has no text")?)
     }
 
-    fn go(
-        &self,
-        site: Site<'_>,
-        meta: &Buffer,
-        operands: &[Buffer],
-        results: &[Buffer],
-    ) -> Result<Option<Box<dyn CubeKernel>>, LaunchError> {
+    fn go(&self, site: Site<'_>, args: &Args<'_>, tally: &Tally) -> Result<Option<Box<dyn CubeKernel>>, LaunchError> {
         let packed = site.packs();
         let bound = Bound {
-            meta: raw(meta),
-            operands: self.operands.bind("operands", operands, packed, self.tally.clone())?,
-            results: self.results.bind("results", results, packed, Tally::default())?,
+            meta: raw(args.meta),
+            operands: self.operands.bind("operands", args.operands, args.scratch, packed, tally.clone())?,
+            results: self.results.bind("results", args.results, args.scratch, packed, Tally::default())?,
         };
         let [x, y, z] = self.cubes;
         Ok((self.run)(site, CubeCount::Static(x, y, z), CubeDim::new_1d(self.units), bound))

@@ -7,6 +7,8 @@
 
 #[path = "attention.rs"]
 mod attention;
+#[path = "attention_backward.rs"]
+mod attention_backward;
 mod common;
 #[path = "differential.rs"]
 mod differential;

@@ -683,7 +683,12 @@ fn a_map_may_write_where_it_reads() {
             prepared
                 .launch(
                     client,
-                    &Args { operands: &[x.clone(), one.clone()], results: std::slice::from_ref(&x), meta: &meta },
+                    &Args {
+                        operands: &[x.clone(), one.clone()],
+                        results: std::slice::from_ref(&x),
+                        scratch: None,
+                        meta: &meta,
+                    },
                 )
                 .unwrap();
         }
@@ -708,7 +713,15 @@ fn a_launch_that_lacks_a_buffer_says_so() {
     let prepared = k.prepare(&work, &k.schedules(&work, &p.target).unwrap()[0]).unwrap();
     let one = Buffer { handle: client.empty(16), elements: 4 };
     let error = prepared
-        .launch(client, &Args { operands: std::slice::from_ref(&one), results: std::slice::from_ref(&one), meta: &one })
+        .launch(
+            client,
+            &Args {
+                operands: std::slice::from_ref(&one),
+                results: std::slice::from_ref(&one),
+                scratch: None,
+                meta: &one,
+            },
+        )
         .unwrap_err();
     assert_eq!(error.to_string(), "a launch needs 2 operands, not 1");
 }

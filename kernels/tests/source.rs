@@ -145,23 +145,21 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
         ] {
             for k in LIST {
                 for s in k.schedules(&work, target).unwrap_or_default() {
-                    let text = k
-                        .prepare(&work, &s)
-                        .unwrap()
-                        .source(dialect)
-                        .unwrap_or_else(|e| panic!("{} {s}: {e}", k.name()));
-                    assert!(text.contains(mark), "{} {s}: no {mark} in\n{text}", k.name());
-                    let bound = text.matches("@binding(").count();
-                    assert!(bound <= work.bindings(), "{} {s} binds {bound}, not {}", k.name(), work.bindings());
-                    let again = k.prepare(&work, &s).unwrap().source(dialect).unwrap();
-                    assert!(unnamed(&text) == unnamed(&again), "{} {s}: two texts of one kernel", k.name());
+                    let sources = || k.prepare(&work, &s).unwrap().sources(dialect);
+                    let all = sources().unwrap_or_else(|e| panic!("{} {s}: {e}", k.name()));
+                    for (step, (text, again)) in all.iter().zip(sources().unwrap()).enumerate() {
+                        assert!(text.contains(mark), "{} {s}: no {mark} in\n{text}", k.name());
+                        let bound = text.matches("@binding(").count();
+                        assert!(bound <= work.bindings(), "{} {s} binds {bound}, not {}", k.name(), work.bindings());
+                        assert!(unnamed(text) == unnamed(&again), "{} {s}: two texts of one kernel", k.name());
+                        if let Ok(dir) = std::env::var("OMCHAT_SOURCES") {
+                            let end = if mark == "@compute" { "wgsl" } else { "cu" };
+                            let file = format!("{dir}/{}.{dtype}.{count}.{step}.{end}", k.name());
+                            std::fs::write(file, text).unwrap();
+                        }
+                    }
                     seen.insert(k.name());
                     count += 1;
-                    if let Ok(dir) = std::env::var("OMCHAT_SOURCES") {
-                        let end = if mark == "@compute" { "wgsl" } else { "cu" };
-                        let file = format!("{dir}/{}.{dtype}.{}.{end}", k.name(), count);
-                        std::fs::write(file, text).unwrap();
-                    }
                 }
             }
         }
@@ -201,7 +199,7 @@ fn wgsl_reads_halves_by_words() {
         let work = Work::Nest(nest);
         for k in LIST {
             for s in k.schedules(&work, &Target::wgpu()).unwrap_or_default() {
-                let text = k.prepare(&work, &s).unwrap().source(Dialect::Wgsl).unwrap();
+                let text = k.prepare(&work, &s).unwrap().sources(Dialect::Wgsl).unwrap().concat();
                 let words = text.matches("array<u32>").count();
                 assert!(words >= 3 && !text.contains("f16"), "{} {s} in {dtype}:\n{text}", k.name());
             }
@@ -214,6 +212,6 @@ fn wgsl_reads_halves_by_words() {
 fn without_compilers_there_is_a_reason() {
     let k = omchat_kernels::by_name("map.plain").unwrap();
     let s = k.schedules(&gelu(Dtype::F32), &Target::cuda(90)).unwrap();
-    let error = k.prepare(&gelu(Dtype::F32), &s[0]).unwrap().source(Dialect::CudaCpp { sm: 90 }).unwrap_err();
+    let error = k.prepare(&gelu(Dtype::F32), &s[0]).unwrap().sources(Dialect::CudaCpp { sm: 90 }).unwrap_err();
     assert!(error.contains("feature `cuda`"), "{error}");
 }

@@ -8,7 +8,6 @@ use cubecl::client::Graph;
 use cubecl::server::Handle;
 use omchat_codegen::Family;
 use omchat_ir::Type;
-use omchat_kernels::Buffer;
 use std::thread::{self, ThreadId};
 
 /// Runs by launches before one is recorded: the first compiles, and what runs twice only is not worth a recording.
@@ -70,8 +69,8 @@ impl Bound {
             Family::Wgpu => true,
             Family::Cuda => {
                 let here = c.client.empty(4).stream;
-                let made = |buffers: &[Buffer]| buffers.iter().all(|b| b.handle.stream == here);
-                self.launches.iter().all(|(operands, results)| made(operands) && made(results))
+                let all = self.launches.iter().flat_map(|l| l.operands.iter().chain(&l.results).chain(&l.scratch));
+                all.map(|b| b.handle.stream).all(|stream| stream == here)
             }
         }
     }

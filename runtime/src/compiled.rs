@@ -118,7 +118,7 @@ impl Compiled {
         for (l, buffers) in self.program.launches.iter().zip(&bound.launches) {
             let start = Instant::now();
             self.prepared[l.chosen].launch(&self.client, &self.program, buffers)?;
-            let touched: Vec<Handle> = buffers.1.iter().map(|b| b.handle.clone()).collect();
+            let touched: Vec<Handle> = buffers.results.iter().map(|b| b.handle.clone()).collect();
             cubecl::future::block_on(self.client.sync_buffers(touched.iter()))
                 .map_err(|e| self.failed(format!("{e:?}")))?;
             let kernel = self.program.chosen[l.chosen].kernel;

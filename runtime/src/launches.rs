@@ -3,14 +3,21 @@
 use crate::Error;
 use cubecl::prelude::Client;
 use cubecl::server::Handle;
-use omchat_codegen::{Collective, Place, Program, Work};
+use omchat_codegen::{Collective, LaunchPlan, Place, Program, Work};
 use omchat_kernels::{Args, Buffer, Prepared, by_name};
 
 /// Launches that CubeCL's CPU client queues before it makes the host wait.
 pub(crate) const QUEUE: usize = 32;
 
-/// Operands and results of each launch.
-pub(crate) type Launches = Vec<(Vec<Buffer>, Vec<Buffer>)>;
+/// What a launch binds.
+pub(crate) struct Bindings {
+    pub(crate) operands: Vec<Buffer>,
+    pub(crate) results: Vec<Buffer>,
+    pub(crate) scratch: Option<Buffer>,
+}
+
+/// What each launch binds.
+pub(crate) type Launches = Vec<Bindings>;
 
 /// What was chosen for a piece of work, made ready.
 pub(crate) enum Ready {
@@ -37,6 +44,14 @@ impl Ready {
         }
     }
 
+    /// Launches on the device that it takes.
+    pub(crate) fn launches(&self) -> usize {
+        match self {
+            Ready::Kernel(ready, _) => ready.steps().len(),
+            Ready::Collective(_) => 0,
+        }
+    }
+
     /// Launches a kernel.
     ///
     /// Errors: a collective, in which one rank alone cannot meet; what the device answers.
@@ -44,10 +59,13 @@ impl Ready {
         &self,
         client: &Client,
         program: &Program,
-        (operands, results): &(Vec<Buffer>, Vec<Buffer>),
+        Bindings { operands, results, scratch }: &Bindings,
     ) -> Result<(), Error> {
         match self {
-            Ready::Kernel(ready, meta) => Ok(ready.launch(client, &Args { operands, results, meta })?),
+            Ready::Kernel(ready, meta) => {
+                let args = Args { operands, results, scratch: scratch.as_ref(), meta };
+                Ok(ready.launch(client, &args)?)
+            }
             Ready::Collective(c) => {
                 Err(failed(program, format!("a trial of {}, which takes {} ranks", c.name(), c.ranks)))
             }
@@ -76,6 +94,7 @@ pub(crate) fn prepare(client: &Client, device: &str, program: &Program) -> Resul
     }
     Ok(prepared)
 }
+
 /// A buffer of a program: in `slabs`, or in `held`, which has every buffer that the caller holds.
 pub(crate) fn buffer(program: &Program, b: usize, held: &[Option<Handle>], slabs: &[Handle]) -> Result<Buffer, Error> {
     let plan = &program.buffers[b];
@@ -99,7 +118,11 @@ pub(crate) fn buffer(program: &Program, b: usize, held: &[Option<Handle>], slabs
 /// Errors: a buffer of the caller's that it does not hold.
 pub(crate) fn launches(program: &Program, held: &[Option<Handle>], slabs: &[Handle]) -> Result<Launches, Error> {
     let of = |list: &[usize]| list.iter().map(|b| buffer(program, *b, held, slabs)).collect::<Result<Vec<_>, _>>();
-    program.launches.iter().map(|l| Ok((of(&l.operands)?, of(&l.results)?))).collect()
+    let one = |l: &LaunchPlan| {
+        let scratch = l.scratch.map(|b| buffer(program, b, held, slabs)).transpose()?;
+        Ok(Bindings { operands: of(&l.operands)?, results: of(&l.results)?, scratch })
+    };
+    program.launches.iter().map(one).collect()
 }
 
 /// Makes every launch, in order. While the client records, they are recorded in place of run. `queued` counts launches
@@ -115,12 +138,18 @@ pub(crate) fn enqueue(
 ) -> Result<(), Error> {
     for (l, buffers) in program.launches.iter().zip(buffers) {
         prepared[l.chosen].launch(client, program, buffers)?;
-        *queued += 1;
-        if queued.is_multiple_of(QUEUE) && !client.is_capturing() {
+        if full(queued, prepared[l.chosen].launches()) && !client.is_capturing() {
             client.flush().map_err(|e| failed(program, format!("{e:?}")))?;
         }
     }
     Ok(())
+}
+
+/// Counts so many more launches, and says whether with them the queue is full again.
+pub(crate) fn full(queued: &mut usize, more: usize) -> bool {
+    let before = *queued / QUEUE;
+    *queued += more;
+    *queued / QUEUE > before
 }
 
 /// A device's answer as an error of that program's run.

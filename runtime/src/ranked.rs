@@ -3,7 +3,7 @@
 
 use crate::Error;
 use crate::collective::{Pending, World};
-use crate::launches::{Launches, QUEUE, Ready, failed};
+use crate::launches::{Bindings, Launches, Ready, failed, full};
 use cubecl::bytes::Bytes;
 use cubecl::prelude::Client;
 use omchat_codegen::{Collective, How, LaunchPlan, Program};
@@ -40,7 +40,7 @@ impl Ranked<'_> {
             match &self.prepared[l.chosen] {
                 Ready::Collective(c) => {
                     let pending = self.begin(c, l, bound, &mut flights)?;
-                    if let (Some(to), Some(buffer)) = (l.results.first(), bound.1.first()) {
+                    if let (Some(to), Some(buffer)) = (l.results.first(), bound.results.first()) {
                         flights.insert(*to, (Flight::Pending(pending), buffer.clone()));
                     }
                 }
@@ -49,8 +49,7 @@ impl Ranked<'_> {
                         self.land(*b, &mut flights)?;
                     }
                     kernel.launch(self.client, self.program, bound)?;
-                    queued += 1;
-                    if queued % QUEUE == 0 {
+                    if full(&mut queued, kernel.launches()) {
                         self.client.flush().map_err(|e| failed(self.program, format!("{e:?}")))?;
                     }
                     l.results.iter().for_each(|b| drop(flights.remove(b)));
@@ -74,7 +73,7 @@ impl Ranked<'_> {
         &self,
         c: &Collective,
         l: &LaunchPlan,
-        (operands, _): &(Vec<Buffer>, Vec<Buffer>),
+        Bindings { operands, .. }: &Bindings,
         flights: &mut HashMap<usize, (Flight, Buffer)>,
     ) -> Result<Pending, Error> {
         let mut read = |i: usize, bytes: usize| match (l.operands.get(i), operands.get(i)) {

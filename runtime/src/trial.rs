@@ -5,7 +5,7 @@
 
 use crate::device::Device;
 use crate::faults;
-use crate::launches::{Launches, Ready, buffer, enqueue, launches, prepare};
+use crate::launches::{Bindings, Launches, Ready, buffer, enqueue, launches, prepare};
 use crate::{Error, HostTensor};
 use cubecl::prelude::Client;
 use cubecl::server::Handle;
@@ -246,7 +246,7 @@ impl Compiled {
     fn examine(&self) -> Result<Vec<Examined>, Error> {
         let mut out: Vec<Examined> = vec![];
         for (l, buffers) in self.program.launches.iter().zip(&self.copies[0]) {
-            let (operands, results) = buffers;
+            let Bindings { operands, results, .. } = buffers;
             let new = !out.iter().any(|e| e.chosen == l.chosen);
             let read = if new { self.read(&l.operands, operands)? } else { vec![] };
             let adds = new && matches!(self.program.chosen[l.chosen].work, Work::ScatterAdd { .. });

@@ -277,9 +277,10 @@ impl Cases<'_> {
     }
 }
 
-/// Whether two schedules are one; on a CPU whatever the number of cores that they wake.
+/// Whether two schedules are one, whatever the number of cubes that share a row (`parts`), which any size may be cut
+/// into; on a CPU whatever the number of cores that they wake.
 fn alike(a: &Schedule, b: &Schedule, target: &omchat_codegen::Target) -> bool {
-    let cores = |k: &str| target.family == omchat_codegen::Family::Cpu && k == "units";
-    let plain = |s: &Schedule| s.0.iter().filter(|(k, _)| !cores(k)).map(|(k, v)| (*k, *v)).collect::<Vec<_>>();
+    let free = |k: &str| k == "parts" || target.family == omchat_codegen::Family::Cpu && k == "units";
+    let plain = |s: &Schedule| s.0.iter().filter(|(k, _)| !free(k)).map(|(k, v)| (*k, *v)).collect::<Vec<_>>();
     plain(a) == plain(b)
 }

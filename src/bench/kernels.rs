@@ -115,8 +115,8 @@ fn variants(lowered: &Lowered, device: &Device, options: &Options) -> Vec<(Optio
                 if kernel.name() == c.kernel && schedule == c.schedule {
                     continue;
                 }
-                let mut p = chosen.clone();
-                (p.chosen[i].kernel, p.chosen[i].schedule) = (kernel.name(), schedule);
+                // What its scratch memory does not fit into cannot be measured here.
+                let Ok(p) = chosen.with(i, *kernel, schedule) else { continue };
                 let note = (chosen.chosen.len() > 1).then(|| format!("with {} for launch {i}", kernel.name()));
                 out.push((Some(p), note));
             }

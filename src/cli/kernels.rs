@@ -1,6 +1,6 @@
 //! `omchat kernels`: THE LIST at a fixed list of work, every schedule that is offered, and the generated text of each.
 
-use super::ir::lower::{Language, sm, text_of};
+use super::ir::lower::{Language, sm, texts_of};
 use super::{Error, say};
 use omchat::bench::{self, Case, Scale};
 use omchat_codegen::{Schedule, Target, Work};
@@ -118,9 +118,10 @@ fn dump(offers: &[Offer], args: &Args) -> Result<(), Error> {
     let dialect = args.target.dialect(args.sm);
     let mut seen = BTreeSet::new();
     for o in offers {
-        let text = text_of(o.kernel, &o.work, &o.schedule, &o.case, dialect)?;
-        if seen.insert(text.clone()) {
-            say(format!("// unit: {}.[{}].{}\n{}\n", o.case, o.schedule, o.kernel, text.trim_end()))?;
+        for text in texts_of(o.kernel, &o.work, &o.schedule, &o.case, dialect)? {
+            if seen.insert(text.clone()) {
+                say(format!("// unit: {}.[{}].{}\n{}\n", o.case, o.schedule, o.kernel, text.trim_end()))?;
+            }
         }
     }
     Ok(())

@@ -160,7 +160,10 @@ impl Present {
         let words: Vec<u8> = prepared.meta().iter().flat_map(|w| w.to_le_bytes()).collect();
         let meta = Buffer { handle: client.create_from_slice(&words), elements: prepared.meta().len() };
         let (ins, outs): (Vec<_>, Vec<_>) = (operands.iter().map(up).collect(), results.iter().map(up).collect());
-        prepared.launch(client, &Args { operands: &ins, results: &outs, meta: &meta }).expect("launches");
+        // Scratch memory holds anything at first: here floats that are none.
+        let scratch = up(&Host { dtype: Dtype::F32, data: vec![f64::NAN; prepared.scratch()] });
+        let args = Args { operands: &ins, results: &outs, scratch: Some(&scratch), meta: &meta };
+        prepared.launch(client, &args).expect("launches");
         outs.iter()
             .zip(results)
             .map(|(b, h)| {

@@ -157,29 +157,31 @@ impl Emulator {
         operands: &[Bytes],
         results: &[Bytes],
     ) -> Result<Vec<Vec<u8>>, String> {
-        let text = prepared.source(Dialect::CudaCpp { sm })?;
-        let of: Vec<(u32, Bytes)> = prepared
-            .parameters()
-            .into_iter()
-            .map(|p| match p {
+        let mut out = results.to_vec();
+        // Scratch memory holds anything at first: here floats that are none.
+        let mut scratch = Bytes { data: vec![0xff; prepared.scratch() * 4], element: 4 };
+        for step in prepared.steps() {
+            let parameters = step.parameters();
+            let of = parameters.iter().map(|p| match p {
                 Parameter::Meta => {
                     let data = prepared.meta().iter().flat_map(|w| w.to_le_bytes()).collect();
                     (0, Bytes { data, element: 4 })
                 }
-                Parameter::Operand(i) => (1, operands[i].clone()),
-                Parameter::Result(i) => (2, results[i].clone()),
-            })
-            .collect();
-        let mut read = self.run_text(&text, prepared.grid(), &of)?.into_iter();
-        let mut out: Vec<Vec<u8>> = results.iter().map(|r| r.data.clone()).collect();
-        for p in prepared.parameters() {
-            if let (Parameter::Result(i), Some(data)) =
-                (p, matches!(p, Parameter::Result(_)).then(|| read.next()).flatten())
-            {
-                out[i] = data;
+                Parameter::Operand(i) => (1, operands[*i].clone()),
+                Parameter::Scratch { written } => (1 + u32::from(*written), scratch.clone()),
+                Parameter::Result(i) => (2, out[*i].clone()),
+            });
+            let of: Vec<(u32, Bytes)> = of.collect();
+            let mut read = self.run_text(&step.source(Dialect::CudaCpp { sm })?, step.grid(), &of)?.into_iter();
+            for (p, (kind, _)) in parameters.iter().zip(&of) {
+                match (p, (*kind == 2).then(|| read.next()).flatten()) {
+                    (Parameter::Result(i), Some(data)) => out[*i].data = data,
+                    (Parameter::Scratch { .. }, Some(data)) => scratch.data = data,
+                    _ => {}
+                }
             }
         }
-        Ok(out)
+        Ok(out.into_iter().map(|b| b.data).collect())
     }
 
     /// Runs a text over buffers in the order of its parameters: 0 the metadata, 1 an operand, 2 a result.

@@ -1,6 +1,7 @@
 //! What the tests of kernels share: drawn numbers, host buffers, devices, and the judges in f64.
 #![allow(dead_code)]
 
+pub mod attention;
 pub mod device;
 pub mod emulator;
 pub mod reference;

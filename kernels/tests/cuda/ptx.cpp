@@ -133,6 +133,10 @@ void extreme(Site& s) {
     s.put_float(s.args()[0], least ? fminf(a, b) : fmaxf(a, b));
 }
 
+void times(Site& s) {
+    if (!s.instruction->has("f32")) fail(s.line, "no such instruction: %s", s.instruction->opcode.c_str());
+    s.put_float(s.args()[0], s.get_float(s.args()[1]) * s.get_float(s.args()[2]));
+}
 void power(Site& s) { s.put_float(s.args()[0], exp2f(s.get_float(s.args()[1]))); }
 void hyperbolic(Site& s) { s.put_float(s.args()[0], tanhf(s.get_float(s.args()[1]))); }
 void reciprocal(Site& s) { s.put_float(s.args()[0], 1.0f / s.get_float(s.args()[1])); }
@@ -188,6 +192,19 @@ void atomic(Site& s) {
         fail(s.line, "no such instruction: %s", i.opcode.c_str());
     s.put(a[0], old);
 }
+// The least or the greatest number of a warp.
+void reduce(Site* const* lanes, int line) {
+    const Instruction& i = *lanes[0]->instruction;
+    if (!i.has("s32") || (!i.has("min") && !i.has("max"))) fail(line, "no such instruction: %s", i.opcode.c_str());
+    int32_t all = int32_t(lanes[0]->get(i.args[1]));
+    for (int l = 0; l < 32; ++l) {
+        const int32_t x = int32_t(lanes[l]->get(i.args[1]));
+        if (uint32_t(lanes[l]->get(i.args[2])) != ~0u) fail(line, "lane %d names less than the whole warp", l);
+        all = i.has("min") ? min(all, x) : max(all, x);
+    }
+    for (int l = 0; l < 32; ++l) lanes[l]->put(i.args[0], uint32_t(all));
+}
+void reduce_warp(Site& s) { together(s, reduce); }
 void meet_warp(Site& s) { sync_warp(s.line, ~0u); }
 void nothing(Site&) {}
 
@@ -200,6 +217,7 @@ const struct {
     {"mov.", move},
     {"max.", extreme},
     {"min.", extreme},
+    {"mul.", times},
     {"ex2.approx", power},
     {"tanh.approx", hyperbolic},
     {"rcp.", reciprocal},
@@ -210,6 +228,7 @@ const struct {
     {"cvta.to.shared", to_shared},
     {"atom.", atomic},
     {"bar.warp.sync", meet_warp},
+    {"redux.sync", reduce_warp},
     {"cp.async.commit_group", commit_copies},
     {"cp.async.wait_group", wait_copies},
     {"cp.async.wait_all", wait_copies},

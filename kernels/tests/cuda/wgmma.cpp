@@ -49,8 +49,10 @@ struct Job {
     bool brain, from_registers, keep;
     float signs[2];
     Factor a, b;
-    // A, if it comes from registers: as it was at the instruction.
+    // A, if it comes from registers of the statement: as it was at the instruction.
     float rows[16][16];
+    // A, if it comes from named registers: they are read when the product is made, as the machine may.
+    bool named_rows;
     // What each lane's operands were.
     std::vector<std::vector<Operand>> slots;
 };
@@ -68,7 +70,17 @@ float element(const Job& j, const Factor& f, unsigned line, unsigned k, Thread* 
     return j.brain ? AsBrain::wide(bits) : AsHalf::wide(bits);
 }
 
+// The words of one lane of A.
+void lay(Job& j, const Site& lane, unsigned l) {
+    for (unsigned r = 0; r < 4; ++r)
+        for (unsigned h = 0; h < 2; ++h) {
+            const uint16_t bits = uint16_t(lane.get(j.instruction->args[1].parts[r]) >> (16 * h));
+            j.rows[l / 4 + 8 * (r % 2)][l % 4 * 2 + h + 8 * (r / 2)] = j.brain ? AsBrain::wide(bits) : AsHalf::wide(bits);
+        }
+}
+
 void make(Job& j) {
+    for (unsigned l = 0; j.named_rows && l < 32; ++l) lay(j, Site{j.threads[l], nullptr, j.instruction, j.line}, l);
     const unsigned base = j.threads[0]->warp() % 4 * 16;
     std::vector<float> b(16 * j.n);
     float a[16][16];
@@ -110,6 +122,9 @@ void begin(Site* const* lanes, int line) {
     if (s.instruction->opcode.find("k16.") == std::string::npos || j.n % 8 || j.n > 256 || args[0].parts.size() != j.n / 2)
         fail(line, "%s with %zu sums", s.instruction->opcode.c_str(), args[0].parts.size());
     j.from_registers = args[1].kind == Arg::Group;
+    if (j.from_registers && args[1].parts.size() != 4) fail(line, "%zu registers of A", args[1].parts.size());
+    j.named_rows = j.from_registers;
+    for (const Arg& a : args[1].parts) j.named_rows = j.named_rows && a.kind == Arg::Name;
     if (args.size() != (j.from_registers ? 7u : 8u)) fail(line, "%s with %zu operands", s.instruction->opcode.c_str(), args.size());
     j.keep = s.get(args[3]) & 1;
     j.signs[0] = float(int32_t(s.get(args[4])));
@@ -125,11 +140,7 @@ void begin(Site* const* lanes, int line) {
             if (a.kind == Arg::Slot && a.slot + 1 > most) most = a.slot + 1;
         slots.assign(one.operands, one.operands + most);
         j.slots.push_back(slots);
-        for (unsigned r = 0; j.from_registers && r < 4; ++r)
-            for (int h = 0; h < 2; ++h) {
-                const uint16_t bits = uint16_t(one.get(args[1].parts[r]) >> (16 * h));
-                j.rows[l / 4 + 8 * (r % 2)][l % 4 * 2 + h + 8 * int(r / 2)] = j.brain ? AsBrain::wide(bits) : AsHalf::wide(bits);
-            }
+        if (j.from_registers && !j.named_rows) lay(j, one, unsigned(l));
     }
     if (!j.from_registers) j.a = factor(s.get(args[1]), !(s.get(args[6]) & 1), line);
     j.b = factor(s.get(args[2]), !(s.get(args[j.from_registers ? 6 : 7]) & 1), line);

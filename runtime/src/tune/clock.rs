@@ -7,7 +7,7 @@ use crate::host::HostTensor;
 use crate::launches::QUEUE;
 use cubecl::prelude::Client;
 use omchat_codegen::{Schedule, Target};
-use omchat_ir::Tensor;
+use omchat_ir::{Dtype, Tensor, Type};
 use omchat_kernels::{Args, Buffer, Launch, Prepared};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -31,6 +31,8 @@ pub(super) struct Clock<'a> {
 pub(super) struct Ready {
     prepared: Prepared,
     meta: Buffer,
+    /// What it works in, and the whole with its guards.
+    scratch: (Buffer, Buffer),
     /// Seconds of each sample.
     pub(super) samples: Vec<f64>,
     launches: usize,
@@ -61,7 +63,10 @@ impl Clock<'_> {
         let prepared = caught(|| kernel.prepare(&instance.work, schedule).map_err(|e| e.to_string()))?;
         let words = bytemuck::cast_slice(prepared.meta());
         let meta = Buffer { handle: self.client.create_from_slice(words), elements: prepared.meta().len() };
-        Ok(Ready { prepared, meta, samples: vec![], launches: 0 })
+        // It holds anything when a launch begins: here floats that are none.
+        let ty = Type::new(Dtype::F32, [prepared.scratch()]);
+        let scratch = self.guarded(&HostTensor { bytes: vec![0xff; ty.bytes()], ty });
+        Ok(Ready { prepared, meta, scratch, samples: vec![], launches: 0 })
     }
 
     /// Runs a kernel on a case between guards.
@@ -76,14 +81,10 @@ impl Clock<'_> {
         self.launch(&ready, &inner(&operands), &inner(&results))?;
         let mut have = vec![];
         for ((_, whole), before) in results.iter().zip(&case.before) {
-            let bytes = self.client.read_one(whole.handle.clone()).map_err(|e| format!("{e:?}"))?;
-            let (front, size) = (self.target.align, before.ty.bytes());
-            let guards = bytes[..front].iter().chain(&bytes[front + size..front + size + BEHIND]);
-            if guards.into_iter().any(|b| *b != GUARD) {
-                return Err("it writes outside its results".into());
-            }
-            have.push(HostTensor { ty: before.ty.clone(), bytes: bytes[front..front + size].to_vec() }.to_tensor());
+            let bytes = self.within("results", whole, before.ty.bytes())?;
+            have.push(HostTensor { ty: before.ty.clone(), bytes }.to_tensor());
         }
+        self.within("scratch memory", &ready.scratch.1, ready.prepared.scratch() * 4)?;
         faults::take().map_or(Ok(()), Err)?;
         case.check(&have)
     }
@@ -100,8 +101,21 @@ impl Clock<'_> {
         (Buffer { handle, elements: t.ty.elements() }, Buffer { handle: whole, elements: bytes.len() })
     }
 
+    /// What a guarded buffer holds.
+    ///
+    /// Errors: what the device says; that its guards were written over.
+    fn within(&self, what: &str, whole: &Buffer, size: usize) -> Result<Vec<u8>, String> {
+        let bytes = self.client.read_one(whole.handle.clone()).map_err(|e| format!("{e:?}"))?;
+        let front = self.target.align;
+        let mut guards = bytes[..front].iter().chain(&bytes[front + size..front + size + BEHIND]);
+        if guards.any(|b| *b != GUARD) {
+            return Err(format!("it writes outside its {what}"));
+        }
+        Ok(bytes[front..front + size].to_vec())
+    }
+
     fn launch(&self, ready: &Ready, operands: &[Buffer], results: &[Buffer]) -> Result<(), String> {
-        let args = Args { operands, results, meta: &ready.meta };
+        let args = Args { operands, results, scratch: Some(&ready.scratch.0), meta: &ready.meta };
         caught(|| ready.prepared.launch(self.client, &args).map_err(|e| e.to_string()))
     }
 

@@ -187,37 +187,38 @@ pub fn source(args: &Source) -> Result<(), Error> {
         let picked = picked.called(&kernels())?;
         let program = program(&picked, &target, None, dump.as_ref())?;
         for (n, chosen) in program.chosen.iter().enumerate() {
-            let text = kernel_text(&program, chosen, dialect)?;
-            if !seen.contains(&text) {
-                say(format!("// unit: {}.{n}.{}\n{}\n", program.name, chosen.kernel, text.trim_end()))?;
-                seen.push(text);
+            for text in kernel_texts(&program, chosen, dialect)? {
+                if !seen.contains(&text) {
+                    say(format!("// unit: {}.{n}.{}\n{}\n", program.name, chosen.kernel, text.trim_end()))?;
+                    seen.push(text);
+                }
             }
         }
     }
     Ok(())
 }
 
-fn kernel_text(program: &Program, chosen: &Chosen, dialect: Dialect) -> Result<String, Error> {
-    text_of(chosen.kernel, &chosen.work, &chosen.schedule, &program.name, dialect)
+fn kernel_texts(program: &Program, chosen: &Chosen, dialect: Dialect) -> Result<Vec<String>, Error> {
+    texts_of(chosen.kernel, &chosen.work, &chosen.schedule, &program.name, dialect)
 }
 
-/// The text of a kernel for some work at a schedule; `of` is what the work is from.
+/// The texts of a kernel's launches for some work at a schedule; `of` is what the work is from.
 ///
 /// Errors: what the kernel or the compiler answers.
-pub(crate) fn text_of(
+pub(crate) fn texts_of(
     name: &str,
     work: &Work,
     schedule: &Schedule,
     of: &str,
     dialect: Dialect,
-) -> Result<String, Error> {
+) -> Result<Vec<String>, Error> {
     let what = format!("{name} of @{of}");
     let kernel = by_name(name).ok_or_else(|| Error::failed(format!("no kernel is called {name}")))?;
     let prepared = kernel.prepare(work, schedule).map_err(|e| Error::failed(format!("{what}: {e}")))?;
     // A kernel that cannot be expanded panics inside CubeCL.
-    let text = catch_unwind(AssertUnwindSafe(|| prepared.source(dialect)));
-    let text = text.map_err(|_| Error::failed(format!("{what}: the kernel cannot be compiled for this target")))?;
-    text.map_err(|e| Error::failed(format!("{what}: {e}")))
+    let texts = catch_unwind(AssertUnwindSafe(|| prepared.sources(dialect)));
+    let texts = texts.map_err(|_| Error::failed(format!("{what}: the kernel cannot be compiled for this target")))?;
+    texts.map_err(|e| Error::failed(format!("{what}: {e}")))
 }
 
 /// THE LIST, as codegen takes it.
