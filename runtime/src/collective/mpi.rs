@@ -131,9 +131,11 @@ impl Mpi {
         self.leaves = true;
         self.beaten = None;
         let mut wait = Wait::new();
+        // This rank says so even where it knows of all others' end already: they wait for it.
+        self.look()?;
         while !self.lives.all_ended() {
-            self.look()?;
             wait.pause(false);
+            self.look()?;
         }
         // All have ended, and know it of this rank once these have left.
         self.quiet(None)
