@@ -4,12 +4,20 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use serde_json::Value;
+use std::cell::Cell;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
 /// How long any run may take here.
 const LONG: Duration = Duration::from_secs(400);
+/// How long a run may take to end once a rank of it is dead.
+const SOON: Duration = Duration::from_secs(10);
+/// How many steps the run has.
+const STEPS: usize = 20;
 
 fn here() -> bool {
     let found = Command::new("mpirun").arg("--version").output().is_ok_and(|o| o.status.success());
@@ -20,7 +28,7 @@ fn here() -> bool {
 }
 
 /// A recipe of a text, whose projector-free part trains: few tensors, so that starting is what costs.
-fn recipe(dir: &Path, steps: usize) -> PathBuf {
+fn recipe(dir: &Path) -> PathBuf {
     let _ = std::fs::remove_dir_all(dir);
     std::fs::create_dir_all(dir).unwrap();
     let words: Vec<String> = (0..900).map(|i| format!("word {} of the story", i * 7 % 31)).collect();
@@ -39,7 +47,7 @@ fn recipe(dir: &Path, steps: usize) -> PathBuf {
         mix = {{ story = 100 }}
         train = {{ decoder = 1e-3 }}
         batch_tokens = 180
-        steps = {steps}
+        steps = {STEPS}
         checkpoint_every = 2
         "#,
         env!("CARGO_MANIFEST_DIR")
@@ -49,120 +57,290 @@ fn recipe(dir: &Path, steps: usize) -> PathBuf {
     path
 }
 
+/// A run under way, and each line that it said.
+struct Run {
+    child: Child,
+    said: Arc<Mutex<Vec<String>>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Run {
+    /// All that it said until now.
+    fn said(&self) -> String {
+        self.said.lock().unwrap().join("\n")
+    }
+}
+
 /// `omchat train` on so many processes; one is no rank.
-fn start(recipe: &Path, out: &Path, ranks: usize, ring: usize) -> Child {
+fn start(recipe: &Path, out: &Path, ranks: usize, ring: usize) -> Run {
     let omchat = env!("CARGO_BIN_EXE_omchat");
     let mut c = Command::new(if ranks > 1 { "mpirun" } else { omchat });
     if ranks > 1 {
-        c.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string(), omchat]);
+        // More ranks than cores: a rank may need longer than a second to tell its error.
+        c.args([
+            "--allow-run-as-root",
+            "--oversubscribe",
+            "--bind-to",
+            "none",
+            "--mca",
+            "odls_base_sigkill_timeout",
+            "3",
+        ]);
+        c.args(["-n", &ranks.to_string(), omchat]);
     }
     c.args(["train", "--device", "cpu", "--ring", &ring.to_string(), "--config"]).arg(recipe).arg("--out").arg(out);
     if out.join("checkpoints").is_dir() {
         c.arg("--resume");
     }
-    c.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    let mut child = c.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let said = Arc::default();
+    let readers = vec![
+        read(child.stdout.take().unwrap(), Arc::clone(&said)),
+        read(child.stderr.take().unwrap(), Arc::clone(&said)),
+    ];
+    Run { child, said, readers }
 }
 
-/// What a run said, and whether it succeeded.
-fn ended(mut child: Child) -> (bool, String) {
-    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let read = std::thread::spawn(move || {
-        let mut text = String::new();
-        let _ = std::io::Read::read_to_string(&mut err, &mut text);
-        let _ = std::io::Read::read_to_string(&mut out, &mut text);
-        text
-    });
+/// Notes lines as they come.
+fn read(from: impl Read + Send + 'static, said: Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
+    spawn(move || {
+        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+            said.lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
+        }
+    })
+}
+
+/// Whether a run succeeded, and what it said.
+fn ended(mut run: Run) -> (bool, Vec<String>) {
     let start = Instant::now();
     let status = loop {
-        match child.try_wait().unwrap() {
+        match run.child.try_wait().unwrap() {
             Some(status) => break status,
             None if start.elapsed() > LONG => {
-                let _ = child.kill();
+                let _ = run.child.kill();
                 panic!("a run did not end in {LONG:?}");
             }
-            None => std::thread::sleep(Duration::from_millis(50)),
+            None => sleep(Duration::from_millis(20)),
         }
     };
-    (status.success(), read.join().unwrap())
+    run.readers.into_iter().for_each(|r| r.join().unwrap());
+    let said = std::mem::take(&mut *run.said.lock().unwrap());
+    (status.success(), said)
 }
 
-fn curve(out: &Path) -> Vec<[f64; 2]> {
+/// A run that succeeds.
+fn whole(recipe: &Path, out: &Path, ranks: usize, ring: usize) -> String {
+    let (good, said) = ended(start(recipe, out, ranks, ring));
+    let said = said.join("\n");
+    assert!(good, "{said}");
+    said
+}
+
+/// Numbers of each step, by name.
+fn column<const N: usize>(out: &Path, names: [&str; N]) -> Vec<[f64; N]> {
     let text = std::fs::read_to_string(out.join("log.jsonl")).unwrap_or_default();
     let line = |l: &str| {
         let v: Value = serde_json::from_str(l).ok()?;
-        Some(["loss", "norm"].map(|k| v[k].as_f64().unwrap()))
+        Some(names.map(|k| v[k].as_f64().unwrap()))
     };
     text.lines().filter_map(line).collect()
+}
+
+fn curve(out: &Path) -> Vec<[f64; 2]> {
+    column(out, ["loss", "norm"])
+}
+
+/// The newest checkpoint's step.
+fn kept(out: &Path) -> usize {
+    let names = std::fs::read_dir(out.join("checkpoints")).into_iter().flatten().flatten();
+    names.filter_map(|e| e.file_name().to_string_lossy().parse().ok()).max().unwrap_or(0)
 }
 
 fn near(what: &str, a: &[[f64; 2]], b: &[[f64; 2]]) {
     assert_eq!(a.len(), b.len(), "{what}: steps");
     let off = a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max);
+    println!("{what}: losses and norms within {off:.1e}");
     assert!(off < 1e-4, "{what}: {off:e} off\n{a:?}\n{b:?}");
 }
 
-/// The processes whose command line names that folder and that are no launcher.
-fn ranks_of(out: &Path) -> Vec<u32> {
+/// The processes whose command line names that folder and that are no launcher, with their ranks.
+fn ranks_of(out: &Path) -> Vec<(u32, usize)> {
     let name = out.to_string_lossy().into_owned();
     let mut found = vec![];
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let read = |what: &str| {
+            String::from_utf8_lossy(&std::fs::read(entry.path().join(what)).unwrap_or_default()).replace('\0', " ")
+        };
+        let line = read("cmdline");
         if line.contains(&name) && !line.contains("mpirun") {
-            found.push(pid);
+            let environ = read("environ");
+            let rank = environ.split(' ').find_map(|v| v.strip_prefix("OMPI_COMM_WORLD_RANK=")?.parse().ok());
+            found.extend(rank.map(|rank| (pid, rank)));
         }
     }
-    found.sort_unstable();
+    found.sort_unstable_by_key(|(_, rank)| *rank);
     found
 }
 
-/// Four processes, of which one is killed at moments that a seed draws, and which go on as two, end where one does.
+/// Waits for something of a run.
+fn until(what: &str, run: &Run, mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < LONG, "{what}: not in {LONG:?}: {}", run.said());
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// Numbers from a seed.
+struct Draw(u64);
+
+impl Draw {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n
+    }
+
+    /// From 0 to 0.8 of that long.
+    fn part(&mut self, of: Duration) -> Duration {
+        of.mul_f64(self.below(1000) as f64 / 1250.0)
+    }
+}
+
+/// Waits for so long, or until it is enough.
+fn pass(time: Duration, enough: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while begun.elapsed() < time && !enough() {
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits for a moment of a run that a seed draws: one of four while it starts, others between two steps of training.
+/// Yields whether the ranks had met by then, and what the moment is called.
+fn moment(draw: &mut Draw, run: &Run, out: &Path, ranks: usize, starts: Duration) -> (bool, String) {
+    let from = kept(out);
+    until("all ranks", run, || ranks_of(out).len() == ranks);
+    // What a run goes on from, it says once its ranks have met.
+    let met = || run.said().contains("resumed at step");
+    if draw.below(4) == 0 {
+        let part = draw.part(starts);
+        // A machine that has got faster may be through with the start, and with all steps, before.
+        let log = Cell::new(from == 0);
+        pass(part, || {
+            log.set(log.get() || met() && curve(out).len() <= from);
+            log.get() && curve(out).len() > from
+        });
+        return (met(), format!("{:.1} s into the start", part.as_secs_f64()));
+    }
+    // Never past the last checkpoint but one, so that all kills find something to do.
+    let step = (from + 1 + draw.below(2)).min(STEPS - 3);
+    until("ranks that meet", run, || from == 0 || met());
+    // Steps after the checkpoint stay in the log until the run has read it.
+    until("the log of what is resumed", run, || curve(out).len() <= from);
+    until("a step", run, || curve(out).len() >= step);
+    let took = column(out, ["seconds"]).last().map_or(0.0, |s| s[0]);
+    let part = draw.part(Duration::from_secs_f64(took));
+    pass(part, || curve(out).len() > step.max(from));
+    (true, format!("{:.2} s after step {step}", part.as_secs_f64()))
+}
+
+/// When each of those processes was gone, in order. A rank ends as soon as it has named who is lost; what it says comes
+/// later, since `mpirun` passes nothing on while it ends a run.
+fn gone(run: &Run, alive: &[(u32, usize)], since: Instant) -> Vec<Duration> {
+    let mut left: Vec<u32> = alive.iter().map(|(pid, _)| *pid).collect();
+    let mut ends = vec![];
+    until("the others' end", run, || {
+        // Who is dead and not yet waited for has no command line.
+        left.retain(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty()));
+        ends.resize(alive.len() - left.len(), since.elapsed());
+        left.is_empty()
+    });
+    ends
+}
+
+/// Who named whom as lost: `omchat: rank 0: rank 3 is silent ...`.
+fn named(said: &str) -> Vec<(usize, usize)> {
+    let number = |s: &str| s.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok());
+    let one = |line: &str| {
+        let (who, whom) = line.split_once("omchat: rank ")?.1.split_once(": rank ")?;
+        Some((number(who)?, number(whom)?))
+    };
+    said.lines().filter_map(one).collect()
+}
+
+/// Starts or resumes a run, kills a rank of it with -9 at a moment, and holds the others to naming it.
+fn kill(draw: &mut Draw, recipe: &Path, out: &Path, ranks: usize, starts: Duration) {
+    let run = start(recipe, out, ranks, 2);
+    let (met, when) = moment(draw, &run, out, ranks, starts);
+    let alive = ranks_of(out);
+    assert_eq!(alive.len(), ranks, "a run ended by itself: {}", run.said());
+    let (pid, victim) = alive[draw.below(ranks)];
+    let died = Instant::now();
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    let gone = gone(&run, &alive, died);
+    let (good, said) = ended(run);
+    let (took, said) = (died.elapsed(), said.join("\n"));
+    let named = named(&said);
+    println!(
+        "rank {victim} of {ranks} killed {when}: named by {} others, the first gone after {:.2} s, the last after {:.2} s; \
+         mpirun after {:.2} s; kept step {}",
+        named.len(),
+        gone[1].as_secs_f64(),
+        gone[ranks - 1].as_secs_f64(),
+        took.as_secs_f64(),
+        kept(out)
+    );
+    assert!(!good && took < SOON, "{took:?}: {said}");
+    assert!(named.iter().all(|(_, whom)| *whom == victim), "not rank {victim}: {said}");
+    if met {
+        assert_eq!(named.len(), ranks - 1, "all others name rank {victim}: {said}");
+        assert!(said.contains("of step") && said.contains("resume the last checkpoint"), "{said}");
+    }
+    assert!(ranks_of(out).is_empty(), "a rank is left over");
+}
+
+fn weights(out: &Path) -> Vec<u8> {
+    std::fs::read(out.join("stages/all/model.safetensors")).unwrap()
+}
+
+/// Four processes, of which one is killed at moments that a seed draws, which go on as eight, of which one is killed, and
+/// which go on as two, end where one does. `OMCHAT_KILLS` says how many die in all.
 #[test]
 fn processes_train_as_one_and_survive_a_death() {
     if !here() {
         return;
     }
     let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join("train_mpi");
-    let recipe = recipe(&work, 20);
+    let recipe = recipe(&work);
     let [alone, ring, killed] = ["alone", "ring", "killed"].map(|n| work.join(n));
-    let (good, said) = ended(start(&recipe, &alone, 1, 1));
-    assert!(good, "{said}");
+    whole(&recipe, &alone, 1, 1);
     let want = curve(&alone);
-    let (good, said) = ended(start(&recipe, &ring, 4, 2));
-    assert!(good, "{said}");
+    let begun = Instant::now();
+    let said = whole(&recipe, &ring, 4, 2);
     assert!(said.contains("exchanged by rank 0, over mpi"), "{said}");
-    near("four processes, twenty steps of AdamW", &curve(&ring), &want);
+    let on_four = curve(&ring);
+    near("four processes, twenty steps of AdamW", &on_four, &want);
+    let steps: f64 = column(&ring, ["seconds"]).iter().skip(1).map(|s| s[0]).sum();
+    let starts = begun.elapsed().saturating_sub(Duration::from_secs_f64(steps));
 
     let kills: usize = std::env::var("OMCHAT_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
-    let mut seed = 9u64;
-    let mut draw = |n: u64| {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (seed >> 33) % n
-    };
-    for _ in 0..kills {
-        let before = curve(&killed).len();
-        let child = start(&recipe, &killed, 4, 4);
-        let begun = Instant::now();
-        // Some step further than the last checkpoint, and a little.
-        while curve(&killed).len() <= before.min(17) && begun.elapsed() < LONG {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        std::thread::sleep(Duration::from_millis(draw(700)));
-        let ranks = ranks_of(&killed);
-        if ranks.len() < 4 {
-            let _ = ended(child);
-            continue;
-        }
-        let victim = ranks[draw(4) as usize];
-        assert!(Command::new("kill").args(["-9", &victim.to_string()]).status().unwrap().success());
-        let died = Instant::now();
-        let (good, said) = ended(child);
-        assert!(!good && died.elapsed() < Duration::from_secs(10), "{:?}: {said}", died.elapsed());
-        assert!(said.contains("of step") && said.contains("resume the last checkpoint"), "{said}");
-        assert!(ranks_of(&killed).is_empty(), "a rank is left over");
+    let mut draw = Draw(7 + kills as u64);
+    for _ in 1..kills {
+        kill(&mut draw, &recipe, &killed, 4, starts);
+        let have = curve(&killed);
+        assert_eq!(have, on_four[..have.len()], "a resumed run is the whole run, bit for bit");
     }
-    let (good, said) = ended(start(&recipe, &killed, 2, 1));
-    assert!(good, "{said}");
-    near("killed, and resumed on two", &curve(&killed), &want);
+    if kills > 2 {
+        let copy = work.join("copy");
+        assert!(Command::new("cp").arg("-r").args([&killed, &copy]).status().unwrap().success());
+        whole(&recipe, &copy, 4, 2);
+        assert!(
+            curve(&copy) == on_four && weights(&copy) == weights(&ring),
+            "other weights than those of the whole run"
+        );
+        println!("killed {} times, and resumed on four: the weights of the whole run, bit for bit", kills - 1);
+    }
+    kill(&mut draw, &recipe, &killed, 8, starts);
+    whole(&recipe, &killed, 2, 1);
+    near("killed, and resumed on eight and on two", &curve(&killed), &want);
 }

@@ -150,11 +150,11 @@ fn ranks_repeat_bit_for_bit() {
 fn a_run_goes_on_on_other_ranks() {
     let _turn = turn();
     let [whole, cut] = ["ranks-whole", "ranks-cut"].map(folder);
-    run(&recipe(1, "zigzag", "tokens", 3), 1, &whole, None).remove(0).unwrap();
-    for (ranks, ring, until) in [(2, 2, Some(1)), (1, 1, Some(2)), (2, 1, None)] {
-        run(&recipe(ring, "zigzag", "tokens", 3), ranks, &cut, until).into_iter().for_each(|r| drop(r.unwrap()));
+    run(&recipe(1, "zigzag", "tokens", 4), 1, &whole, None).remove(0).unwrap();
+    for (ranks, ring, until) in [(4, 2, Some(1)), (8, 4, Some(2)), (2, 1, Some(3)), (1, 1, None)] {
+        run(&recipe(ring, "zigzag", "tokens", 4), ranks, &cut, until).into_iter().for_each(|r| drop(r.unwrap()));
     }
-    near("2, 1 and 2 ranks", &curve(&cut), &curve(&whole), 1e-4);
+    near("4, 8, 2 ranks and 1", &curve(&cut), &curve(&whole), 1e-4);
 }
 
 #[test]
@@ -167,4 +167,5 @@ fn ranks_that_do_not_fit_are_refused() {
     assert!(said(2, 1).contains("a ring of 2 ranks, and this process is alone"), "{}", said(2, 1));
     assert!(said(2, 3).contains("3 ranks are no rings of 2"), "{}", said(2, 3));
     assert!(said(1, 3).contains("3 rings share a step of 4 packs"), "{}", said(1, 3));
+    assert!(said(1, 8).contains("8 rings share a step of 4 packs"), "{}", said(1, 8));
 }

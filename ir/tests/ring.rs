@@ -38,14 +38,17 @@ fn each_hop(change: impl Fn(&str) -> String) -> String {
     [HOP, LAST].iter().fold(text(), |text, hop| mutant(&text, hop, &change(hop)))
 }
 
-/// Root mean square error of a bf16 ring against the same numbers in doubles, over seeds.
-fn bf16_error(r: usize, library: &str) -> f64 {
-    let n = 64;
+/// Tokens of a stream whose error is measured.
+const TOKENS: usize = 64;
+
+/// Root mean square error of a ring against the same numbers in doubles, over seeds: of streams drawn from a seed, in
+/// that dtype, in one of the layouts.
+fn error(stream: impl Fn(u64, Dtype) -> Stream, dtype: Dtype, r: usize, layout: usize, library: &str) -> f64 {
     let (mut sum, mut count) = (0.0, 0.0);
     for seed in 0..6 {
-        let s = Stream::new(n, 1000 + seed, Dtype::Bf16);
+        let s = stream(1000 + seed, dtype);
         let (out, _) = s.oracle();
-        let (o, l) = s.ring(&layouts(n, r, seed)[2], Dtype::Bf16, Mode::Typed, library);
+        let (o, l) = s.ring(&layouts(TOKENS, r, seed)[layout], dtype, Mode::Typed, library);
         assert!(o.iter().chain(&l).all(|x| x.is_finite()));
         sum += o.iter().zip(&out).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
         count += out.len() as f64;
@@ -53,15 +56,57 @@ fn bf16_error(r: usize, library: &str) -> f64 {
     (sum / count).sqrt()
 }
 
+/// Short documents, one after the other.
+fn packed(seed: u64, dtype: Dtype) -> Stream {
+    Stream::new(TOKENS, seed, dtype)
+}
+
+/// One document, all of whose ranks see something of the ranks before.
+fn single(seed: u64, dtype: Dtype) -> Stream {
+    Stream::of(&[TOKENS], seed, dtype)
+}
+
+/// The same of a bf16 ring whose tokens lie at random.
+fn bf16_error(r: usize, library: &str) -> f64 {
+    error(packed, Dtype::Bf16, r, 2, library)
+}
+
+/// The library with a partial result that is rounded to bf16 after each hop.
+fn rounding() -> String {
+    each_hop(|hop| format!("{hop} %ob = cast.bf16 %o %o = cast.f32 %ob"))
+}
+
 #[test]
 fn error_does_not_grow_with_ranks() {
     let (two, sixteen) = (bf16_error(2, ""), bf16_error(16, ""));
     println!("bf16 error: R=2 {two:.3e}, R=16 {sixteen:.3e}, ratio {:.4}", sixteen / two);
     assert!(two > 0.0 && sixteen / two <= 1.1, "R=2 {two:e}, R=16 {sixteen:e}");
-    let rounding = each_hop(|hop| format!("{hop} %ob = cast.bf16 %o %o = cast.f32 %ob"));
-    let (two, sixteen) = (bf16_error(2, &rounding), bf16_error(16, &rounding));
+    let (two, sixteen) = (bf16_error(2, &rounding()), bf16_error(16, &rounding()));
     println!("with a bf16 carry: ratio {:.4}", sixteen / two);
     assert!(sixteen / two > 1.1, "a carry in bf16 must be caught");
+}
+
+/// The rows that `scripts/experiments/ring_error.py` draws.
+#[test]
+fn error_against_ranks() {
+    for (dtype, partial) in [("f32", "f32"), ("f32", "bf16"), ("bf16", "f32"), ("bf16", "bf16")] {
+        let library = if partial == "bf16" { rounding() } else { String::new() };
+        let rounds = if dtype == "bf16" { Dtype::Bf16 } else { Dtype::F32 };
+        for (documents, stream) in [("packed", packed as fn(u64, Dtype) -> Stream), ("single", single)] {
+            for (layout, name) in ["contiguous", "zigzag"].into_iter().enumerate() {
+                let found = [1, 2, 4, 8, 16].map(|r| error(stream, rounds, r, layout, &library));
+                let row: Vec<String> = found.iter().map(|e| format!("{e:.3e}")).collect();
+                println!("ring_error out {dtype} {partial} {documents} {name} {}", row.join(" "));
+                let worst = found.iter().fold(0.0, |m: f64, e| m.max(e / found[0]));
+                match (dtype, partial) {
+                    // Each hop rounds once more, to f32.
+                    ("f32", "f32") => assert!(worst < 4.0, "{documents}, {name}: {found:?}"),
+                    (_, "f32") => assert!(worst < 1.1, "{documents}, {name}: {found:?}"),
+                    _ => assert!(worst > 1.1, "{documents}, {name}: bf16 must be caught: {found:?}"),
+                }
+            }
+        }
+    }
 }
 
 #[test]

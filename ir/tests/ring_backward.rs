@@ -79,13 +79,14 @@ fn every_ring_is_one_rank() {
     }
 }
 
-/// Root mean square errors of dq, dk, dv in bf16, against the same numbers in doubles.
-fn bf16_errors(r: usize, text: &str) -> [f64; 3] {
+/// Root mean square errors of dq, dk, dv, against the same numbers in doubles, over seeds: of streams drawn from a seed,
+/// in that dtype, in one of the layouts.
+fn errors(stream: impl Fn(u64, Dtype) -> Stream, dtype: Dtype, r: usize, layout: usize, text: &str) -> [f64; 3] {
     let mut sums = [(0.0, 0.0); 3];
     for seed in 0..6 {
-        let s = Stream::new(64, 1000 + seed, Dtype::Bf16);
-        let want = one_rank(&s, Dtype::Bf16);
-        let have = backward(&s, &layouts(64, r, seed)[2], Dtype::Bf16, Mode::Typed, text, true);
+        let s = stream(1000 + seed, dtype);
+        let want = one_rank(&s, dtype);
+        let have = backward(&s, &layouts(64, r, seed)[layout], dtype, Mode::Typed, text, true);
         for ((sum, w), h) in sums.iter_mut().zip(&want).zip(&have) {
             assert!(h.iter().all(|x| x.is_finite()));
             sum.0 += h.iter().zip(w).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
@@ -93,6 +94,11 @@ fn bf16_errors(r: usize, text: &str) -> [f64; 3] {
         }
     }
     sums.map(|(sum, n)| (sum / n).sqrt())
+}
+
+/// The same of packed documents in bf16 that lie at random.
+fn bf16_errors(r: usize, text: &str) -> [f64; 3] {
+    errors(|seed, dtype| Stream::new(64, seed, dtype), Dtype::Bf16, r, 2, text)
 }
 
 fn text() -> String {
@@ -104,6 +110,13 @@ fn text() -> String {
 fn added(name: &str) -> (String, String) {
     let held = if name == "dq" { name.to_string() } else { name.replace('d', "h") };
     (format!("%{name}        = add %{held}, %{name}2"), held)
+}
+
+/// The text with an accumulator that is rounded to bf16 after each hop.
+fn narrow(text: &str, name: &str) -> String {
+    let (from, held) = added(name);
+    let to = format!("%{name}3 = add %{held}, %{name}2 %{name}b = cast.bf16 %{name}3 %{name} = cast.f32 %{name}b");
+    mutant(text, &from, &to)
 }
 
 /// The text with one line of the exchange changed in the backward alone.
@@ -132,16 +145,37 @@ fn error_does_not_grow_with_ranks() {
         assert!(ratio > 1.1, "{name}: parts in bf16 must be caught, their ratio is {ratio}");
     }
     // Accumulators in bf16 must be caught by the same ratio.
-    let narrow = |name: &str| {
-        let (from, held) = added(name);
-        let to = format!("%{name}3 = add %{held}, %{name}2 %{name}b = cast.bf16 %{name}3 %{name} = cast.f32 %{name}b");
-        mutant(&text(), &from, &to)
-    };
     for (i, name) in ["dq", "dk", "dv"].iter().enumerate() {
-        let faulty = narrow(name);
+        let faulty = narrow(&text(), name);
         let ratio = bf16_errors(16, &faulty)[i] / bf16_errors(2, &faulty)[i];
         println!("{name} with a bf16 accumulator: ratio {ratio:.4}");
         assert!(ratio > 1.1, "{name}: a bf16 accumulator must be caught, its ratio is {ratio}");
+    }
+}
+
+/// The rows that `scripts/experiments/ring_error.py` draws: one document, of which every rank sees the ranks before.
+#[test]
+fn error_against_ranks() {
+    let names = ["dq", "dk", "dv"];
+    let rounding = names.iter().fold(text(), |text, name| narrow(&text, name));
+    for (dtype, partial) in [(Dtype::F32, "f32"), (Dtype::Bf16, "f32"), (Dtype::Bf16, "bf16")] {
+        let library = if partial == "bf16" { &rounding } else { "" };
+        for (layout, place) in ["contiguous", "zigzag"].into_iter().enumerate() {
+            let all = [1, 2, 4, 8, 16]
+                .map(|r| errors(|seed, dtype| Stream::of(&[64], seed, dtype), dtype, r, layout, library));
+            for (i, name) in names.iter().enumerate() {
+                let found = all.map(|e| e[i]);
+                let row: Vec<String> = found.iter().map(|e| format!("{e:.3e}")).collect();
+                println!("ring_error {name} {dtype} {partial} single {place} {}", row.join(" "));
+                let worst = found.iter().fold(0.0, |m: f64, e| m.max(e / found[0]));
+                match (dtype, partial) {
+                    // Each hop rounds once more, to f32.
+                    (Dtype::F32, _) => assert!(worst < 4.0, "{name}, {place}: {found:?}"),
+                    (_, "f32") => assert!(worst < 1.1, "{name}, {place}: {found:?}"),
+                    _ => assert!(worst > 1.1, "{name}, {place}: bf16 must be caught: {found:?}"),
+                }
+            }
+        }
     }
 }
 

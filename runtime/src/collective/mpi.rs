@@ -131,9 +131,11 @@ impl Mpi {
         self.leaves = true;
         self.beaten = None;
         let mut wait = Wait::new();
+        // This rank says so even where it knows of all others' end already: they wait for it.
+        self.look()?;
         while !self.lives.all_ended() {
-            self.look()?;
             wait.pause(false);
+            self.look()?;
         }
         // All have ended, and know it of this rank once these have left.
         self.quiet(None)
@@ -223,8 +225,17 @@ impl Mpi {
 
     fn hear(&mut self) -> Result<(), Lost> {
         let mut beat = [0; BYTES];
-        while let Some(rank) = raw::take(&mut beat, TAG_BEAT).map_err(|fault| unreachable(self.rank, &fault))? {
-            self.lives.hear(rank, Beat::decode(&beat), Instant::now());
+        // A look at what is there comes before Open MPI fetches what came since: only the second that finds nothing says
+        // that nothing came.
+        let mut empty = 0;
+        while empty < 2 {
+            match raw::take(&mut beat, TAG_BEAT).map_err(|fault| unreachable(self.rank, &fault))? {
+                Some(rank) => {
+                    self.lives.hear(rank, Beat::decode(&beat), Instant::now());
+                    empty = 0;
+                }
+                None => empty += 1,
+            }
         }
         Ok(())
     }

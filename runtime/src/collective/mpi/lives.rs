@@ -10,6 +10,9 @@ const ASKED: Duration = Duration::from_millis(400);
 /// The same after SIGCONT: more than two beats and the pauses between, and still within the second that `mpirun` lets
 /// pass before it ends all.
 const WOKEN: Duration = Duration::from_millis(700);
+/// For how long after the signal a beat may be one that was said before, and was under way. Who lives speaks again well
+/// before `ASKED` is over.
+const LATE: Duration = Duration::from_millis(100);
 /// How long a rank goes on listening so after SIGCONT, which may have come for another reason.
 const WARY: Duration = Duration::from_secs(10);
 const SIGNALLED: &str = "is silent since the launcher sent its signal";
@@ -160,10 +163,12 @@ impl Lives {
         let silent = now.duration_since(*heard);
         match told {
             Some(_) if self.stood => Some((self.rank, "stood still, and was told to end (SIGTERM)".into())),
-            Some(at) if *heard < at => Some((rank, SIGNALLED.into())),
+            Some(at) if *heard < at + LATE => Some((rank, SIGNALLED.into())),
             Some(_) => Some((self.rank, "was told to end (SIGTERM)".into())),
             // Not told yet: but then there is little time.
-            None if !self.stood && self.asked.is_some_and(|at| *heard < at && now.duration_since(at) >= WOKEN) => {
+            None if !self.stood
+                && self.asked.is_some_and(|at| *heard < at + LATE && now.duration_since(at) >= WOKEN) =>
+            {
                 Some((rank, SIGNALLED.into()))
             }
             None => {
@@ -264,6 +269,27 @@ mod tests {
                 }
             });
             assert_eq!(lost.map(|(ms, lost)| (ms, lost.rank)), (!speaks).then_some((1700, 0)));
+        }
+    }
+
+    /// The last beat of the dead may be taken after the launcher's signal.
+    #[test]
+    fn what_was_under_way_when_a_rank_died_does_not_hide_it() {
+        for told in [false, true] {
+            let (_, lost) = watch(10_000, |l, ms, now| {
+                l.hear(2, Beat::Lives, now);
+                if ms == 1000 {
+                    l.ask(now);
+                    l.hear(0, Beat::Lives, now + Duration::from_millis(1));
+                } else if ms < 900 {
+                    l.hear(0, Beat::Lives, now);
+                }
+                if told && ms == 1000 {
+                    l.tell(now);
+                }
+            });
+            let lost = lost.map(|(ms, lost)| (ms, lost.rank));
+            assert_eq!(lost, Some((if told { 1400 } else { 1700 }, 0)));
         }
     }
 
