@@ -65,7 +65,7 @@ fn the_chain_is_as_its_page_says() {
             "256" => 256.0,
             "1k" => 1024.0,
             "4k" => 4096.0,
-            "16k" => 16384.0,
+            "16k" | "ends" | "far" => 16384.0,
             other => panic!("a stage `{other}`"),
         };
         let want = (2.0 * reach / std::f64::consts::PI).powf(1.81);
@@ -91,6 +91,7 @@ fn texts_are_written_alike_and_wrong_options_named() {
         assert!(code == 2 && text.contains(what), "{more:?}: {code} {text}");
     };
     refused(&["--kind", "passkeys", "--needles", "30"], "needles from 30 to 30");
+    refused(&["--kind", "passkeys", "--depth", "2"], "a needle at depth 2");
     refused(&["--kind", "passkeys", "--digits", "few"], "--digits is `few`");
     refused(&["--kind", "haystack", "--sentences", "0"], "0 sentences");
 }
@@ -128,8 +129,8 @@ fn the_chain_s_model_finds_numbers() {
         let asked = answers.iter().filter(|a| a["params"]["length"] == length);
         asked.filter(|a| a["given"].as_str().unwrap().contains(a["expected"].as_str().unwrap())).count()
     };
-    // Guessing finds one in nine million. docs/needle.md: nine of ten are found at 16K.
+    // Guessing finds one in nine million. docs/needle.md: more than nineteen of twenty are found at 16K.
     for length in [256, 1024, 16384] {
-        assert!(right(length) >= 7, "{length}: {}", right(length));
+        assert!(right(length) >= 8, "{length}: {}", right(length));
     }
 }

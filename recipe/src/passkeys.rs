@@ -21,7 +21,7 @@ const WHEN: [&str; 8] =
     ["today", "again", "at night", "in the morning", "every day", "for a while", "in silence", "once more"];
 
 /// What documents are like.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     /// The fewest and the most sentences without meaning. With `models/passkey` one takes 8 to 11 tokens.
     pub sentences: [usize; 2],
@@ -29,13 +29,15 @@ pub struct Options {
     pub needles: [usize; 2],
     /// The fewest and the most digits of a number.
     pub digits: [usize; 2],
+    /// Where a lone needle stands, as a share of the sentences: 0 before the first, 1 after the last; anywhere if `None`.
+    pub depth: Option<f32>,
     /// Questions of a document: each needle in turn, in a drawn order. With `models/passkey` a turn takes 40 to 42 tokens.
     pub turns: usize,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { sentences: [4, 12], needles: [1, 3], digits: [7, 7], turns: 4 }
+        Options { sentences: [4, 12], needles: [1, 3], digits: [7, 7], depth: None, turns: 4 }
     }
 }
 
@@ -73,6 +75,9 @@ impl Options {
                 ));
             }
         }
+        if let Some(depth) = self.depth.filter(|depth| !(0.0..=1.0).contains(depth)) {
+            return Err(Error::input(format!("a needle at depth {depth}"), "give a number from 0 to 1"));
+        }
         if self.turns == 0 {
             return Err(Error::input("0 questions a document", "give 1 or more"));
         }
@@ -95,6 +100,10 @@ pub fn document(options: &Options, seed: u64, index: u64) -> Result<Document> {
         .take(count)
         .map(|city| (random.below(parts.len() + 1), city, number(random, options.digits)))
         .collect();
+    // Drawn above all the same, so that a depth moves the needle of a text and changes nothing else.
+    if let (Some(depth), [(at, ..)]) = (options.depth, &mut needles[..]) {
+        *at = (depth * parts.len() as f32).round() as usize;
+    }
     needles.sort_by_key(|(at, ..)| *at);
     // The last goes in first, so that places before it stay as they are.
     for (at, city, number) in needles.iter().rev() {

@@ -35,6 +35,7 @@ fn drawn() -> Vec<(u64, u64, Options)> {
                 sentences: [low, low + at(17, 13)],
                 needles: [few, few + at(29, 21 - few as u64)],
                 digits: [short, short + at(37, 65 - short as u64)],
+                depth: None,
                 turns: 1 + at(43, 31),
             },
         ));
@@ -104,6 +105,31 @@ fn needles_stand_anywhere() {
     assert!(tenths.iter().all(|n| n.abs_diff(200) <= 54), "{tenths:?}");
 }
 
+/// A depth moves a lone needle to its share of the sentences, and changes nothing else of the text; of several it moves none.
+#[test]
+fn a_lone_needle_stands_at_its_depth() {
+    for sentences in [0, 1, 2, 7, 101] {
+        let at = |depth, count| {
+            let options =
+                Options { sentences: [sentences, sentences], needles: [count, count], depth, ..Options::default() };
+            (0..20).map(move |index| document(&options, 31, index).unwrap())
+        };
+        for depth in [0.0, 0.25, 0.5, 1.0] {
+            for (moved, free) in at(Some(depth), 1).zip(at(None, 1)) {
+                let before = moved.text.split("The special").next().unwrap().matches('.').count();
+                assert!((before as f32 - depth * sentences as f32).abs() <= 0.5, "{depth} of {sentences}: {before}");
+                let others = |d: &Document| -> Vec<String> {
+                    let parts = d.text.split_inclusive('.').map(|part| part.trim().to_string());
+                    parts.filter(|part| !part.starts_with("The special")).collect()
+                };
+                assert_eq!(others(&moved), others(&free));
+                assert_eq!(moved.needles, free.needles);
+            }
+            assert!(at(Some(depth), 3).eq(at(None, 3)));
+        }
+    }
+}
+
 #[test]
 fn tokens_are_as_the_options_say() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/passkey");
@@ -134,5 +160,7 @@ fn what_cannot_be_drawn_is_named() {
     refused(Options { needles: [1, 21], ..base.clone() }, "needles from 1 to 21");
     refused(Options { sentences: [5, 4], ..base.clone() }, "sentences from 5 to 4");
     refused(Options { digits: [7, 65], ..base.clone() }, "digits from 7 to 65");
+    refused(Options { depth: Some(1.5), ..base.clone() }, "depth 1.5");
+    refused(Options { depth: Some(f32::NAN), ..base.clone() }, "depth NaN");
     refused(Options { turns: 0, ..base }, "0 questions");
 }

@@ -33,7 +33,7 @@ pub struct Args {
     /// Digits of each passkey: a number, or the fewest and the most as in 3-7.
     #[arg(long, default_value = "7", value_name = "N|N-N")]
     digits: String,
-    /// Where a lone needle stands: 0 is the first frame, 1 the last; anywhere if not given.
+    /// Where a lone needle stands: 0 is the first frame or the start of a text, 1 the last or the end; anywhere if not given.
     #[arg(long, value_name = "SHARE")]
     depth: Option<f32>,
     /// The most questions of a sample.
@@ -102,6 +102,7 @@ fn passkeys(args: &Args) -> Result<(), Error> {
         sentences: range("--sentences", &args.sentences)?,
         needles: range("--needles", &args.needles)?,
         digits: range("--digits", &args.digits)?,
+        depth: args.depth,
         turns: args.turns,
     };
     passkeys::write(&options, args.seed, args.first, args.count, &args.out).map_err(Error::input)?;
