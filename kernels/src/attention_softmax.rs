@@ -54,6 +54,7 @@ pub(crate) fn softmax(
 }
 
 /// Rows go on from an earlier result, where there is one.
+#[allow(clippy::single_match)]
 #[cube]
 pub(crate) fn carry_on(
     operands: &Buffers,

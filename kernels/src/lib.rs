@@ -13,8 +13,9 @@
 //! Sizes and strides travel in that buffer, so a longer prompt compiles nothing: what a compilation depends
 //! on is the kernel, its schedule, the body, the dtypes and which innermost strides are 0 or 1.
 
-// In `#[cube]` code a loop is unrolled or becomes the device's, and a branch may be decided at compile time.
-#![allow(clippy::needless_range_loop, clippy::if_same_then_else)]
+// In `#[cube]` code a loop is unrolled or becomes the device's, a branch may be decided at compile time, and numbers have only the
+// methods that devices know.
+#![allow(clippy::needless_range_loop, clippy::if_same_then_else, clippy::manual_is_multiple_of)]
 
 mod attention;
 mod attention_carry;

@@ -318,7 +318,7 @@ fn bring_part(
     let last = l.times * l.groups - 1;
     let from = line(l, min(first + row, last), grouped) * tile.wide + part * CHUNK;
     let panel = part / comptime![LINE / CHUNK] * comptime![tile.rows * LINE / 2];
-    let to = into + panel + row * comptime![LINE / 2] + (part % 8 ^ row % 8) * 4;
+    let to = into + panel + row * comptime![LINE / 2] + ((part % 8) ^ (row % 8)) * 4;
     // Lengths count words: both are 16 bytes.
     if comptime![slot.storage == Storage::Bf16] {
         copy_16::<u16, f32>(&operands.bf16s.index(slot.index)[from..from + 4], &mut memory[to..to + 4]);

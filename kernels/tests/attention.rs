@@ -318,8 +318,11 @@ fn parts_keep_every_core_busy() {
     assert_eq!(offers(264, 1, 4096), [(1, 0), (1, 0)]);
 }
 
+/// A hop: the function's name and its operands, to outputs and logarithms.
+type Hop<'a> = dyn Fn(&str, Vec<Host>) -> [Vec<f64>; 2] + 'a;
+
 /// Root mean square errors of hops over the keys, as they come and rounded to bf16.
-fn ring_error(run: &dyn Fn(&str, Vec<Host>) -> [Vec<f64>; 2], block: &[Host], want: &[f64], ranks: usize) -> [f64; 2] {
+fn ring_error(run: &Hop, block: &[Host], want: &[f64], ranks: usize) -> [f64; 2] {
     let keys = block[5].data.len() / ranks;
     let of = |h: &Host, r: usize| {
         let size = h.data.len() / ranks;
@@ -364,7 +367,7 @@ fn attention_in_hops_does_not_lose_by_ranks() {
                 let keys = operands[5].data.len();
                 let shapes = shapes(reference::Sizes { s: keys, ..n });
                 let block = operands.iter().zip(shapes).map(|(o, s)| Type::new(o.dtype, s));
-                let carry = results.iter().cloned().take(operands.len() - 6);
+                let carry = results.iter().take(operands.len() - 6).cloned();
                 let operands = block.chain(carry).collect();
                 Work::Function { name: name.into(), binds: Default::default(), operands, results: results.to_vec() }
             };

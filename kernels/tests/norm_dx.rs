@@ -1,6 +1,6 @@
 //! The backward of norms' rows against the formula in f64, on every device, over odd sizes.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 

@@ -301,14 +301,14 @@ impl<T: Transport> Meeting<'_, T> {
         let data = &self.request.data;
         match of.how {
             How::Permute { shift, ring, .. } => self.permute(shift, ring.max(1), sends),
-            How::AllGather => Ok(self.to_all(data)?.concat()),
+            How::AllGather => Ok(self.shared(data)?.concat()),
             How::ReduceScatter => self.scatter(of, data, FoldKind::Sum),
             How::AllReduce { fold } => {
                 let size = of.dtype.bytes();
                 let mut padded = data.clone();
                 padded.resize(of.part() * self.here.ranks * size, 0);
                 let own = self.scatter(of, &padded, fold)?;
-                let mut whole = self.to_all(&own)?.concat();
+                let mut whole = self.shared(&own)?.concat();
                 whole.truncate(of.elements * size);
                 Ok(whole)
             }
@@ -330,7 +330,7 @@ impl<T: Transport> Meeting<'_, T> {
     }
 
     /// Each rank's bytes, in order.
-    fn to_all(&mut self, own: &[u8]) -> Result<Vec<Vec<u8>>, Failure> {
+    fn shared(&mut self, own: &[u8]) -> Result<Vec<Vec<u8>>, Failure> {
         let (rank, ranks) = (self.here.rank, self.here.ranks);
         let mut parts = vec![vec![]; ranks];
         parts[rank] = own.to_vec();
@@ -358,7 +358,7 @@ impl<T: Transport> Meeting<'_, T> {
     fn gather(&mut self, to: Option<usize>) -> Result<Vec<Vec<u8>>, Failure> {
         let (rank, own) = (self.here.rank, &self.request.data);
         match to {
-            None => self.to_all(own),
+            None => self.shared(own),
             Some(to) if to != rank => self.exchange(Some(to), own, None).map(|_| vec![]),
             Some(_) => {
                 let mut parts = vec![];
