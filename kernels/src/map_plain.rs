@@ -42,9 +42,11 @@ impl Kernel for MapPlain {
         }
         fits(nest, target)?;
         let one = units(target, nest.points());
-        let wide =
-            wide(nest, target).map(|lanes| Schedule::new(&[("units", target.units), ("lanes", lanes), ("bits", 32)]));
-        Ok(wide.into_iter().chain([one]).collect())
+        let Some(lanes) = wide(nest, target) else { return Ok(vec![one]) };
+        let wide = Schedule::new(&[("units", target.units), ("lanes", lanes), ("bits", 32)]);
+        // Wide where there is work for every unit at once.
+        let busy = nest.points() / lanes as usize >= target.cores as usize * target.units as usize;
+        Ok(if busy { vec![wide, one] } else { vec![one, wide] })
     }
 }
 
@@ -70,8 +72,8 @@ impl Launch for MapPlain {
     }
 }
 
-/// Elements that a unit takes on CUDA: 16 bytes of the widest element, if there is work for every unit at once, rows hold
-/// whole vectors, and each view is contiguous or the same along them.
+/// Elements that a unit may take on CUDA: 16 bytes of the widest element, if rows hold whole vectors and each view is
+/// contiguous or the same along them.
 fn wide(nest: &Nest, target: &Target) -> Option<u32> {
     let bytes =
         nest.reads.iter().map(|r| r.dtype).chain(nest.writes.iter().map(|w| w.dtype)).map(Dtype::bytes).max()?;
@@ -88,9 +90,8 @@ fn wide(nest: &Nest, target: &Target) -> Option<u32> {
         let start = w.at.as_ref().is_none_or(|at| at.stride.is_multiple_of(lanes));
         w.strides[inner] == 1 && others(&w.strides) && w.offset.is_multiple_of(lanes) && start
     });
-    let busy = n.points() / lanes >= target.cores as usize * target.units as usize;
     let fits = target.family == Family::Cuda && loops.size(inner).is_multiple_of(lanes);
-    (fits && busy && reads && writes).then_some(lanes as u32)
+    (fits && reads && writes).then_some(lanes as u32)
 }
 
 /// The nest of a work.

@@ -16,6 +16,8 @@ mod differential;
 mod products;
 #[path = "scatter_add.rs"]
 mod scatter_add;
+#[path = "vectors.rs"]
+mod vectors;
 
 use common::emulator::{Bytes, Emulator};
 
