@@ -22,7 +22,7 @@ use crate::attention_fragments::{
 };
 use crate::attention_sight::{Mask, at, hi, lo};
 use crate::attention_spans::{Span, blocks_first, seek_queries, span_of_queries, span_words};
-use crate::attention_warpgroups::{block, differentiates_here, tile};
+use crate::attention_warpgroups::{block, differentiates_here, scores, shares, slopes, tile};
 use crate::bind::Buffers;
 use crate::einsum_copies::{commit, shared_address, wait};
 use crate::grid::{address, one_each};
@@ -46,14 +46,6 @@ struct Plan {
     f: Frame,
 }
 
-fn scores(f: &Frame) -> Set {
-    Set { name: "s", columns: f.n, dtype: f.dtype }
-}
-
-fn shares(f: &Frame) -> Set {
-    Set { name: "g", columns: f.n, dtype: f.dtype }
-}
-
 fn sums_k(f: &Frame) -> Set {
     Set { name: "x", columns: f.d, dtype: f.dtype }
 }
@@ -64,10 +56,6 @@ fn sums_v(f: &Frame) -> Set {
 
 fn weights(f: &Frame) -> Pack {
     Pack { name: "p", depth: f.n, dtype: f.dtype }
-}
-
-fn slopes(f: &Frame) -> Pack {
-    Pack { name: "t", depth: f.n, dtype: f.dtype }
 }
 
 /// Words of shared memory: keys and values, tiles of queries and of cotangents, two words of each query, and the span.

@@ -20,14 +20,14 @@ use crate::attention_fragments::{
 };
 use crate::attention_sight::{Mask, hi, lo};
 use crate::attention_spans::{Span, blocks_first, seek_keys, span_of_keys, span_words};
-use crate::attention_warpgroups::{block, differentiates_here, tile};
+use crate::attention_warpgroups::{block, differentiates_here, scores, shares, slopes, tile};
 use crate::bind::Buffers;
 use crate::einsum_copies::{commit, shared_address, wait};
 use crate::grid::{address, one_each};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::warpgroups::{
-    ATOM, GROUP, LINE, Pack, ROWS, Set, Side, bring_tile, clear, close_products, declare, declare_pack, descriptor,
-    multiply, multiply_packed, order, pack_sums, read_sums, show, wait_products,
+    ATOM, GROUP, LINE, ROWS, Set, Side, bring_tile, clear, close_products, declare, declare_pack, descriptor, multiply,
+    multiply_packed, order, pack_sums, read_sums, show, wait_products,
 };
 use crate::{Launch, LaunchError};
 
@@ -45,20 +45,8 @@ struct Plan {
     f: Frame,
 }
 
-fn scores(f: &Frame) -> Set {
-    Set { name: "s", columns: f.n, dtype: f.dtype }
-}
-
-fn shares(f: &Frame) -> Set {
-    Set { name: "g", columns: f.n, dtype: f.dtype }
-}
-
 fn sums(f: &Frame) -> Set {
     Set { name: "x", columns: f.d, dtype: f.dtype }
-}
-
-fn slopes(f: &Frame) -> Pack {
-    Pack { name: "t", depth: f.n, dtype: f.dtype }
 }
 
 /// Words of shared memory: queries and cotangents, tiles of keys and of values, and the span.

@@ -19,13 +19,14 @@ use crate::attention_fragments::{
     FRAGMENT, Frame, Lines, Shape, Sums, framed, hide_keys, multiplies, schedules, seek, view, zero,
 };
 use crate::attention_softmax::{Plan, Softmax, carry_on, finish, softmax, weigh};
+use crate::attention_warpgroups::{block, on_warpgroups, scores, tile};
 use crate::bind::{Buffers, Slot};
 use crate::einsum_copies::{commit, shared_address, wait};
 use crate::grid::{address, one_each};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::warpgroups::{
-    ATOM, GROUP, LINE, Pack, ROWS, Set, Side, Tile, bring_tile, close_products, declare, declare_pack, descriptor,
-    multiply, multiply_packed, order, pack_sums, read_sums, scale_row, show, wait_products, write_sums,
+    ATOM, GROUP, LINE, Pack, ROWS, Set, Side, bring_tile, close_products, declare, declare_pack, descriptor, multiply,
+    multiply_packed, order, pack_sums, read_sums, scale_row, show, wait_products, write_sums,
 };
 use crate::{Launch, LaunchError};
 
@@ -38,19 +39,7 @@ const SHAPES: [Shape; 4] =
 /// Attends by warpgroups.
 pub struct AttentionWgmma;
 
-/// Queries, a tile of keys or of values, and the registers of products.
-fn block(f: &Frame) -> Tile {
-    Tile { rows: f.m, wide: f.d }
-}
-
-fn tile(f: &Frame) -> Tile {
-    Tile { rows: f.n, wide: f.d }
-}
-
-fn scores(f: &Frame) -> Set {
-    Set { name: "s", columns: f.n, dtype: f.dtype }
-}
-
+/// The registers of products.
 fn sums(f: &Frame) -> Set {
     Set { name: "o", columns: f.d, dtype: f.dtype }
 }
@@ -82,9 +71,7 @@ impl Kernel for AttentionWgmma {
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let (n, operands, _) = instance(work)?;
         multiplies(target, &n, &operands[0])?;
-        if target.sm != 90 {
-            return Err(Refusal(format!("the instruction is of sm_90a alone, not of {}", target.name)));
-        }
+        on_warpgroups(target)?;
         if n.g * n.t < LEAST {
             return Err(Refusal(format!("a block takes at least {LEAST} queries a group, not {}", n.g * n.t)));
         }

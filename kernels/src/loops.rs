@@ -180,6 +180,13 @@ impl Loops {
     }
 }
 
+/// Whether all places of a view are multiples of `of` but for how far it goes along one axis: its offset, its other strides,
+/// and what an id or a start moves it by.
+pub(crate) fn whole(offset: usize, strides: &[usize], step: usize, along: usize, of: usize) -> bool {
+    let others = strides.iter().enumerate().filter(|(axis, _)| *axis != along).map(|(_, stride)| *stride);
+    others.chain([offset, step]).all(|n| n.is_multiple_of(of))
+}
+
 /// Refuses what 32-bit indices cannot reach.
 pub(crate) fn addressable(nest: &Nest) -> Result<(), Refusal> {
     const MOST: usize = 1 << 31;
@@ -329,8 +336,7 @@ struct Words {
 impl Words {
     /// `step`: by how many elements an id moves the view.
     fn view(&mut self, slot: Slot, offset: usize, strides: &[usize], step: usize) -> View {
-        let others = strides.iter().enumerate().filter(|(axis, _)| *axis != self.along).map(|(_, stride)| *stride);
-        let whole = self.whole > 1 && others.chain([offset, step]).all(|n| n.is_multiple_of(self.whole));
+        let whole = self.whole > 1 && whole(offset, strides, step, self.along, self.whole);
         let words = self.words.len();
         self.words.push(offset as u32);
         let mut lanes = Vec::with_capacity(self.rank);

@@ -15,7 +15,7 @@ use crate::bind::Buffers;
 use crate::body::evaluate;
 use crate::grid::{address, cubes, units};
 use crate::key::Key;
-use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, widest};
+use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, whole, widest};
 use crate::nest::{Cursor, deliver, item, look, origin, seek};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::{Launch, LaunchError};
@@ -80,15 +80,14 @@ fn wide(nest: &Nest, target: &Target) -> Option<u32> {
     let lanes = 16 / bytes;
     let loops = Loops::of(nest);
     let (n, inner) = (&loops.nest, loops.inner());
-    let others = |strides: &[usize]| strides.iter().enumerate().all(|(a, s)| a == inner || s.is_multiple_of(lanes));
     let reads = n.reads.iter().all(|r| {
-        let near = r.strides[inner] == 1 && others(&r.strides) && r.offset.is_multiple_of(lanes);
-        let ids = r.at.as_ref().is_none_or(|at| at.strides[inner] == 0 && at.stride.is_multiple_of(lanes));
-        r.strides[inner] == 0 || (near && ids)
+        let (ids, step) = r.at.as_ref().map_or((0, 0), |at| (at.strides[inner], at.stride));
+        let near = r.strides[inner] == 1 && ids == 0 && whole(r.offset, &r.strides, step, inner, lanes);
+        r.strides[inner] == 0 || near
     });
     let writes = n.writes.iter().all(|w| {
-        let start = w.at.as_ref().is_none_or(|at| at.stride.is_multiple_of(lanes));
-        w.strides[inner] == 1 && others(&w.strides) && w.offset.is_multiple_of(lanes) && start
+        let step = w.at.as_ref().map_or(0, |at| at.stride);
+        w.strides[inner] == 1 && whole(w.offset, &w.strides, step, inner, lanes)
     });
     let fits = target.family == Family::Cuda && loops.size(inner).is_multiple_of(lanes);
     (fits && reads && writes).then_some(lanes as u32)

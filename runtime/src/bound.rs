@@ -26,7 +26,7 @@ enum Recording {
     None,
     /// A replay runs on the stream that it was recorded on, which is a thread's own.
     Made(Graph, ThreadId),
-    /// The device refused once; it is not asked again.
+    /// It could not be recorded once; that is not tried again.
     Refused,
 }
 
@@ -53,7 +53,11 @@ impl Bound {
         }
         // What crosses ranks goes through the host, which a recording does not.
         let asked = c.program.ranks == 1 && matches!(self.recording, Recording::None) && self.runs > WARM;
-        if !asked || !self.can_record(c) {
+        if !asked {
+            return Ok(false);
+        }
+        if !self.can_record(c) {
+            self.recording = Recording::Refused;
             return Ok(false);
         }
         self.record(c, here)
