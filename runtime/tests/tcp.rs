@@ -168,13 +168,13 @@ fn knock(port: u16) -> TcpStream {
 }
 
 /// A hello of a rank, by what `collective/tcp/hello.rs` says of it.
-fn hello(protocol: u32, run: u64, ranks: u32, rank: u32) -> Vec<u8> {
+fn hello(protocol: u32, run: u64, ranks: u32, rank: u32, port: u16) -> Vec<u8> {
     let mut bytes = b"OmChat\r\n".to_vec();
     bytes.extend(protocol.to_le_bytes());
     bytes.extend(run.to_le_bytes());
     bytes.extend(ranks.to_le_bytes());
     bytes.extend(rank.to_le_bytes());
-    bytes.extend([0, 0]);
+    bytes.extend(port.to_le_bytes());
     bytes
 }
 
@@ -189,11 +189,11 @@ fn strangers_at_the_port_hold_nobody_up() {
         &b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"[..],
         &noise,
         &[],
-        &hello(1, 0, 3, 1)[..17],
+        &hello(1, 0, 3, 1, 0)[..17],
         // Ranks of another run, a rank that there is not, rank 0 again.
-        &hello(1, 77, 3, 1),
-        &hello(1, 0, 3, 3),
-        &hello(1, 0, 3, 0),
+        &hello(1, 77, 3, 1, 0),
+        &hello(1, 0, 3, 3, 0),
+        &hello(1, 0, 3, 0, 0),
         &[0; 30],
     ] {
         for _ in 0..20 {
@@ -246,7 +246,7 @@ fn who_does_not_fit_is_named_by_all() {
     let port = free();
     let run = Run::of(vec![rank(0, 3, port, busy), rank(2, 3, port, busy)]);
     let mut other = knock(port);
-    other.write_all(&hello(9, 0, 3, 1)).unwrap();
+    other.write_all(&hello(9, 0, 3, 1, 0)).unwrap();
     let mut answer = vec![];
     other.read_to_end(&mut answer).unwrap();
     let (well, text) = run.end(20);
@@ -261,12 +261,13 @@ fn who_dies_while_ranks_meet_is_named() {
     let port = free();
     let run = Run::of(vec![rank(0, 3, port, &["busy", "0"]), rank(2, 3, port, &["busy", "0"])]);
     let mut one = knock(port);
-    one.write_all(&hello(1, 0, 3, 1)).unwrap();
+    let door = TcpListener::bind("127.0.0.1:0").unwrap();
+    one.write_all(&hello(1, 0, 3, 1, door.local_addr().unwrap().port())).unwrap();
     // It gets the table, connects to nobody, and ends.
     one.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut table = [0; 5 + 8 + 3 * 18];
     one.read_exact(&mut table).unwrap();
-    drop(one);
+    drop((one, door));
     let (well, text) = run.end(20);
     assert!(!well && text.matches("rank 1 ended while the ranks were meeting").count() == 2, "{text}");
 }

@@ -30,6 +30,9 @@ const TRY: Duration = Duration::from_secs(5);
 /// How long until the next try.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a rank that cannot connect waits for rank 0 to say why.
+const WORD: Duration = Duration::from_millis(300);
+
 type Streams = Vec<Option<TcpStream>>;
 
 /// A socket to every other rank, none to this one.
@@ -294,13 +297,8 @@ impl<'a> Guest<'a> {
         let (rank, ranks) = (self.r.rank, self.r.ranks);
         let mut streams: Streams = (0..ranks).map(|_| None).collect();
         let hello = Hello { run: self.run, ranks, rank, port: 0 }.encode();
-        for (other, at) in self.places.iter().enumerate().take(rank).skip(1) {
-            let apart =
-                |e: io::Error| TcpError::Apart { here: rank, rank: other, at: at.to_string(), why: e.to_string() };
-            let left = self.until.saturating_duration_since(Instant::now()).clamp(LOOK, self.r.patience);
-            let mut mail = TcpStream::connect_timeout(at, left).and_then(Mail::new).map_err(apart)?;
-            mail.write(&hello, self.until).map_err(apart)?;
-            streams[other] = Some(mail.into_stream());
+        for other in 1..rank {
+            streams[other] = Some(self.connect(other, &hello)?);
         }
         loop {
             for Caller { stream, hello, .. } in self.door.callers().map_err(socket)? {
@@ -331,6 +329,31 @@ impl<'a> Guest<'a> {
             sleep(LOOK);
         }
         Ok(streams)
+    }
+
+    /// A socket to a rank that lets this one in.
+    fn connect(&mut self, rank: usize, hello: &[u8]) -> Result<TcpStream, TcpError> {
+        let here = self.r.rank;
+        let place = self.places.get(rank).copied();
+        let at = place.ok_or_else(|| TcpError::Stranger { at: self.r.host.clone() })?;
+        let left = self.until.saturating_duration_since(Instant::now()).clamp(LOOK, TRY);
+        let made = TcpStream::connect_timeout(&at, left).and_then(|stream| {
+            let mut mail = Mail::new(stream)?;
+            mail.write(hello, self.until)?;
+            Ok(mail.into_stream())
+        });
+        match made {
+            Ok(stream) => Ok(stream),
+            Err(e) => {
+                // A rank that ended takes its door with it; rank 0 sees the end, and tells.
+                let until = Instant::now() + WORD;
+                while Instant::now() < until {
+                    self.rank_zero()?;
+                    sleep(LOOK);
+                }
+                Err(TcpError::Apart { here, rank, at: at.to_string(), why: e.to_string() })
+            }
+        }
     }
 
     /// Whether rank 0 says go.

@@ -89,15 +89,13 @@ impl Peer {
     pub fn send(&mut self, rest: &mut &[u8]) -> bool {
         let mut moved = false;
         while self.gone.is_none() {
-            if self.out.is_empty() && self.part == 0 {
-                if !self.later.is_empty() {
-                    self.out.extend(self.later.drain(..));
-                } else if !rest.is_empty() {
+            // What is out is whole frames: more may follow.
+            if self.part == 0 {
+                self.out.extend(self.later.drain(..));
+                if !rest.is_empty() {
                     self.part = rest.len().min(PART);
                     self.out.push_back(BODY);
                     self.out.extend((self.part as u32).to_le_bytes());
-                } else {
-                    break;
                 }
             }
             let now = rest.get(..self.part.min(rest.len())).unwrap_or_default();
