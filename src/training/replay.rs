@@ -106,7 +106,8 @@ pub fn replay(
     }
     let mut last = None;
     for (i, stage) in recipe.stages.iter().enumerate().take(at + 1).skip(run.place.stage) {
-        last = None;
+        // One trainer at a time has room.
+        drop(last.take());
         let mut ready = run.ready(device, stage, &spec_of(stage)?, step - 1, supply, watch)?;
         while run.place.stage_step < stage.total_steps() && run.place.step < step - 1 {
             let line = run.step(&mut ready, supply)?;
