@@ -5,6 +5,7 @@ mod events;
 mod export;
 mod failed;
 mod feeds;
+mod flops;
 mod log;
 mod losses;
 mod mix;

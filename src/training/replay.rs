@@ -2,6 +2,7 @@
 
 use super::checkpoint::{self, Place};
 use super::failed::{self, Kept, Whence};
+use super::flops::Flops;
 use super::losses::Losses;
 use super::run::{At, Packs, Run, Supply, TrainOptions, Watched, anywhere, differs, dtype, told};
 use super::stage::{adamw, shares, spec};
@@ -164,7 +165,7 @@ impl Run<'_> {
         let state = Some(&self.place.feed).filter(|f| !f.is_null());
         let reads = self.place.step < until && self.place.stage_step < stage.total_steps();
         let packs: Box<dyn Packs> = if reads { supply.open(stage, state)? } else { Box::new(Nothing) };
-        Ok(At { stage, ranks: None, trainer, packs, flops: 0.0, ceiling: None })
+        Ok(At { stage, ranks: None, trainer, packs, flops: Flops::default(), ceiling: None })
     }
 }
 
