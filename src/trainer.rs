@@ -145,8 +145,11 @@ fn gradient_names(module: &Module) -> Vec<String> {
     })
 }
 
-/// The gradients of some batches, finite or not, from where a snapshot was taken. `each` hears a batch's number and its
-/// gradients by released name.
+/// Hears the number of a batch and its gradients by released name.
+pub(crate) type Heard<'a> = &'a mut dyn FnMut(usize, &[(String, Vec<f32>)]);
+
+/// The gradients of some batches, finite or not, from where a snapshot was taken; `each` hears
+/// those of each.
 ///
 /// Errors: as [`gradients`].
 #[allow(clippy::too_many_arguments)] // a program's origin, its batches, and who hears
@@ -158,7 +161,7 @@ pub(crate) fn raw_gradients(
     spec: &TrainSpec,
     batches: &[&Batch],
     progress: &mut dyn FnMut(Progress),
-    each: &mut dyn FnMut(usize, &[(String, Vec<f32>)]),
+    each: Heard,
 ) -> Result<(), Error> {
     let module = grads_module(&model.config, spec, dtype)?;
     let names = gradient_names(&module);

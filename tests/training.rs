@@ -270,6 +270,11 @@ fn a_run_that_diverges_keeps_the_batch_and_replays_it() {
 
     let e = again(&recipe("1e-3"), &dir, step + 1).unwrap_err().to_string();
     assert!(e.contains(&format!("of steps: {step}")), "{e}");
+    // A recipe with other steps does not say where the checkpoint is.
+    let mut shorter = recipe("1e-3");
+    shorter.stages[0].steps = Some(3);
+    let e = again(&shorter, &dir, step).unwrap_err().to_string();
+    assert!(e.contains("the steps of the run's recipe"), "{e}");
     std::fs::remove_dir_all(dir.join("checkpoints")).unwrap();
     let far = again(&recipe("1e-3"), &dir, step).unwrap();
     assert_eq!((far.from, far.again, far.came.unwrap()), (None, step - 1, (loss, norm)));

@@ -1,6 +1,6 @@
 //! A step that failed, taken again: what it comes to now, which documents lose how much, which gradients are not finite.
 
-use super::checkpoint::{self, Place};
+use super::checkpoint::{self, Found, Place};
 use super::failed::{self, Kept, Whence};
 use super::flops::Flops;
 use super::losses::Losses;
@@ -200,28 +200,26 @@ fn place_of(recipe: &Recipe, step: u64) -> Result<(usize, u64), Error> {
 
 /// The newest usable checkpoint before a step; where a run has none at all, its beginning.
 fn before(recipe: &Recipe, out: &Path, step: u64) -> Result<(Option<PathBuf>, Place, Snapshot), Error> {
-    let (found, refused) = checkpoint::before(out, step)?;
-    if let Some((path, place, snapshot)) = found {
-        let at = (place.stage, place.stage_step);
-        // The end of a stage is the beginning of the next, too.
-        let (stage, stage_step) = place_of(recipe, place.step + 1)?;
-        let ended =
-            recipe.stages.get(at.0).is_some_and(|s| s.total_steps() == at.1) && (stage, stage_step) == (at.0 + 1, 0);
-        if at != (stage, stage_step) && !ended {
-            return Err(Error::Input(format!(
-                "{} is of step {} of stage {} by its own recipe, by this one of step {stage_step} of stage {stage}: replay with the steps of the run's recipe",
-                path.display(),
-                at.1,
-                at.0
-            )));
-        }
-        return Ok((Some(path), place, snapshot));
-    }
-    if refused.is_empty() {
+    let Some(Found { path, place, snapshot, .. }) = checkpoint::before(out, step)? else {
         let place = Place { stage: 0, stage_step: 0, step: 0, feed: Value::Null, recipe: told(recipe)? };
         return Ok((None, place, Snapshot::default()));
+    };
+    let at = (place.stage, place.stage_step);
+    let here = place_of(recipe, place.step + 1)?;
+    // The end of a stage is the beginning of the next, too.
+    let total = recipe.stages.get(at.0).map(Stage::total_steps);
+    let ended = total == Some(at.1) && here == (at.0 + 1, 0);
+    if at == here || ended {
+        return Ok((Some(path), place, snapshot));
     }
-    Err(Error::Input(format!("no checkpoint before step {step} is usable:\n{}", refused.join("\n"))))
+    Err(Error::Input(format!(
+        "{} is {} steps into stage {}, by this recipe {} into stage {}: replay by one with the steps of the run's recipe",
+        path.display(),
+        at.1,
+        at.0,
+        here.1,
+        here.0
+    )))
 }
 
 /// What of a pack its share of a step depends on.
