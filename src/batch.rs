@@ -203,6 +203,25 @@ impl Batch {
         Ok(self)
     }
 
+    /// A batch of these inputs.
+    ///
+    /// Errors: no `ids` among them.
+    pub(crate) fn of(inputs: Vec<(&'static str, HostTensor)>) -> Result<Batch, Error> {
+        let size = |name: &str| {
+            let found = inputs.iter().find(|(n, _)| *n == name);
+            found.and_then(|(_, t)| t.ty.shape.first().copied())
+        };
+        let tokens =
+            size("ids").ok_or_else(|| Error::Input("a batch has `ids`, i32 [T], and there are none".into()))?;
+        let tiles = size("pixels").unwrap_or(0);
+        Ok(Batch { inputs, tokens, tiles })
+    }
+
+    /// An input by its name.
+    pub(crate) fn input(&self, name: &str) -> Option<&HostTensor> {
+        self.inputs.iter().find(|(n, _)| *n == name).map(|(_, t)| t)
+    }
+
     /// Positions: T.
     pub fn tokens(&self) -> usize {
         self.tokens
