@@ -11,7 +11,8 @@
 //! | `stages` | tiles on their way at once: matrix units are fed by them |
 //! | `split` | parts into which the folded axes are cut |
 //!
-//! Other words change nothing here. The figures of a family are rough: what counts is the ratio of two offers for the same
+//! Other words change nothing here. Products that need scratch memory write their parts' sums there, and another launch reads
+//! them. The figures of a family are rough: what counts is the ratio of two offers for the same
 //! work, and `select` asks for a clear one.
 
 use crate::Amount;
@@ -77,8 +78,8 @@ impl Rates {
     }
 }
 
-/// Seconds that work of that amount is expected to take with a schedule.
-pub(crate) fn seconds(work: &Work, amount: &Amount, schedule: &Schedule, target: &Target) -> f64 {
+/// Seconds that work of that amount is expected to take with a schedule that works in that many floats of scratch memory.
+pub(crate) fn seconds(work: &Work, amount: &Amount, schedule: &Schedule, scratch: usize, target: &Target) -> f64 {
     let rates = Rates::of(target);
     let (bytes, flops) = (amount.bytes() as f64, amount.flops as f64);
     let product = match work {
@@ -92,7 +93,11 @@ pub(crate) fn seconds(work: &Work, amount: &Amount, schedule: &Schedule, target:
     // A memory controller serves one core about half as fast as all of them.
     let share = if target.family == Family::Cpu { (workers(schedule, &rates) / rates.cores).max(0.5) } else { 1.0 };
     let wake = if target.family == Family::Cpu && schedule.get("units") > 1 { 4e-6 } else { 0.0 };
-    rates.launch + wake + f64::max(busy, bytes / (rates.bytes * share))
+    let merge = match &product {
+        Some(_) if scratch > 0 => rates.launch + 2.0 * 4.0 * scratch as f64 / rates.bytes,
+        _ => 0.0,
+    };
+    rates.launch + wake + f64::max(busy, bytes / (rates.bytes * share)) + merge
 }
 
 /// Cores that a schedule keeps on a CPU.

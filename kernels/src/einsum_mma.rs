@@ -15,12 +15,13 @@ use omchat_ir::Dtype;
 use crate::bind::Buffers;
 use crate::einsum::Roles;
 use crate::einsum_copies::{Panel, commit, fill, wait};
+use crate::einsum_split::{parts, prepared, scratch, steps_of, with_cuts};
 use crate::einsum_tiles::{Factor, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
 use crate::grid::address;
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::depth;
-use crate::prepared::{Prepared, runner, unfit};
+use crate::prepared::{Prepared, Run, runner, unfit};
 use crate::{Launch, LaunchError};
 
 /// Rows, columns and k of a fragment.
@@ -101,7 +102,7 @@ impl Kernel for EinsumMma {
         let busy = |s: &Shape| roles.count(s[0], s[1]) >= target.cores as usize && 2 * roles.m().0 > s[0];
         let best = shapes.iter().position(busy).unwrap_or(shapes.len() - 1);
         shapes.rotate_left(best);
-        Ok(shapes
+        let whole = shapes
             .into_iter()
             .map(|s| {
                 let [m, n, k, rows, cols, stages] = s.map(|x| x as u32);
@@ -116,7 +117,12 @@ impl Kernel for EinsumMma {
                     ("units", units(s)),
                 ])
             })
-            .collect())
+            .collect();
+        Ok(with_cuts(&roles, whole, target))
+    }
+
+    fn scratch(&self, work: &Work, schedule: &Schedule) -> usize {
+        scratch(work, schedule)
     }
 }
 
@@ -131,7 +137,8 @@ impl Launch for EinsumMma {
         let dtype = elem(roles.narrow().map_err(unfit(self.name()))?);
         let get = |name: &str| schedule.get(name) as usize;
         let (m, n, k, bits) = (get("m"), get("n"), get("k"), address(schedule));
-        let (t, words, ins, outs, (cubes, units)) = roles.tiles([m, n, k], schedule.get("units"), 4);
+        let tiles = roles.tiles([m, n, k], schedule.get("units"), parts(schedule), 4);
+        let t = tiles.0.clone();
         let slot = |read: usize| t.e.plan.reads[read].view.slot;
         let (a, b) = (
             roles.panel(roles.a, slot(roles.a), m, k, get("units")),
@@ -139,14 +146,8 @@ impl Launch for EinsumMma {
         );
         let (rows, cols) = (get("rows") / FRAGMENT, get("cols") / FRAGMENT);
         let p = Key::new(Planes { t, a, b, stages: get("stages"), rows, cols, across: n / get("cols") });
-        Ok(Prepared::new(
-            words,
-            ins,
-            outs,
-            cubes,
-            units,
-            runner!(|bound| einsum_mma, bits, bound.meta, bound.operands, bound.results, p.clone(), dtype),
-        ))
+        let run: Run = runner!(|bound| einsum_mma, bits, bound.meta, bound.operands, bound.results, p.clone(), dtype);
+        Ok(prepared(tiles, work, schedule, run))
     }
 }
 
@@ -179,12 +180,12 @@ fn einsum_mma<F: Float>(
         }
         let width = meta[comptime![p.t.e.plan.rank - 1]] as usize;
         let turns = (width.div_ceil(p.t.k)) as u32;
-        let steps = depth(meta, p.t.e.plan.clone()) * turns;
+        let (from, steps) = steps_of(&s, depth(meta, p.t.e.plan.clone()) * turns, p.t.clone());
         #[unroll]
         for i in 0..comptime![p.stages as u32 - 1] {
-            bring::<F>(meta, operands, &mut a, &mut b, &x, &y, i.runtime(), steps, turns, width, p.clone());
+            bring::<F>(meta, operands, &mut a, &mut b, &x, &y, from + i, steps, turns, width, p.clone());
         }
-        for step in 0..steps {
+        for step in from..steps {
             // All but the newest copies are there, for all units; and nobody reads the tile that is filled next.
             wait(comptime![p.stages - 2]);
             sync_cube();
@@ -319,7 +320,7 @@ fn write(
                 for l in 0..4usize {
                     sums.insert(l, out[from + r * comptime![p.pitch()] + c + l]);
                 }
-                leave(meta, operands, results, &s.cursor, m, n, sums, p.t.clone());
+                leave(meta, operands, results, s, m, n, sums, p.t.clone());
             }
         }
         sync_plane();

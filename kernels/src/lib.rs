@@ -51,6 +51,7 @@ mod einsum_copies;
 mod einsum_dot;
 mod einsum_mma;
 mod einsum_rows;
+mod einsum_split;
 mod einsum_tiled;
 mod einsum_tiles;
 mod einsum_vector;
