@@ -21,7 +21,7 @@ use crate::kernel::{Schedule, Work};
 use crate::nest::{Fold, Nest};
 use crate::target::{Family, Target};
 
-/// Multiply-adds of a processor's matrix units in the time of one of each lane.
+/// Multiply-adds of halves of a processor's matrix units in the time of one of each lane; of tf32 they do half as many.
 const MATRIX: f64 = 8.0;
 
 /// What a device of a family does in a second, and what a launch costs.
@@ -126,6 +126,8 @@ struct Product {
     k: usize,
     /// Whether vectors lie along the columns; else along k.
     along_n: bool,
+    /// Multiply-adds of matrix units in the time of one of each lane.
+    matrix: f64,
 }
 
 impl Product {
@@ -145,6 +147,7 @@ impl Product {
             n: nest.kept[n],
             k: nest.depth(),
             along_n: steps(columns, n) == 1,
+            matrix: MATRIX * 2.0 / nest.reads.iter().take(2).map(|r| r.dtype.bytes()).fold(2, usize::max) as f64,
         })
     }
 
@@ -162,7 +165,7 @@ impl Product {
         let products = (tm * tn * k) as f64;
         let (workers, rate) = match target.family {
             Family::Cpu => (workers(schedule, rates), (lanes as f64).min(rates.lanes)),
-            _ if cube && has("stages") => (rates.cores, MATRIX * rates.lanes),
+            _ if cube && has("stages") => (rates.cores, self.matrix * rates.lanes),
             _ if cube => (rates.cores, (get("units") as f64).min(rates.lanes)),
             // A unit an item: a core runs as many at once as it has lanes.
             _ => (rates.cores * rates.lanes, 1.0),

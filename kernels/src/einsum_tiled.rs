@@ -1,9 +1,9 @@
 //! Einsums of any layout on GPUs: tiles in shared memory, a block of sums in the registers of each unit.
 //!
 //! Implements  a nest that sums the product of two float reads, with any epilogue
-//! Schedule    a cube a tile of `m` x `n`, `k` elements of both factors at a time; a unit `rows` x `cols` sums
+//! Schedule    a cube a tile of `m` x `n`, `k` elements of both factors at a time; a unit `rows` x `cols` sums; `split` cubes share k
 //! Needs       a GPU; at least 9 rows and 8 columns
-//! Cost        2·m·n·k FLOP in f32; each factor read once a row (or column) of tiles
+//! Cost        2·m·n·k FLOP in f32; each factor read once a row (or column) of tiles; with `split` a second launch adds the parts
 //! Source      Volkov & Demmel 2008, Benchmarking GPUs to tune dense linear algebra; CUTLASS, efficient GEMM
 
 use cubecl::prelude::*;

@@ -2,9 +2,9 @@
 //! shared memory, asynchronously, while the next tiles come in.
 //!
 //! Implements  a nest that sums the product of two reads of bf16 or of f16, with any epilogue
-//! Schedule    a cube a tile of `m` x `n`, a warpgroup 64 rows of it; `stages` tiles of 64 elements of k under way
+//! Schedule    a cube a tile of `m` x `n`, a warpgroup 64 rows of it; `stages` tiles of 64 elements of k under way; `split` cubes share k
 //! Needs       CUDA of compute capability 9.0 (sm_90a); at least 9 rows and 8 columns; both factors in whole 16 bytes along k or along their rows
-//! Cost        2·m·n·k FLOP in f32 sums of exact products; each factor read once a row (or column) of tiles
+//! Cost        2·m·n·k FLOP in f32 sums of exact products; each factor read once a row (or column) of tiles; with `split` a second launch adds the parts
 //! Source      PTX ISA, `wgmma.mma_async` and its matrix descriptors; the canonical layouts as CUTLASS 3 names them
 
 use cubecl::prelude::*;

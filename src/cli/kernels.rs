@@ -29,6 +29,9 @@ pub struct Args {
     /// The compute capability that CUDA C++ is made for, as 80, 90 or sm_90a.
     #[arg(long, alias = "arch", default_value = "80", value_parser = sm)]
     sm: u32,
+    /// Allows matrix units to round the factors of f32 einsums to tf32, 10 bits of fraction.
+    #[arg(long)]
+    tf32: bool,
 }
 
 /// A kernel's offer for some work.
@@ -44,7 +47,7 @@ struct Offer {
 /// Errors: no kernel of that name takes any of the work; a text that cannot be made.
 pub fn run(command: &Command) -> Result<(), Error> {
     let (Command::List(args) | Command::Dump(args)) = command;
-    let target = args.target.target(args.sm);
+    let target = args.target.target(args.sm, args.tf32);
     let offers = offers(&target, args.name.as_deref())?;
     match command {
         Command::List(_) => list(&offers),
