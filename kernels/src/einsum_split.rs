@@ -17,24 +17,23 @@ use crate::prepared::{Prepared, Run, runner};
 /// Most parts.
 const MOST: usize = 32;
 /// The fewest tiles along k that are worth a part.
-const LEAST: usize = 8;
+const LEAST: usize = 4;
 /// Units of a cube that adds parts.
 const UNITS: u32 = 128;
 /// Elements that 32-bit indices reach.
 const REACH: usize = 1 << 31;
 
 /// Parts into which k is worth cutting for tiles of that size, none of them 1: so many that each core has a cube, then
-/// twice as many and half as many.
+/// twice as many.
 pub(crate) fn cuts(roles: &Roles, [m, n, k]: [usize; 3], target: &Target) -> Vec<usize> {
     let nest = &roles.loops.nest;
     let outer = nest.depth() / roles.k().max(1);
     let (cubes, steps) = (roles.count(m, n).max(1), outer * roles.k().div_ceil(k));
     let cores = target.cores as usize;
     let most = (steps / LEAST).min(MOST).min(2 * cores / cubes).min(REACH / nest.points().max(1));
-    let best = (cores / cubes).clamp(1, MOST) as u32;
-    let best = 1 << best.ilog2();
+    let best = 1 << (cores / cubes).min(most).max(1).ilog2();
     let cuda = target.family == Family::Cuda;
-    [best, 2 * best, best / 2].into_iter().filter(|&parts| cuda && parts > 1 && parts <= most).collect()
+    [best, 2 * best].into_iter().filter(|&parts| cuda && parts > 1 && parts <= most).collect()
 }
 
 /// The schedules of some tiles, and after them those tiles with k cut.

@@ -1,6 +1,6 @@
 //! `omchat kernels`: THE LIST at a fixed list of work, every schedule that is offered, and the generated text of each.
 
-use super::ir::lower::{Language, sm, texts_of};
+use super::ir::lower::{Language, sm, step_name, texts_of};
 use super::{Error, say};
 use omchat::bench::{self, Case, Scale};
 use omchat_codegen::{Schedule, Target, Work};
@@ -121,9 +121,10 @@ fn dump(offers: &[Offer], args: &Args) -> Result<(), Error> {
     let dialect = args.target.dialect(args.sm);
     let mut seen = BTreeSet::new();
     for o in offers {
-        for text in texts_of(o.kernel, &o.work, &o.schedule, &o.case, dialect)? {
+        for (step, text) in texts_of(o.kernel, &o.work, &o.schedule, &o.case, dialect)?.iter().enumerate() {
             if seen.insert(text.clone()) {
-                say(format!("// unit: {}.[{}].{}\n{}\n", o.case, o.schedule, o.kernel, text.trim_end()))?;
+                let name = step_name(o.kernel, step);
+                say(format!("// unit: {}.[{}].{name}\n{}\n", o.case, o.schedule, text.trim_end()))?;
             }
         }
     }

@@ -195,9 +195,10 @@ pub fn source(args: &Source) -> Result<(), Error> {
         let picked = picked.called(&kernels())?;
         let program = program(&picked, &target, None, dump.as_ref())?;
         for (n, chosen) in program.chosen.iter().enumerate() {
-            for text in kernel_texts(&program, chosen, dialect)? {
+            for (step, text) in kernel_texts(&program, chosen, dialect)?.into_iter().enumerate() {
                 if !seen.contains(&text) {
-                    say(format!("// unit: {}.{n}.{}\n{}\n", program.name, chosen.kernel, text.trim_end()))?;
+                    let name = step_name(chosen.kernel, step);
+                    say(format!("// unit: {}.{n}.{name}\n{}\n", program.name, text.trim_end()))?;
                     seen.push(text);
                 }
             }
@@ -208,6 +209,11 @@ pub fn source(args: &Source) -> Result<(), Error> {
 
 fn kernel_texts(program: &Program, chosen: &Chosen, dialect: Dialect) -> Result<Vec<String>, Error> {
     texts_of(chosen.kernel, &chosen.work, &chosen.schedule, &program.name, dialect)
+}
+
+/// What the text of a kernel's launch is called: its name alone, or with the launch's number from the second on.
+pub(crate) fn step_name(kernel: &str, step: usize) -> String {
+    if step == 0 { kernel.into() } else { format!("{kernel}+{step}") }
 }
 
 /// The texts of a kernel's launches for some work at a schedule; `of` is what the work is from.
