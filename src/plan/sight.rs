@@ -260,4 +260,34 @@ mod tests {
             }
         }
     }
+
+    /// The table of docs/ring.md: of ten packs the worst of each layout, in all and hop by hop, then means of the shares of
+    /// other ranks' blocks that nobody sees, and that are sent.
+    #[test]
+    fn layouts_side_by_side() {
+        println!(
+            "| ranks | mean length | layout | most pairs | hop by hop | unseen | sent |\n|---:|---:|---|---:|---:|---:|---:|"
+        );
+        for (ring, mean) in [2, 8, 16].into_iter().flat_map(|r| [256, 2048, 16_384].map(|m| (r, m))) {
+            for layout in Layout::ALL {
+                let n = 1 << 17;
+                let packs = (0..10).map(|seed| documents(n, n / mean, seed));
+                let all: Vec<Sight> = packs.map(|d| Sight::of(&d, n, ring, layout, 64)).collect();
+                let worst = |f: fn(&Sight) -> f64| all.iter().map(f).fold(0.0, f64::max);
+                let share = |f: fn(&Sight) -> (usize, usize)| {
+                    let (some, of) = all.iter().map(f).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+                    100.0 * some as f64 / of as f64
+                };
+                println!(
+                    "| {ring} | {mean} | {} | {:.3} | {:.3} | {:.0} % | {:.0} % |",
+                    layout.name(),
+                    worst(Sight::imbalance),
+                    worst(Sight::hop_imbalance),
+                    share(Sight::skipped),
+                    share(Sight::sends)
+                );
+                assert!(layout != Layout::Balanced || worst(Sight::imbalance) <= 1.05);
+            }
+        }
+    }
 }
