@@ -301,6 +301,7 @@ impl Trainer {
         for batch in batches {
             let (batch, share) = batch?;
             fits(&self.spec, &batch)?;
+            let positions = batch.positions().to_vec();
             let mut feed = batch.into_inputs();
             match self.apply {
                 Some(_) => feed.push(("share", scalar(share))),
@@ -315,7 +316,7 @@ impl Trainer {
             step.loss += (f64::from(loss) * share) as f32;
             if self.spec.select.is_some() {
                 let (keep, nll) = (kept(&self.spec, &out)?, out.get(3).map_or(vec![], HostTensor::to_f32));
-                let (keep, nll) = self.of_all(keep, nll)?;
+                let (keep, nll) = self.of_all(&positions, keep, nll)?;
                 step.keep.extend(keep);
                 step.nll.extend(nll);
             }
@@ -334,11 +335,11 @@ impl Trainer {
     }
 
     /// What a selection says of all positions of the packs that ranks read at once.
-    fn of_all(&self, keep: Vec<bool>, nll: Vec<f32>) -> Result<(Vec<bool>, Vec<f32>), Error> {
+    fn of_all(&self, positions: &[usize], keep: Vec<bool>, nll: Vec<f32>) -> Result<(Vec<bool>, Vec<f32>), Error> {
         let Some(ranks) = &self.ranks else { return Ok((keep, nll)) };
         let told: Vec<f32> = keep.iter().map(|k| f32::from(u8::from(*k))).collect();
-        let keep = ranks.gathered("keep", &told)?.into_iter().map(|k| k > 0.0).collect();
-        Ok((keep, ranks.gathered("nll", &nll)?))
+        let keep = ranks.gathered("keep", positions, &told)?.into_iter().map(|k| k > 0.0).collect();
+        Ok((keep, ranks.gathered("nll", positions, &nll)?))
     }
 
     /// How long each launch of a step takes. The step is taken, but not counted.

@@ -320,13 +320,12 @@ impl<'a> Run<'a> {
             Some(_) => packs.iter().map(|p| supply.reference(stage, p)).collect::<Result<Vec<_>, _>>()?,
             None => vec![],
         };
-        let all: Vec<usize> = (0..stage.context).collect();
-        let piece = at.ranks.map_or(Piece { positions: &all, number: 0 }, Ranks::piece);
-        let own = packs.iter().enumerate().skip(piece.number).step_by(rings);
+        let own = packs.iter().enumerate().skip(at.ranks.map_or(0, Ranks::number)).step_by(rings);
         // One batch at a time: a step's pixels together may be more than the machine has room for.
         let mut parts = own.zip(shares).map(|((i, pack), share)| {
-            let batch = self.batch(stage, pack, &piece, references.get(i))?;
-            Ok((batch, share))
+            let (per_tile, tiles) = (self.model.tokens_per_tile(), tiles(self.model, stage));
+            let piece = at.ranks.map_or_else(|| Piece::whole(pack.len()), |r| r.piece(pack, per_tile, tiles));
+            Ok((self.batch(stage, pack, &piece, references.get(i))?, share))
         });
         let taken = at.trainer.step_of(&mut parts, &adamw);
         drop(parts);
@@ -398,8 +397,7 @@ impl<'a> Run<'a> {
         }
         for (i, pack) in packs.iter().enumerate() {
             // The whole pack, whatever each rank had of it.
-            let whole: Vec<usize> = (0..pack.len()).collect();
-            let whole = Piece { positions: &whole, number: 0 };
+            let whole = Piece::whole(pack.len());
             let batch = self.batch(&Stage { ring: 1, ..stage.clone() }, pack, &whole, references.get(i))?;
             let documents = failed::whence(pack, &mut |origin| supply.file(origin));
             failed::keep(&folder, step, i, &Kept { batch, documents })?;
