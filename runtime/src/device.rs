@@ -1,5 +1,7 @@
 //! Devices: which there are, which is best, and what each allows. The one file that knows cargo features.
 
+pub(crate) mod memory;
+
 use crate::Error;
 use crate::faults;
 use crate::room::{self, Home, Room};
