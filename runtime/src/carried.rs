@@ -5,7 +5,7 @@
 //! exchange, the plan gives its place to whoever comes next.
 
 use crate::Error;
-use crate::collective::fabric::carries;
+use crate::collective::fabric::{carries, lengths};
 use crate::collective::{Carrier, Errand, Exchange, Pending, World};
 use crate::device::{Device, memory};
 use crate::launches::{Bindings, failed};
@@ -13,6 +13,7 @@ use cubecl::bytes::Bytes;
 use cubecl::prelude::Client;
 use cubecl::server::ServerError;
 use omchat_codegen::{Collective, Family, How, LaunchPlan, Place, Program};
+use omchat_kernels::Buffer;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -170,12 +171,13 @@ impl<'a> Carried<'a> {
             }
             _ => return Err(lacks()),
         };
-        let held = |b: usize, buffer: &omchat_kernels::Buffer| {
-            memory::held(client, program.target.family, &buffer.handle, program.buffers[b].ty.bytes())
-                .map_err(|why| failed(program, why))
+        let held = |buffer: &Buffer, bytes: usize| {
+            let held = memory::held(client, program.target.family, &buffer.handle, bytes);
+            held.map_err(|why| failed(program, why))
         };
         // First the memory: this thread's stream then waits for what other streams do to it.
-        let (operand, result) = (held(*from, operand)?, held(*to, result)?);
+        let [reads, writes] = lengths(c);
+        let (operand, result) = (held(operand, reads)?, held(result, writes)?);
         let gate: Option<Future<'a, Vec<Bytes>>> = match gate {
             Some(buffer) => Some(Box::pin(client.read_async(vec![buffer.handle.clone()]))),
             None => None,

@@ -127,6 +127,17 @@ pub(crate) fn carries(of: &Collective) -> bool {
     !(sums && matches!(of.dtype, Dtype::Bf16 | Dtype::F16))
 }
 
+/// Bytes of a collective's operand and of its result.
+pub fn lengths(of: &Collective) -> [usize; 2] {
+    let (own, size, ranks) = (of.elements, of.dtype.bytes(), of.ranks.max(1));
+    let result = match of.how {
+        How::AllGather => own * ranks,
+        How::ReduceScatter => own / ranks,
+        _ => own,
+    };
+    [own * size, result * size]
+}
+
 /// Queues a collective. `theirs`: whether the rank that a permute receives from sends. `peers` are whom it sends to and
 /// receives from, by rank.
 ///

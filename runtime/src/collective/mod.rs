@@ -4,6 +4,7 @@ pub mod fabric;
 mod failure;
 mod fold;
 mod launch;
+mod local;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(feature = "nccl")]
@@ -15,6 +16,7 @@ mod world;
 
 pub use failure::Failure;
 pub use launch::{LaunchError, Launched, Launcher, exit};
+pub(crate) use local::local_rank;
 #[cfg(feature = "mpi")]
 pub use mpi::{Mpi, MpiError};
 #[cfg(feature = "nccl")]
@@ -23,3 +25,13 @@ pub use threads::{Threads, threads};
 pub use traffic::{Flow, Traffic};
 pub use transport::{Lost, Transport};
 pub use world::{Carrier, Errand, Exchange, Pending, World};
+
+/// The version of the NCCL that ranks on GPUs would exchange by: `2.30.7`.
+///
+/// Errors: why there is none.
+pub fn nccl() -> Result<String, String> {
+    #[cfg(feature = "nccl")]
+    return Nccl::found().map_err(|e| e.to_string());
+    #[cfg(not(feature = "nccl"))]
+    Err("built without the feature `nccl`".into())
+}

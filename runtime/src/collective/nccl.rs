@@ -114,8 +114,16 @@ impl Nccl {
     pub fn open(device: usize) -> Result<Nccl, NcclError> {
         let (nccl, version) = found(&names())?;
         let cuda = Driver::load()?;
-        let mut new =
-            Nccl { nccl, cuda, version, device: 0, context: null_mut(), comm: null_mut(), stream: null_mut(), event: null_mut() };
+        let mut new = Nccl {
+            nccl,
+            cuda,
+            version,
+            device: 0,
+            context: null_mut(),
+            comm: null_mut(),
+            stream: null_mut(),
+            event: null_mut(),
+        };
         let number = c_int::try_from(device).unwrap_or(c_int::MAX);
         // SAFETY: the driver is initialized before it is asked; `device` is written.
         unsafe {
@@ -262,42 +270,34 @@ impl Fabric for Nccl {
 
     fn send(&mut self, from: Span, to: usize) -> Result<(), Fault> {
         // SAFETY: a span's memory is a device's and is kept until the exchange ended, here and below.
-        let code = unsafe {
-            (self.nccl.send)(at(from), from.bytes(), BYTES, to as c_int, self.comm, self.stream)
-        };
+        let code = unsafe { (self.nccl.send)(at(from), from.bytes(), BYTES, to as c_int, self.comm, self.stream) };
         self.nccl("ncclSend", code)
     }
 
     fn receive(&mut self, into: Span, from: usize) -> Result<(), Fault> {
         // SAFETY: as in `send`.
-        let code = unsafe {
-            (self.nccl.receive)(at(into), into.bytes(), BYTES, from as c_int, self.comm, self.stream)
-        };
+        let code = unsafe { (self.nccl.receive)(at(into), into.bytes(), BYTES, from as c_int, self.comm, self.stream) };
         self.nccl("ncclRecv", code)
     }
 
     fn all_gather(&mut self, own: Span, all: Span) -> Result<(), Fault> {
         // SAFETY: as in `send`.
-        let code =
-            unsafe { (self.nccl.all_gather)(at(own), at(all), own.bytes(), BYTES, self.comm, self.stream) };
+        let code = unsafe { (self.nccl.all_gather)(at(own), at(all), own.bytes(), BYTES, self.comm, self.stream) };
         self.nccl("ncclAllGather", code)
     }
 
     fn reduce_scatter(&mut self, all: Span, own: Span, dtype: Dtype) -> Result<(), Fault> {
         let (n, op) = (own.bytes() / dtype.bytes(), op(FoldKind::Sum));
         // SAFETY: as in `send`.
-        let code = unsafe {
-            (self.nccl.reduce_scatter)(at(all), at(own), n, kind(dtype), op, self.comm, self.stream)
-        };
+        let code = unsafe { (self.nccl.reduce_scatter)(at(all), at(own), n, kind(dtype), op, self.comm, self.stream) };
         self.nccl("ncclReduceScatter", code)
     }
 
     fn all_reduce(&mut self, own: Span, result: Span, dtype: Dtype, fold: FoldKind) -> Result<(), Fault> {
         let n = own.bytes() / dtype.bytes();
         // SAFETY: as in `send`.
-        let code = unsafe {
-            (self.nccl.all_reduce)(at(own), at(result), n, kind(dtype), op(fold), self.comm, self.stream)
-        };
+        let code =
+            unsafe { (self.nccl.all_reduce)(at(own), at(result), n, kind(dtype), op(fold), self.comm, self.stream) };
         self.nccl("ncclAllReduce", code)
     }
 

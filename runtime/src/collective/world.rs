@@ -331,7 +331,9 @@ impl Request {
             What::Carry { of, .. } => {
                 format!("{name} {label} of {} {} on devices, number {made}, in step {step}", of.elements, of.dtype)
             }
-            What::Join(_) | What::Gather { .. } | What::Leave => format!("{name} {label}, number {made}, in step {step}"),
+            What::Join(_) | What::Gather { .. } | What::Leave => {
+                format!("{name} {label}, number {made}, in step {step}")
+            }
         }
     }
 }

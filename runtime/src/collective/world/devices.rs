@@ -4,7 +4,7 @@
 //! hears of their end; then it gives the communicator up.
 
 use super::{Meeting, World};
-use crate::collective::fabric::{Fabric, Fault, Held, Span, queue};
+use crate::collective::fabric::{Fabric, Fault, Held, Span, lengths, queue};
 use crate::collective::{Failure, Lost, Transport};
 use omchat_codegen::{Collective, Family, How};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -74,8 +74,7 @@ impl World {
     ///
     /// Errors: a rank is lost.
     pub fn over(&self, fabric: Result<Box<dyn Fabric>, String>) -> Result<Option<String>, Failure> {
-        let carrier =
-            fabric.as_ref().map_or(None, |f| Some(Carrier { name: f.name(), family: f.family() }));
+        let carrier = fabric.as_ref().map_or(None, |f| Some(Carrier { name: f.name(), family: f.family() }));
         let kept = self.reach(fabric)?;
         let found = match (&kept, carrier) {
             (None, Some(carrier)) => Ok(carrier),
@@ -231,17 +230,13 @@ impl<T: Transport> Meeting<'_, T> {
     }
 
     fn fits(&self, of: &Collective, [operand, result]: [Span; 2]) -> Result<(), Failure> {
-        let (own, size) = (of.elements, of.dtype.bytes());
-        let (reads, writes) = match of.how {
-            How::AllGather => (own, own * self.here.ranks),
-            How::ReduceScatter => (own / self.here.ranks * self.here.ranks, own / self.here.ranks),
-            _ => (own, own),
-        };
-        if (reads, operand.bytes(), result.bytes()) == (own, own * size, writes * size) {
+        let (have, ranks) = ([operand.bytes(), result.bytes()], self.here.ranks);
+        let even = !matches!(of.how, How::ReduceScatter) || of.elements.is_multiple_of(ranks);
+        if even && of.ranks == ranks && have == lengths(of) {
             return Ok(());
         }
-        let (have, goes) = (operand.bytes(), result.bytes());
-        Err(self.broken(format!("{have} bytes to {goes} for {own} {} on {} ranks", of.dtype, self.here.ranks)))
+        let what = format!("{} of {} {} on {} of {ranks} ranks", of.name(), of.elements, of.dtype, of.ranks);
+        Err(self.broken(format!("{have:?} bytes for {what}")))
     }
 
     fn through(&mut self, fabric: &mut dyn Fabric) -> Result<Result<(), Fault>, Lost> {
@@ -255,12 +250,7 @@ impl<T: Transport> Meeting<'_, T> {
     }
 
     /// Asks until the answer is yes, an error, or too late; beats meanwhile.
-    fn until(
-        &mut self,
-        fabric: &mut dyn Fabric,
-        most: Option<Duration>,
-        ask: Ask,
-    ) -> Result<Result<(), Fault>, Lost> {
+    fn until(&mut self, fabric: &mut dyn Fabric, most: Option<Duration>, ask: Ask) -> Result<Result<(), Fault>, Lost> {
         let start = Instant::now();
         let (mut looked, mut pause) = (start, Duration::from_micros(20));
         loop {
