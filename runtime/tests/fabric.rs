@@ -42,7 +42,8 @@ impl<T: Transport> Transport for Mortal<T> {
     }
 
     fn exchange(&mut self, to: Option<usize>, send: &[u8], from: Option<usize>) -> Result<Vec<u8>, Lost> {
-        self.inner.exchange(to, send, from)
+        // Who waits for one that ended because of another's loss names the first, as MPI's ranks tell each other.
+        self.inner.exchange(to, send, from).map_err(|lost| self.idle().err().unwrap_or(lost))
     }
 
     fn idle(&mut self) -> Result<(), Lost> {
@@ -436,7 +437,8 @@ fn a_rank_lost_in_an_exchange_is_named_by_all() {
         match failure {
             Failure::Devices { here: 2, what, .. } if rank == 2 => assert!(what.contains("invalid usage"), "{what}"),
             Failure::Lost { lost, op, here, .. } if rank != 2 => {
-                assert_eq!((lost.rank, here, op.as_str()), (2, rank, "all_reduce.sum %x"));
+                assert_eq!((lost.rank, here), (2, rank));
+                assert!(["all_reduce.sum %x", "what lies between collectives"].contains(&op.as_str()), "{op}");
                 assert!(at.saturating_duration_since(lost_at) < Duration::from_secs(2), "rank {rank}");
             }
             other => panic!("rank {rank}: {other}"),
@@ -461,7 +463,7 @@ fn a_devices_fault_is_told_with_its_place() {
         let (rank, failure, aborts) = came;
         let text = failure.to_string();
         assert_eq!(aborts, 1);
-        assert!(text.contains("all_reduce.sum %x of step"), "{text}");
+        assert!(text.contains(" of step "), "{text}");
         if rank == 0 {
             assert!(text.contains("the device: unhandled device error") && text.contains("--exchange host"), "{text}");
         } else {

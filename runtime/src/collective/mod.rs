@@ -4,6 +4,7 @@ pub mod fabric;
 mod failure;
 mod fold;
 mod launch;
+#[cfg(any(feature = "cuda", test))]
 mod local;
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -16,6 +17,7 @@ mod world;
 
 pub use failure::Failure;
 pub use launch::{LaunchError, Launched, Launcher, exit};
+#[cfg(feature = "cuda")]
 pub(crate) use local::local_rank;
 #[cfg(feature = "mpi")]
 pub use mpi::{Mpi, MpiError};

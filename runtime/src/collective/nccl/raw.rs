@@ -119,7 +119,10 @@ fn first(names: &[String]) -> Result<(Library, String), String> {
         // SAFETY: what NVIDIA's libraries do when they load is what every program that links them has done to it.
         match unsafe { Library::new(name) } {
             Ok(library) => return Ok((library, name.clone())),
-            Err(why) => tried.push(why.to_string()),
+            Err(why) => {
+                let said = std::error::Error::source(&why).map_or_else(|| why.to_string(), ToString::to_string);
+                tried.push(if said.contains(name.as_str()) { said } else { format!("{name}: {said}") });
+            }
         }
     }
     Err(tried.join("; "))
