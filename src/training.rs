@@ -4,6 +4,7 @@ mod checkpoint;
 mod events;
 mod export;
 mod feeds;
+mod flops;
 mod log;
 mod losses;
 mod mix;

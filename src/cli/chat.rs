@@ -62,8 +62,8 @@ pub struct Args {
     /// Draws the same tokens again for the same number.
     #[arg(long, allow_negative_numbers = true)]
     pub seed: Option<u64>,
-    /// Shares the cache of a long prompt among that many ranks, threads of this process. Started by `mpirun`, its processes
-    /// are the ranks.
+    /// Shares the cache of a long prompt among that many ranks, threads of this process. Started by `mpirun` or `torchrun`,
+    /// its processes are the ranks.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub ranks: usize,
     /// How ranks on GPUs exchange: auto (from GPU to GPU by NCCL where every rank can, else through the host), host, nccl.

@@ -8,7 +8,7 @@ use std::thread;
 /// What a command of several ranks takes.
 #[derive(clap::Args, Clone, Copy)]
 pub struct Ranks {
-    /// Ranks as threads of this process, each with a part of the device. Ranks as processes come of `mpirun` or `srun`.
+    /// Ranks as threads of this process, each with a part of the device. Ranks as processes come of `mpirun`, `srun` or `torchrun`.
     #[arg(long, value_name = "N")]
     ranks: Option<usize>,
     /// Ranks that share a pack, in every stage, in place of what the recipe says.

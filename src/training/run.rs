@@ -1,6 +1,7 @@
 //! The loop over stages and steps.
 
 use super::checkpoint::{self, Place};
+use super::flops::Flops;
 use super::log::{Line, Log};
 use super::stage::{adamw, labelled, shares, spec, tiles};
 use super::{export, unwritable, write_whole};
@@ -173,14 +174,10 @@ pub fn train(
         let mut loading = |p| watch(Watched::Loading(p));
         let begin = Begin { dtype, parts, from: &run.snapshot, ranks: ranks.as_ref() };
         let trainer = Trainer::resume(&model, device.clone(), &spec, &begin, &mut loading)?;
-        let flops: u64 = match trainer.program() {
-            Some(program) => omchat_runtime::amounts(program)?.iter().map(|a| a.flops).sum(),
-            None => 0,
-        };
+        let tokens = if ranks.is_some() { Ranks::tokens(stage) } else { stage.context };
+        let flops = trainer.program().map(|p| Flops::of(p, tokens)).transpose()?.unwrap_or_default();
         let state = Some(&run.place.feed).filter(|f| !f.is_null());
         let packs = supply.open(stage, state)?;
-        let passes = stage.packs() / data(ranks);
-        let flops = flops as f64 * passes as f64;
         let mut at = At { stage, ranks: ranks.as_ref(), trainer, packs, flops, ceiling };
         run.stage(&mut at, supply, watch)?;
         watch(Watched::Note(at.packs.report()));
@@ -218,8 +215,7 @@ struct At<'a> {
     ranks: Option<&'a Ranks>,
     trainer: Trainer,
     packs: Box<dyn Packs>,
-    /// FLOPs of a step on this rank.
-    flops: f64,
+    flops: Flops,
     /// The device's best einsum, 10¹² FLOPs a second.
     ceiling: Option<f64>,
 }
@@ -338,7 +334,8 @@ impl<'a> Run<'a> {
         let scores = stage.select.as_ref().map(|_| Scores::of(&nll, &references.concat(), &labels));
         let seconds = start.elapsed().as_secs_f64();
         let tokens = packs.iter().map(Pack::len).sum::<usize>();
-        let share = at.ceiling.filter(|_| at.flops > 0.0).map(|c| at.flops / seconds / 1e12 / c);
+        let flops = at.flops.over(&packs) / rings as f64;
+        let share = at.ceiling.filter(|_| flops > 0.0).map(|c| flops / seconds / 1e12 / c);
         Ok(Line {
             step: self.place.step,
             stage: stage.name.clone(),

@@ -4,15 +4,18 @@ pub mod fabric;
 mod failure;
 mod fold;
 mod launch;
+mod lives;
 #[cfg(any(feature = "cuda", test))]
 mod local;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
+mod tcp;
 mod threads;
 mod traffic;
 mod transport;
+mod wait;
 mod world;
 
 pub use failure::Failure;
@@ -23,6 +26,7 @@ pub(crate) use local::local_rank;
 pub use mpi::{Mpi, MpiError};
 #[cfg(feature = "nccl")]
 pub use nccl::{Nccl, NcclError};
+pub use tcp::{Rendezvous, Tcp, TcpError};
 pub use threads::{Threads, threads};
 pub use traffic::{Flow, Traffic};
 pub use transport::{Lost, Transport};

@@ -5,6 +5,7 @@
 
 use super::{Meeting, World};
 use crate::collective::fabric::{Fabric, Fault, Held, Span, lengths, queue};
+use crate::collective::wait::Wait;
 use crate::collective::{Failure, Lost, Transport};
 use omchat_codegen::{Collective, Family, How};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -13,8 +14,6 @@ use std::time::{Duration, Instant};
 
 /// How often a wait looks after the other ranks.
 const LOOK: Duration = Duration::from_millis(5);
-/// How long a wait spins before it sleeps.
-const SPIN: Duration = Duration::from_micros(50);
 /// How long a fabric may take to join all ranks.
 const JOIN: Duration = Duration::from_secs(120);
 /// How long after a fabric's fault the transport is asked who was lost: silence is noticed after 5 s.
@@ -252,7 +251,7 @@ impl<T: Transport> Meeting<'_, T> {
     /// Asks until the answer is yes, an error, or too late; beats meanwhile.
     fn until(&mut self, fabric: &mut dyn Fabric, most: Option<Duration>, ask: Ask) -> Result<Result<(), Fault>, Lost> {
         let start = Instant::now();
-        let (mut looked, mut pause) = (start, Duration::from_micros(20));
+        let (mut looked, mut wait) = (start, Wait::new());
         loop {
             match ask(fabric) {
                 Ok(true) => return Ok(Ok(())),
@@ -267,12 +266,7 @@ impl<T: Transport> Meeting<'_, T> {
                 let said = format!("not all ranks joined within {} s", JOIN.as_secs());
                 return Ok(Err(Fault { call: "join", said, remote: true }));
             }
-            if start.elapsed() < SPIN {
-                std::hint::spin_loop();
-            } else {
-                sleep(pause);
-                pause = (pause * 9 / 8).min(Duration::from_micros(500));
-            }
+            wait.pause(false);
         }
     }
 
