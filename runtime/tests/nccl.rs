@@ -24,7 +24,7 @@ fn a_library_says_its_version() {
         println!("skipped: no libnccl on this machine (OMCHAT_NCCL_LIB can name one)");
         return;
     };
-    let version = Nccl::found_in(&[name.clone()]).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let version = Nccl::found_in(std::slice::from_ref(&name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     let numbers: Vec<u32> = version.split('.').map(|n| n.parse().unwrap()).collect();
     assert!(numbers.len() == 3 && (numbers[0], numbers[1]) >= (2, 14), "{name} says {version}");
 }
