@@ -134,7 +134,8 @@ impl Chat {
         let (start, compiled) = (Instant::now(), self.engine.compilations());
         self.conversation.user(text, visuals)?;
         let (slots, features, tiles) = self.unread(progress)?;
-        let logits = self.session.read(&slots, &features, Rows::Last, progress)?;
+        let mut seen: Vec<u32> = self.conversation.ids().iter().filter_map(|id| u32::try_from(*id).ok()).collect();
+        let first = self.next(&slots, &features, &seen, progress)?;
         self.read = self.conversation.ids().len();
         let mut answer = Answer {
             text: String::new(),
@@ -147,7 +148,7 @@ impl Chat {
             stepping: Duration::ZERO,
             compiled: 0,
         };
-        self.answer(logits, &mut answer, say)?;
+        self.answer(first, &mut seen, &mut answer, say)?;
         answer.compiled = self.engine.compilations() - compiled;
         self.conversation.answer(&answer.ids);
         Ok(answer)
@@ -173,18 +174,32 @@ impl Chat {
         Ok((slots, features, tiles))
     }
 
-    /// Draws ids until one stops the answer, and reads each but the last.
+    /// Reads positions and draws the id that follows them, on the device where the likeliest is taken.
+    fn next(
+        &mut self,
+        slots: &[Slot],
+        features: &[f32],
+        seen: &[u32],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<u32, Error> {
+        if self.sampler.greedy() {
+            return self.session.likeliest(slots, features, progress);
+        }
+        let logits = self.session.read(slots, features, Rows::Last, progress)?;
+        Ok(self.sampler.pick(&logits, seen))
+    }
+
+    /// Takes ids until one stops the answer, and reads each but the last.
     fn answer(
         &mut self,
-        mut logits: Vec<f32>,
+        mut id: u32,
+        seen: &mut Vec<u32>,
         answer: &mut Answer,
         say: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<(), Error> {
         let stops = self.conversation.stops();
         let mut stream = self.tokenizer.stream();
-        let mut seen: Vec<u32> = self.conversation.ids().iter().filter_map(|id| u32::try_from(*id).ok()).collect();
         while answer.ids.len() < self.options.max_new_tokens {
-            let id = self.sampler.pick(&logits, &seen);
             answer.ids.push(id);
             seen.push(id);
             if stops.contains(&id) {
@@ -200,7 +215,7 @@ impl Chat {
                 break;
             }
             let step = Instant::now();
-            logits = self.session.read(&[Slot::Text(id)], &[], Rows::Last, &mut |_| {})?;
+            id = self.next(&[Slot::Text(id)], &[], seen, &mut |_| {})?;
             self.read += 1;
             if answer.ids.len() > 1 {
                 answer.steps += 1;

@@ -152,13 +152,12 @@ impl<'a> Asker<'a> {
         Ok(logits)
     }
 
-    fn words(&mut self, mut logits: Vec<f32>, room: usize) -> Result<String, Error> {
+    fn words(&mut self, logits: &[f32], room: usize) -> Result<String, Error> {
         let end = self.tokenizer.required("<|im_end|>").ok();
         let stops: Vec<u32> = self.tokenizer.stops().iter().copied().chain(end).collect();
-        let mut sampler = Sampler::new(Sampling::default());
+        let mut id = Sampler::new(Sampling::default()).pick(logits, &[]);
         let mut ids = Vec::new();
         while ids.len() < room {
-            let id = sampler.pick(&logits, &[]);
             if stops.contains(&id) {
                 break;
             }
@@ -166,7 +165,7 @@ impl<'a> Asker<'a> {
             if ids.len() == room || self.session.len() == self.session.context() {
                 break;
             }
-            logits = self.session.read(&[Slot::Text(id)], &[], Rows::Last, &mut |_| {})?;
+            id = self.session.likeliest(&[Slot::Text(id)], &[], &mut |_| {})?;
         }
         Ok(self.tokenizer.decode(&ids)?)
     }
@@ -200,7 +199,7 @@ impl Answer for Asker<'_> {
             Expected::Choice { options, .. } if self.options.letters => {
                 self.letter(&logits, options.len()).map_err(stop)
             }
-            _ => self.words(logits, question.room).map_err(stop),
+            _ => self.words(&logits, question.room).map_err(stop),
         }
     }
 }

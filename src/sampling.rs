@@ -61,6 +61,11 @@ impl Sampler {
         Sampler { rng: StdRng::seed_from_u64(how.seed), how }
     }
 
+    /// Whether the next id is always the one with the largest logit, the first of equals.
+    pub fn greedy(&self) -> bool {
+        self.how.temperature == 0.0 && self.how.repetition_penalty == 1.0
+    }
+
     /// The next id.
     ///
     /// Shapes: `logits` [V]; `seen` are ids that occurred, in any order.

@@ -157,7 +157,7 @@ impl Session {
         while done < slots.len() {
             let part = self.next(&slots[done..]);
             let output = if rows == Rows::All { Output::All } else { Output::Last };
-            let logits = self.run(part, features, output, &[])?;
+            let logits = self.rows(part, features, output, &[])?;
             finite("logits", &logits)?;
             done += part.len();
             match rows {
@@ -168,6 +168,33 @@ impl Session {
         }
         self.count(slots.len(), start.elapsed());
         Ok(out)
+    }
+
+    /// Reads positions and yields the id with the largest logit after the last, the first of equals: what greedy
+    /// sampling takes. Logits stay on the device.
+    ///
+    /// Shapes and errors: as [`Session::read`].
+    pub fn likeliest(
+        &mut self,
+        slots: &[Slot],
+        features: &[f32],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<u32, Error> {
+        self.room(slots)?;
+        let start = Instant::now();
+        let (mut id, mut done) = (0, 0);
+        while done < slots.len() {
+            let part = self.next(&slots[done..]);
+            let chunk = self.chunk(part);
+            let results = self.run(&chunk, features, Output::Likeliest, &[])?;
+            self.owners.add(&chunk.owners);
+            finite("logits", &results.get(1).map(HostTensor::to_f32).unwrap_or_default())?;
+            id = results.first().and_then(|r| r.to_i32().first().copied()).map_or(0, i32::unsigned_abs);
+            done += part.len();
+            progress(Progress { stage: "reading", done, total: slots.len() });
+        }
+        self.count(slots.len(), start.elapsed());
+        Ok(id)
     }
 
     /// Reads positions and yields the loss of each against the label of the next.
@@ -183,7 +210,7 @@ impl Session {
         while out.len() < slots.len() {
             let done = out.len();
             let part = self.next(&slots[done..]);
-            out.extend(self.run(part, features, Output::Loss, &labels[done..done + part.len()])?);
+            out.extend(self.rows(part, features, Output::Loss, &labels[done..done + part.len()])?);
         }
         finite("losses", &out)?;
         Ok(out)
@@ -230,8 +257,8 @@ impl Session {
         DecoderSpec { tokens: plan.size, capacity: self.capacity, features, output, spread: plan.spread }
     }
 
-    /// Runs one chunk, padded: the logits of its last token, or what there is of each token, in order.
-    fn run(&mut self, part: &[Slot], features: &[f32], output: Output, labels: &[i32]) -> Result<Vec<f32>, Error> {
+    /// Positions as this rank reads them next.
+    fn chunk<'p>(&self, part: &'p [Slot]) -> Chunk<'p> {
         let (rank, ranks) = (self.engine.rank(), self.engine.ranks());
         let mut plan = self.chunks.next(part.len(), ranks);
         if part.iter().any(|s| matches!(s, Slot::Image(_))) {
@@ -241,16 +268,30 @@ impl Session {
             Spread::Parts(_) => self.owners.in_turn(part.len()),
             _ => self.owners.whole(part.len()),
         };
-        let start = self.owners.filled(rank);
-        let chunk = Chunk { part, first: self.len(), plan, owners: &owners, rank, start };
-        let spec = self.spec(plan, output);
+        Chunk { part, first: self.len(), plan, owners, rank, start: self.owners.filled(rank) }
+    }
+
+    /// Runs one chunk, padded: what `@decode` yields.
+    fn run(
+        &mut self,
+        chunk: &Chunk,
+        features: &[f32],
+        output: Output,
+        labels: &[i32],
+    ) -> Result<Vec<HostTensor>, Error> {
+        let spec = self.spec(chunk.plan, output);
         let exe = self.engine.decoder(spec)?;
         let features = spec.features.then_some(features);
         let feed = chunk.feed(&self.engine.model().config.text, features, output, labels)?;
-        let mut results = exe.run(&feed, &mut self.store)?;
-        let rows = results.swap_remove(0).to_f32();
+        Ok(exe.run(&feed, &mut self.store)?)
+    }
+
+    /// The logits of a chunk's last token, or what there is of each token, in order.
+    fn rows(&mut self, part: &[Slot], features: &[f32], output: Output, labels: &[i32]) -> Result<Vec<f32>, Error> {
+        let chunk = self.chunk(part);
+        let rows = self.run(&chunk, features, output, labels)?.swap_remove(0).to_f32();
         let rows = if output == Output::Last { rows } else { self.in_order(&chunk, rows)? };
-        self.owners.add(&owners);
+        self.owners.add(&chunk.owners);
         Ok(rows)
     }
 

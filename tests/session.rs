@@ -41,6 +41,41 @@ fn the_way_of_feeding_does_not_matter() {
 }
 
 #[test]
+fn the_likeliest_id_has_the_largest_logit() {
+    for (device, parts) in [("cpu", &[1, 40, 1, 300, 33][..]), ("interp", &[5, 1])] {
+        let e = Arc::new(engine(device));
+        let slots = tokens(400);
+        let (mut a, mut b) = (Session::new(e.clone(), 400).unwrap(), Session::new(e.clone(), 400).unwrap());
+        let mut done = 0;
+        for n in parts {
+            let part = &slots[done..done + n];
+            let logits = read(&mut a, part);
+            let top = logits.iter().copied().fold(f32::MIN, f32::max);
+            let first = logits.iter().position(|l| *l == top).unwrap();
+            assert_eq!(b.likeliest(part, &[], &mut |_| {}).unwrap() as usize, first, "{device} {n}");
+            done += n;
+        }
+        assert_eq!(a.len(), b.len());
+        assert_eq!(a.stats().steps, b.stats().steps);
+    }
+}
+
+#[test]
+fn an_id_of_logits_that_are_no_numbers_is_an_error() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
+    let model = Model::open(&dir.to_string_lossy()).unwrap();
+    let width = model.config.text.hidden;
+    let e = Engine::load(model, Device::open("cpu").unwrap(), &EngineOptions::default(), &mut |_| {}).unwrap();
+    let mut s = Session::new(Arc::new(e), 64).unwrap();
+    let mut row = vec![0.5; width];
+    let slots = [Slot::Text(3), Slot::Image(0)];
+    s.likeliest(&slots, &row, &mut |_| {}).unwrap();
+    row[1] = f32::NAN;
+    let found = s.likeliest(&slots, &row, &mut |_| {});
+    assert!(matches!(found, Err(Error::Numeric { what: "logits", .. })), "{found:?}");
+}
+
+#[test]
 fn what_is_truncated_is_forgotten() {
     let e = Arc::new(engine("cpu"));
     let slots = tokens(90);

@@ -85,6 +85,12 @@ fn converse(e: &Arc<Engine>, parts: &[usize], tiles: usize, seed: u64) -> Said {
     assert_eq!(s.len(), keep);
     let rows = s.read(&slots[keep..], &features, Rows::All, &mut |_| {}).unwrap();
     s.truncate(0).unwrap();
+    let mut next = s.likeliest(&slots, &features, &mut |_| {}).unwrap();
+    for word in &words {
+        assert_eq!(next, *word);
+        next = s.likeliest(&[Slot::Text(next)], &[], &mut |_| {}).unwrap();
+    }
+    s.truncate(0).unwrap();
     let labels: Vec<i32> = (0..total).map(|i| if i % 5 == 0 { -100 } else { (i % config.text.vocab) as i32 }).collect();
     let losses = s.losses(&slots, &features, &labels).unwrap();
     Said { logits, rows, losses, words }

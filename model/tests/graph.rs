@@ -94,14 +94,17 @@ fn modules_print_and_parse_to_themselves() {
 #[test]
 fn states_come_last_and_in_order() {
     let config = preset("mini").unwrap();
-    for (output, before) in [(Output::Last, 1), (Output::All, 1), (Output::Loss, 2)] {
+    use Dtype::{F32, I32};
+    let outputs: [(_, &[Dtype]); 4] =
+        [(Output::Last, &[F32]), (Output::Likeliest, &[I32, F32]), (Output::All, &[F32]), (Output::Loss, &[F32, F32])];
+    for (output, before) in outputs {
         let module = graph::decoder_module(&config, DecoderSpec { output, ..SPEC }, Dtype::Bf16).unwrap();
         let entry = graph::entry(&module).unwrap();
         let names: Vec<&str> = graph::params(entry, Role::State).map(|(name, _)| name).collect();
         assert_eq!(&names[..4], ["cache.at", "cache.k.0", "cache.v.0", "cache.k.1"]);
         assert_eq!(names.len(), 1 + 2 * config.text.layers);
-        assert_eq!(entry.results.len(), before + names.len());
-        assert!(entry.result_types()[..before].iter().all(|ty| ty.dtype == Dtype::F32));
+        assert_eq!(entry.results.len(), before.len() + names.len());
+        assert!(entry.result_types().iter().zip(before).all(|(ty, want)| ty.dtype == *want));
     }
 }
 

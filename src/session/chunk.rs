@@ -78,7 +78,7 @@ pub(super) struct Chunk<'a> {
     pub first: usize,
     pub plan: Plan,
     /// Who keeps each token.
-    pub owners: &'a [u32],
+    pub owners: Vec<u32>,
     pub rank: usize,
     /// The first slot that this rank writes.
     pub start: usize,
@@ -137,7 +137,7 @@ impl Chunk<'_> {
         }
         match output {
             // The row of the last token, on the rank that reads it.
-            Output::Last => {
+            Output::Last | Output::Likeliest => {
                 let row = mine.iter().position(|i| *i + 1 == self.part.len()).map_or(-1, |row| row as i32);
                 feed.push(("last", HostTensor::i32([1], &[row])));
             }

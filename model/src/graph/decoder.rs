@@ -30,8 +30,8 @@ pub enum Spread {
     /// That many ranks read the same tokens; one of them gives their slots indices, and so keeps them. What comes out
     /// is the same on all, bit for bit.
     Same(usize),
-    /// That many ranks read T tokens each. What comes out is of each rank's own tokens, but [`Output::Last`] is
-    /// of the one token that one rank names, the same on all.
+    /// That many ranks read T tokens each. What comes out is of each rank's own tokens, but [`Output::Last`] and
+    /// [`Output::Likeliest`] are of the one token that one rank names, the same on all.
     Parts(usize),
 }
 
@@ -50,6 +50,9 @@ impl Spread {
 pub enum Output {
     /// Logits f32[1, V] of the row that `%last: i32[1]` names.
     Last,
+    /// The id i32[1] with the largest logit of the row that `%last: i32[1]` names, the first of equals; then f32[1],
+    /// the sum of its logits, finite only where all are. Logits stay on the device.
+    Likeliest,
     /// Logits f32[T, V].
     All,
     /// Loss f32[T] of each token against `%labels: i32[T]`, which are already shifted: the label of token t is
@@ -138,7 +141,11 @@ fn head(
                 None => x,
             };
             let x = e.call("x", "rms_norm", &[x, w.norm, eps])?;
-            Ok(vec![e.call("logits", "logits", &[x, w.head])?])
+            let logits = e.call("logits", "logits", &[x, w.head])?;
+            match spec.output {
+                Output::Likeliest => e.calls(&["id", "sum"], "likeliest", &[logits]),
+                _ => Ok(vec![logits]),
+            }
         }
     }
 }
@@ -173,7 +180,7 @@ impl Given {
             slots: e.input("slots", Dtype::I32, &[1, n]),
             start: e.input("start", Dtype::I32, &[]),
             asked: match spec.output {
-                Output::Last => Some(e.input("last", Dtype::I32, &[1])),
+                Output::Last | Output::Likeliest => Some(e.input("last", Dtype::I32, &[1])),
                 Output::Loss => Some(e.input("labels", Dtype::I32, &[n])),
                 Output::All => None,
             },
