@@ -112,7 +112,9 @@ fn rank(args: &Args, recipe: &Recipe, device: &Device, world: Option<World>) -> 
     });
     shown.end();
     if let Some(world) = options.world.as_ref().filter(|w| w.rank() == 0 && w.ranks() > 1) {
-        note(format!("exchanged by rank 0, over {}:\n{}", world.engine(), world.traffic()));
+        let kept =
+            world.carrier().and_then(Result::err).map(|why| format!(" (not by NCCL: {why})")).unwrap_or_default();
+        note(format!("exchanged by rank 0, over {}{kept}:\n{}", world.engine(), world.traffic()));
     }
     Ok(outcome?)
 }
