@@ -1,5 +1,7 @@
 //! Devices: which there are, which is best, and what each allows. The one file that knows cargo features.
 
+pub(crate) mod memory;
+
 use crate::Error;
 use crate::faults;
 use crate::room::{self, Home, Room};
@@ -89,6 +91,16 @@ impl Device {
         }
     }
 
+    /// The same device with tf32 allowed where it has it: sums of products of f32 may round their factors to 10 bits of
+    /// fraction. Its name says so, and what was measured without it is not taken.
+    #[must_use]
+    pub fn with_tf32(self) -> Device {
+        match self {
+            Device::Cube { client, target } => Device::Cube { client, target: target.with_tf32() },
+            interp => interp,
+        }
+    }
+
     /// The element type in which models run there unless told otherwise.
     pub fn default_dtype(&self) -> Dtype {
         match self.target().family {
@@ -169,7 +181,14 @@ fn open_wgpu(_: bool) -> Result<Device, String> {
 
 #[cfg(feature = "cuda")]
 fn open_cuda() -> Result<Device, String> {
-    let open = || cubecl::Device::cuda(0).map_err(|e| e.to_string()).map(|d| d.client());
+    let number = crate::collective::local_rank(|name| std::env::var(name).ok())?;
+    let open = || match cubecl::Device::cuda(number) {
+        // More ranks than devices, or a launcher that shows each rank one of its own.
+        Err(cubecl::device::DeviceUnavailable::NoSuchDevice { available, .. }) if available > 0 => {
+            cubecl::Device::cuda(number % available).map_err(|e| e.to_string()).map(|d| d.client())
+        }
+        found => found.map_err(|e| e.to_string()).map(|d| d.client()),
+    };
     let client = std::panic::catch_unwind(open).map_err(|_| "the CUDA driver failed to start".to_string())??;
     faults::clear();
     let p = client.properties();

@@ -31,6 +31,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         "versions": machine::versions(),
         "devices": devices,
         "chosen": chosen,
+        "nccl": machine::nccl(),
         "ffmpeg": machine::ffmpeg(),
         "mini": machine::mini(),
         "free_memory": Device::Interp.free_bytes(),
@@ -42,7 +43,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
 fn device(name: &str, measured: bool) -> Value {
     let mut out = Map::new();
     out.insert("name".into(), json!(name));
-    match Device::open(name) {
+    match super::device::quietly(Some(name)) {
         Err(e) => {
             out.insert("present".into(), json!(false));
             out.insert("reason".into(), json!(e.to_string()));
@@ -104,7 +105,7 @@ fn lines(report: &Value) -> String {
         }
     }
     out += &format!("{:<12} {}\n", "chosen", text(&report["chosen"]["why"]));
-    for part in ["ffmpeg", "mini"] {
+    for part in ["nccl", "ffmpeg", "mini"] {
         let p = &report[part];
         let line = if p["present"] == json!(true) {
             text(&p["found"])
