@@ -221,7 +221,7 @@ impl Batch {
         let tokens =
             size("ids").ok_or_else(|| Error::Input("a batch has `ids`, i32 [T], and there are none".into()))?;
         let tiles = size("pixels").unwrap_or(0);
-        Ok(Batch { inputs, tokens, tiles })
+        Ok(Batch { inputs, positions: (0..tokens).collect(), tiles })
     }
 
     /// An input by its name.
