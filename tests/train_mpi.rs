@@ -3,17 +3,16 @@
 #![cfg(feature = "mpi")]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use serde_json::Value;
+#[path = "common/processes.rs"]
+mod common;
+
+use common::{Run, column, curve, ended, kept, named, near, recipe, train, until, weights, whole};
 use std::cell::Cell;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread::{JoinHandle, sleep, spawn};
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How long any run may take here.
-const LONG: Duration = Duration::from_secs(400);
 /// How long a run may take to end once a rank of it is dead.
 const SOON: Duration = Duration::from_secs(10);
 /// How many steps the run has.
@@ -27,140 +26,16 @@ fn here() -> bool {
     found
 }
 
-/// A recipe of a text, whose projector-free part trains: few tensors, so that starting is what costs.
-fn recipe(dir: &Path) -> PathBuf {
-    let _ = std::fs::remove_dir_all(dir);
-    std::fs::create_dir_all(dir).unwrap();
-    let words: Vec<String> = (0..900).map(|i| format!("word {} of the story", i * 7 % 31)).collect();
-    std::fs::write(dir.join("story.txt"), words.join(". ")).unwrap();
-    let text = format!(
-        r#"
-        model = "{}/models/tiny"
-        seed = 3
-        [data.story]
-        path = "story.txt"
-        layout = "text"
-        labels = "pretrain"
-        [[stage]]
-        name = "all"
-        context = 45
-        mix = {{ story = 100 }}
-        train = {{ decoder = 1e-3 }}
-        batch_tokens = 180
-        steps = {STEPS}
-        checkpoint_every = 2
-        "#,
-        env!("CARGO_MANIFEST_DIR")
-    );
-    let path = dir.join("recipe.toml");
-    std::fs::write(&path, text).unwrap();
-    path
-}
-
-/// A run under way, and each line that it said.
-struct Run {
-    child: Child,
-    said: Arc<Mutex<Vec<String>>>,
-    readers: Vec<JoinHandle<()>>,
-}
-
-impl Run {
-    /// All that it said until now.
-    fn said(&self) -> String {
-        self.said.lock().unwrap().join("\n")
-    }
-}
-
 /// `omchat train` on so many processes; one is no rank.
 fn start(recipe: &Path, out: &Path, ranks: usize, ring: usize) -> Run {
     let omchat = env!("CARGO_BIN_EXE_omchat");
     let mut c = Command::new(if ranks > 1 { "mpirun" } else { omchat });
     if ranks > 1 {
         // More ranks than cores: a rank may need longer than a second to tell its error.
-        c.args([
-            "--allow-run-as-root",
-            "--oversubscribe",
-            "--bind-to",
-            "none",
-            "--mca",
-            "odls_base_sigkill_timeout",
-            "3",
-        ]);
-        c.args(["-n", &ranks.to_string(), omchat]);
+        let flags = ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"];
+        c.args(flags).args(["--mca", "odls_base_sigkill_timeout", "3", "-n", &ranks.to_string(), omchat]);
     }
-    c.args(["train", "--device", "cpu", "--ring", &ring.to_string(), "--config"]).arg(recipe).arg("--out").arg(out);
-    if out.join("checkpoints").is_dir() {
-        c.arg("--resume");
-    }
-    let mut child = c.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let said = Arc::default();
-    let readers = vec![
-        read(child.stdout.take().unwrap(), Arc::clone(&said)),
-        read(child.stderr.take().unwrap(), Arc::clone(&said)),
-    ];
-    Run { child, said, readers }
-}
-
-/// Notes lines as they come.
-fn read(from: impl Read + Send + 'static, said: Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
-    spawn(move || {
-        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
-            said.lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
-        }
-    })
-}
-
-/// Whether a run succeeded, and what it said.
-fn ended(mut run: Run) -> (bool, Vec<String>) {
-    let start = Instant::now();
-    let status = loop {
-        match run.child.try_wait().unwrap() {
-            Some(status) => break status,
-            None if start.elapsed() > LONG => {
-                let _ = run.child.kill();
-                panic!("a run did not end in {LONG:?}");
-            }
-            None => sleep(Duration::from_millis(20)),
-        }
-    };
-    run.readers.into_iter().for_each(|r| r.join().unwrap());
-    let said = std::mem::take(&mut *run.said.lock().unwrap());
-    (status.success(), said)
-}
-
-/// A run that succeeds.
-fn whole(recipe: &Path, out: &Path, ranks: usize, ring: usize) -> String {
-    let (good, said) = ended(start(recipe, out, ranks, ring));
-    let said = said.join("\n");
-    assert!(good, "{said}");
-    said
-}
-
-/// Numbers of each step, by name.
-fn column<const N: usize>(out: &Path, names: [&str; N]) -> Vec<[f64; N]> {
-    let text = std::fs::read_to_string(out.join("log.jsonl")).unwrap_or_default();
-    let line = |l: &str| {
-        let v: Value = serde_json::from_str(l).ok()?;
-        Some(names.map(|k| v[k].as_f64().unwrap()))
-    };
-    text.lines().filter_map(line).collect()
-}
-
-fn curve(out: &Path) -> Vec<[f64; 2]> {
-    column(out, ["loss", "norm"])
-}
-
-/// The newest checkpoint's step.
-fn kept(out: &Path) -> usize {
-    let names = std::fs::read_dir(out.join("checkpoints")).into_iter().flatten().flatten();
-    names.filter_map(|e| e.file_name().to_string_lossy().parse().ok()).max().unwrap_or(0)
-}
-
-fn near(what: &str, a: &[[f64; 2]], b: &[[f64; 2]]) {
-    assert_eq!(a.len(), b.len(), "{what}: steps");
-    let off = a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max);
-    println!("{what}: losses and norms within {off:.1e}");
-    assert!(off < 1e-4, "{what}: {off:e} off\n{a:?}\n{b:?}");
+    Run::of(vec![train(c, recipe, out, ring)])
 }
 
 /// The processes whose command line names that folder and that are no launcher, with their ranks.
@@ -181,15 +56,6 @@ fn ranks_of(out: &Path) -> Vec<(u32, usize)> {
     }
     found.sort_unstable_by_key(|(_, rank)| *rank);
     found
-}
-
-/// Waits for something of a run.
-fn until(what: &str, run: &Run, mut done: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(begun.elapsed() < LONG, "{what}: not in {LONG:?}: {}", run.said());
-        sleep(Duration::from_millis(10));
-    }
 }
 
 /// Numbers from a seed.
@@ -258,16 +124,6 @@ fn gone(run: &Run, alive: &[(u32, usize)], since: Instant) -> Vec<Duration> {
     ends
 }
 
-/// Who named whom as lost: `omchat: rank 0: rank 3 is silent ...`.
-fn named(said: &str) -> Vec<(usize, usize)> {
-    let number = |s: &str| s.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok());
-    let one = |line: &str| {
-        let (who, whom) = line.split_once("omchat: rank ")?.1.split_once(": rank ")?;
-        Some((number(who)?, number(whom)?))
-    };
-    said.lines().filter_map(one).collect()
-}
-
 /// Starts or resumes a run, kills a rank of it with -9 at a moment, and holds the others to naming it.
 fn kill(draw: &mut Draw, recipe: &Path, out: &Path, ranks: usize, starts: Duration) {
     let run = start(recipe, out, ranks, 2);
@@ -299,10 +155,6 @@ fn kill(draw: &mut Draw, recipe: &Path, out: &Path, ranks: usize, starts: Durati
     assert!(ranks_of(out).is_empty(), "a rank is left over");
 }
 
-fn weights(out: &Path) -> Vec<u8> {
-    std::fs::read(out.join("stages/all/model.safetensors")).unwrap()
-}
-
 /// Four processes, of which one is killed at moments that a seed draws, which go on as eight, of which one is killed, and
 /// which go on as two, end where one does. `OMCHAT_KILLS` says how many die in all.
 #[test]
@@ -311,12 +163,12 @@ fn processes_train_as_one_and_survive_a_death() {
         return;
     }
     let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join("train_mpi");
-    let recipe = recipe(&work);
+    let recipe = recipe(&work, STEPS);
     let [alone, ring, killed] = ["alone", "ring", "killed"].map(|n| work.join(n));
-    whole(&recipe, &alone, 1, 1);
+    whole(start(&recipe, &alone, 1, 1));
     let want = curve(&alone);
     let begun = Instant::now();
-    let said = whole(&recipe, &ring, 4, 2);
+    let said = whole(start(&recipe, &ring, 4, 2));
     assert!(said.contains("exchanged by rank 0, over mpi"), "{said}");
     let on_four = curve(&ring);
     near("four processes, twenty steps of AdamW", &on_four, &want);
@@ -333,7 +185,7 @@ fn processes_train_as_one_and_survive_a_death() {
     if kills > 2 {
         let copy = work.join("copy");
         assert!(Command::new("cp").arg("-r").args([&killed, &copy]).status().unwrap().success());
-        whole(&recipe, &copy, 4, 2);
+        whole(start(&recipe, &copy, 4, 2));
         assert!(
             curve(&copy) == on_four && weights(&copy) == weights(&ring),
             "other weights than those of the whole run"
@@ -341,6 +193,6 @@ fn processes_train_as_one_and_survive_a_death() {
         println!("killed {} times, and resumed on four: the weights of the whole run, bit for bit", kills - 1);
     }
     kill(&mut draw, &recipe, &killed, 8, starts);
-    whole(&recipe, &killed, 2, 1);
+    whole(start(&recipe, &killed, 2, 1));
     near("killed, and resumed on eight and on two", &curve(&killed), &want);
 }

@@ -33,7 +33,7 @@ if [ -z "${OMCHAT:-}" ]; then
   (cd "$root" && git ls-files -z --cached --others --exclude-standard | tar -c --null -T -) | tar -x -C "$copy"
   # The driver's version: cudarc, with no toolkit to look at, would take its newest.
   (cd "$copy" && CUDARC_CUDA_VERSION=13000 cargo build -q --config "patch.crates-io.cubecl-llvm.path='$root/benches/gpu/llvm'" \
-    --profile travel --no-default-features --features cuda --bin omchat --target-dir "$target")
+    --profile travel --no-default-features --features cuda,nccl --bin omchat --target-dir "$target")
   OMCHAT="$target/travel/omchat"
 fi
 [ -x "$OMCHAT" ] || die "OMCHAT=$OMCHAT is not a program"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU and no network: checks every kernel and schedule, then times kernels and full-size steps beside PyTorch.
 #
-#   run.sh [check] [kernels] [steps] [peers]      without a name: all four, in that order; each keeps what the others wrote
+#   run.sh [check] [ranks] [kernels] [steps] [peers]      without a name: all five, in that order; each keeps what the others wrote
 #     --device cuda|cpu    cpu: a dry run on small shapes
 #     --out DIR            where the results go (results/ beside this script)
 #     --rounds N           rounds of `peers` (5)
@@ -17,17 +17,17 @@ die() { printf 'omchat: %s\n' "$*" >&2; exit 2; }
 device=cuda out="$here/results" rounds=5 group=() stages=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    check|kernels|steps|peers) stages+=("$1") ;;
+    check|ranks|kernels|steps|peers) stages+=("$1") ;;
     --device) device=${2:?--device needs cuda or cpu}; shift ;;
     --out) out=${2:?--out needs a folder}; shift ;;
     --rounds) rounds=${2:?--rounds needs a number}; shift ;;
     --group) group=(--group "${2:?--group needs a name}"); shift ;;
-    *) die "unknown argument '$1'; there are check kernels steps peers --device --out --rounds --group" ;;
+    *) die "unknown argument '$1'; there are check ranks kernels steps peers --device --out --rounds --group" ;;
   esac
   shift
 done
 case "$device" in cuda|cpu) ;; *) die "no device is called '$device' here: cuda, or cpu for a dry run" ;; esac
-[ ${#stages[@]} -gt 0 ] || stages=(check kernels steps peers)
+[ ${#stages[@]} -gt 0 ] || stages=(check ranks kernels steps peers)
 
 # The GPU first: without one nothing is worth unpacking.
 if [ "$device" = cuda ]; then
@@ -115,6 +115,20 @@ part() {
     echo "omchat bench kernels --all $*: $(tail -n 1 "$to.log")" >"$to.failed"
 }
 
+# ranked HOW FILE: what rank 0 of two answers to a long question, exchanging so; GPUs that are not two are shared.
+ranked() {
+  local rank pids=() failed=0 shared=() port=$((20000 + RANDOM % 20000))
+  for rank in 0 1; do
+    # NCCL takes ranks with different names as of different machines, which may have the same GPU.
+    [ "$gpus" -ge 2 ] || shared=(NCCL_HOSTID="rank$rank")
+    env "${shared[@]}" RANK=$rank WORLD_SIZE=2 LOCAL_RANK=$rank MASTER_ADDR=127.0.0.1 MASTER_PORT=$port timeout 240 \
+      "$OMCHAT" chat --model "$root/models/tiny" --device "$device" --exchange "$1" --temperature 0 --max-new-tokens 12 \
+      --prompt-file "$shards/question" >"$2.$rank" 2>"$2.log$rank" & pids+=($!)
+  done
+  for rank in 0 1; do wait "${pids[rank]}" || { failed=1; say "failed: rank $rank by $1: $(tail -n 1 "$2.log$rank")"; }; done
+  return $failed
+}
+
 for stage in "${stages[@]}"; do
   case "$stage" in
     check)
@@ -132,6 +146,20 @@ import json, sys
 for line in sys.stdin:
     r = json.loads(line); print("  WRONG", r["name"], r["kernel"], r["schedule"])'
       fi ;;
+    ranks)
+      # Two processes, by NCCL and through the host: the same answer.
+      if [ "$device" = cpu ]; then gpus=0 ways=(host host); else gpus=$(nvidia-smi -L | grep -c GPU) ways=(nccl host); fi
+      nccl=$("$PYTHON" -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null || true)/lib/libnccl.so.2
+      if [ -z "${OMCHAT_NCCL_LIB:-}" ] && [ -e "$nccl" ]; then export OMCHAT_NCCL_LIB="$nccl"; fi
+      if [ "$device" = cuda ] && ! "$OMCHAT" doctor --quick | grep -Eq '^nccl +[0-9]'; then
+        say "ranks: skipped: $("$OMCHAT" doctor --quick | grep '^nccl')"; continue
+      fi
+      for ((i = 0; i < 120; i++)); do printf 'Word %d of many. ' $i; done >"$shards/question"
+      if ranked "${ways[0]}" "$shards/first" && ranked "${ways[1]}" "$shards/second"; then
+        if cmp -s "$shards/first.0" "$shards/second.0"; then say "ranks: two processes on $gpus GPUs answer the same by ${ways[0]} and by ${ways[1]}"
+        else wrong=1; say "failed: two ranks answer otherwise by ${ways[0]} than by ${ways[1]}"; fi
+      else wrong=1; fi
+      rm -f "$shards"/first* "$shards"/second* "$shards/question" ;;
     kernels)
       bench "$base-kernels.jsonl" kernels --all --time 100 "${sizes[@]}"
       say "kernels: $(rows "$base-kernels.jsonl") rows" ;;

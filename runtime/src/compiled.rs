@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::bound::Bound;
+use crate::carried;
 use crate::collective::World;
 use crate::device::Device;
 use crate::executable::Timing;
@@ -47,6 +48,9 @@ impl Compiled {
         program: Program,
         world: Option<World>,
     ) -> Result<Compiled, Error> {
+        if let Some(world) = &world {
+            carried::reach(world, device)?;
+        }
         let need: u64 = program.slabs.iter().map(|s| *s as u64).sum();
         if let Some(have) = device.free_bytes().filter(|have| need > *have) {
             return Err(Error::OutOfMemory {

@@ -1,5 +1,7 @@
 //! Devices: which there are, which is best, and what each allows. The one file that knows cargo features.
 
+pub(crate) mod memory;
+
 use crate::Error;
 use crate::faults;
 use crate::room::{self, Home, Room};
@@ -179,7 +181,14 @@ fn open_wgpu(_: bool) -> Result<Device, String> {
 
 #[cfg(feature = "cuda")]
 fn open_cuda() -> Result<Device, String> {
-    let open = || cubecl::Device::cuda(0).map_err(|e| e.to_string()).map(|d| d.client());
+    let number = crate::collective::local_rank(|name| std::env::var(name).ok())?;
+    let open = || match cubecl::Device::cuda(number) {
+        // More ranks than devices, or a launcher that shows each rank one of its own.
+        Err(cubecl::device::DeviceUnavailable::NoSuchDevice { available, .. }) if available > 0 => {
+            cubecl::Device::cuda(number % available).map_err(|e| e.to_string()).map(|d| d.client())
+        }
+        found => found.map_err(|e| e.to_string()).map(|d| d.client()),
+    };
     let client = std::panic::catch_unwind(open).map_err(|_| "the CUDA driver failed to start".to_string())??;
     faults::clear();
     let p = client.properties();

@@ -55,6 +55,12 @@ pub enum Error {
         /// The device.
         device: String,
     },
+    /// Collectives were to go from device to device, and cannot.
+    #[error("`--exchange nccl`: {reason}; leave `--exchange` out to go through the host where NCCL cannot")]
+    Exchange {
+        /// Why not.
+        reason: String,
+    },
     /// Ranks can go on no longer together.
     #[error(transparent)]
     Ranks(#[from] crate::collective::Failure),

@@ -2,6 +2,7 @@
 //! knows no model.
 
 mod bound;
+mod carried;
 mod ceilings;
 pub mod collective;
 mod compiled;

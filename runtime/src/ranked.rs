@@ -2,6 +2,7 @@
 //! first touched, so that what stands between runs beside it.
 
 use crate::Error;
+use crate::carried::{Carried, carrier, hold};
 use crate::collective::{Pending, World};
 use crate::launches::{Bindings, Launches, Ready, failed, full};
 use cubecl::bytes::Bytes;
@@ -9,6 +10,8 @@ use cubecl::prelude::Client;
 use omchat_codegen::{Collective, How, LaunchPlan, Program};
 use omchat_kernels::Buffer;
 use std::collections::HashMap;
+use std::sync::mpsc::channel;
+use std::thread;
 
 /// What a collective yields, on its way to a buffer of the device.
 enum Flight {
@@ -33,18 +36,47 @@ impl Ranked<'_> {
     ///
     /// Errors: a rank is lost; what the device answers.
     pub(crate) fn run(&self, buffers: &Launches) -> Result<(), Error> {
+        if carrier(self.world, self.program).is_none() {
+            return self.launch(buffers, None);
+        }
+        thread::scope(|s| {
+            let (waits, held) = channel();
+            s.spawn(move || hold(held));
+            let mut carried = Carried::new(self.client, self.program, self.world, waits);
+            let launched = self.launch(buffers, Some(&mut carried));
+            // Whatever happened: what is under way ends first.
+            let ended = carried.finish();
+            launched.and(ended)
+        })
+    }
+
+    /// `carried`: what goes from device to device, where something carries that.
+    fn launch(&self, buffers: &Launches, mut carried: Option<&mut Carried<'_>>) -> Result<(), Error> {
         let last = self.sent_last();
         let mut flights: HashMap<usize, (Flight, Buffer)> = HashMap::new();
         let mut queued = 0;
         for (at, (l, bound)) in self.program.launches.iter().zip(buffers).enumerate() {
-            match &self.prepared[l.chosen] {
-                Ready::Collective(c) => {
+            match (&self.prepared[l.chosen], &mut carried) {
+                (Ready::Collective(c), Some(carried)) if carried.takes(c) => {
+                    for b in l.operands.iter().chain(&l.results) {
+                        self.land(*b, &mut flights)?;
+                    }
+                    carried.begin(c, l, bound)?;
+                    l.results.iter().for_each(|b| drop(flights.remove(b)));
+                }
+                (Ready::Collective(c), carried) => {
+                    if let Some(carried) = carried {
+                        carried.before(l)?;
+                    }
                     let pending = self.begin(c, l, bound, &mut flights)?;
                     if let (Some(to), Some(buffer)) = (l.results.first(), bound.results.first()) {
                         flights.insert(*to, (Flight::Pending(pending), buffer.clone()));
                     }
                 }
-                kernel => {
+                (kernel, carried) => {
+                    if let Some(carried) = carried {
+                        carried.before(l)?;
+                    }
                     for b in l.operands.iter().chain(&l.results) {
                         self.land(*b, &mut flights)?;
                     }

@@ -8,7 +8,7 @@ use omchat_model::format::Format;
 use omchat_model::picture::Picture;
 use omchat_model::tiler::TileMode;
 use omchat_model::video::tile_video;
-use omchat_runtime::collective::World;
+use omchat_runtime::collective::{Exchange, World};
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -62,10 +62,13 @@ pub struct Args {
     /// Draws the same tokens again for the same number.
     #[arg(long, allow_negative_numbers = true)]
     pub seed: Option<u64>,
-    /// Shares the cache of a long prompt among that many ranks, threads of this process. Started by `mpirun`, its processes
-    /// are the ranks.
+    /// Shares the cache of a long prompt among that many ranks, threads of this process. Started by `mpirun` or `torchrun`,
+    /// its processes are the ranks.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub ranks: usize,
+    /// How ranks on GPUs exchange: auto (from GPU to GPU by NCCL where every rank can, else through the host), host, nccl.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub exchange: Exchange,
     /// What the system turn says.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -84,7 +87,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         ),
         None => args.prompt.clone(),
     };
-    ranks::each(args.ranks, |world| rank(args, question.as_deref(), world))
+    ranks::each(args.ranks, args.exchange, |world| rank(args, question.as_deref(), world))
 }
 
 /// Chats as one rank; the first speaks for all.

@@ -1,14 +1,14 @@
 //! The ranks of a command: processes that a launcher started, or threads of this process.
 
 use super::Error;
-use omchat_runtime::collective::{Launched, World, exit, threads};
+use omchat_runtime::collective::{Exchange, Launched, World, exit, threads};
 use std::convert::Infallible;
 use std::thread;
 
 /// What a command of several ranks takes.
 #[derive(clap::Args, Clone, Copy)]
 pub struct Ranks {
-    /// Ranks as threads of this process, each with a part of the device. Ranks as processes come of `mpirun` or `srun`.
+    /// Ranks as threads of this process, each with a part of the device. Ranks as processes come of `mpirun`, `srun` or `torchrun`.
     #[arg(long, value_name = "N")]
     ranks: Option<usize>,
     /// Ranks that share a pack, in every stage, in place of what the recipe says.
@@ -17,6 +17,9 @@ pub struct Ranks {
     /// Rings beside each other, each with packs of its own; ranks are R times as many.
     #[arg(long, value_name = "D")]
     data: Option<usize>,
+    /// How ranks on GPUs exchange: auto (from GPU to GPU by NCCL where every rank can, else through the host), host, nccl.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    exchange: Exchange,
 }
 
 impl Ranks {
@@ -35,7 +38,7 @@ impl Ranks {
         if let (Some(need), Some(have)) = (said, have.filter(|n| said != Some(*n))) {
             return Err(Error::input(format!("--ring and --data ask for {need} ranks, and there are {have}")));
         }
-        each(self.ranks.or(said).unwrap_or(1), run)
+        each(self.ranks.or(said).unwrap_or(1), self.exchange, run)
     }
 }
 
@@ -43,7 +46,11 @@ impl Ranks {
 /// on so many threads. Yields what the first of them came to.
 ///
 /// Errors: what the first rank that failed says; a launcher with another number of ranks than was asked for.
-pub fn each<T: Send>(ranks: usize, run: impl Fn(Option<World>) -> Result<T, Error> + Sync) -> Result<T, Error> {
+pub fn each<T: Send>(
+    ranks: usize,
+    exchange: Exchange,
+    run: impl Fn(Option<World>) -> Result<T, Error> + Sync,
+) -> Result<T, Error> {
     let launched = Launched::here().map_err(Error::input)?.filter(|l| l.ranks > 1);
     match (launched, ranks) {
         (_, 0) => Err(Error::input("0 ranks; give 1 or more")),
@@ -53,6 +60,7 @@ pub fn each<T: Send>(ranks: usize, run: impl Fn(Option<World>) -> Result<T, Erro
         (Some(l), _) => {
             let world = l.join().map_err(Error::input)?;
             watch(&world);
+            world.exchange_by(exchange);
             let came = run(Some(world.clone()))?;
             world.leave().map_err(Error::failed)?;
             Ok(came)
@@ -62,7 +70,10 @@ pub fn each<T: Send>(ranks: usize, run: impl Fn(Option<World>) -> Result<T, Erro
             let run = &run;
             let one = |t| {
                 s.spawn(move || match World::join(move || Ok::<_, Infallible>(t)) {
-                    Ok(world) => run(Some(world)),
+                    Ok(world) => {
+                        world.exchange_by(exchange);
+                        run(Some(world))
+                    }
                     Err(never) => match never {},
                 })
             };

@@ -18,6 +18,18 @@ pub enum Failure {
         /// This rank.
         here: usize,
     },
+    /// What carries between devices failed on this rank.
+    #[error("rank {here} could not go on in {op} of step {step}: {what}; `--exchange host` goes through the host")]
+    Devices {
+        /// What failed, and what it said.
+        what: String,
+        /// Where this rank was.
+        op: String,
+        /// In which step.
+        step: u64,
+        /// This rank.
+        here: usize,
+    },
     /// Two ranks met in different collectives: they do not run the same program on the same sizes.
     #[error(
         "ranks {here} and {rank} do not run the same: {here} is at {ours}, {rank} at {theirs}; give all the same options"

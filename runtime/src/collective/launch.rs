@@ -1,7 +1,8 @@
 //! Whether this process is a rank of a run: what its launcher wrote into the environment, and how to join the others.
 
-use super::{World, threads};
+use super::{Rendezvous, Tcp, TcpError, World, threads};
 use std::convert::Infallible;
+use std::time::Duration;
 
 /// What started this process as one of several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,8 @@ pub struct Launched {
     pub rank: usize,
     /// How many ranks there are.
     pub ranks: usize,
-    /// Where rank 0 can be reached: `MASTER_ADDR` and `MASTER_PORT`, if both are set.
+    /// Where rank 0 can be reached: `MASTER_ADDR` and `MASTER_PORT`, if both are set. Where `torchrun` has a store of its
+    /// own at that port (`TORCHELASTIC_USE_AGENT_STORE=True`), the port after it.
     pub master: Option<(String, u16)>,
 }
 
@@ -64,7 +66,8 @@ pub enum LaunchError {
     /// This build has no MPI.
     #[error(
         "{by} started rank {rank} of {ranks}, but this build has no MPI; run `scripts/setup.sh mpi`, then build with \
-         `cargo build --release --features mpi`"
+         `cargo build --release --features mpi`; or go over TCP: give all ranks MASTER_ADDR, an address of rank 0's machine, and \
+         MASTER_PORT, a free port there (`mpirun -x MASTER_ADDR -x MASTER_PORT`)"
     )]
     NoMpi {
         /// What started it.
@@ -74,17 +77,28 @@ pub enum LaunchError {
         /// How many ranks there are.
         ranks: usize,
     },
-    /// Nothing carries between ranks that were started so.
+    /// Nobody says where ranks meet.
     #[error(
-        "{by} says rank {rank} of {ranks}, but ranks reach each other over MPI only: start them with `mpirun -n {ranks}` or `srun --mpi=pmix`"
+        "{by} says rank {rank} of {ranks}, but not where the ranks meet: set MASTER_ADDR, an address of rank 0's machine, and \
+         MASTER_PORT, a free port there, for all ranks; or start them with `mpirun -n {ranks}`"
     )]
-    NoEngine {
+    NoMaster {
         /// What started it.
         by: Launcher,
         /// Its rank.
         rank: usize,
         /// How many ranks there are.
         ranks: usize,
+    },
+    /// Ranks do not meet over TCP.
+    #[error("rank {rank} of {ranks}: {why}")]
+    Tcp {
+        /// This rank.
+        rank: usize,
+        /// How many ranks there are.
+        ranks: usize,
+        /// Why they do not meet.
+        why: TcpError,
     },
     /// MPI and the launcher do not belong together.
     #[error(
@@ -155,7 +169,7 @@ impl Launched {
                 return Err(LaunchError::Rank { by, rank, ranks });
             }
             let master = match (get("MASTER_ADDR"), get("MASTER_PORT")) {
-                (Some(host), Some(port)) => Some((host, parse("MASTER_PORT", port, "a port, 0 to 65535")?)),
+                (Some(host), Some(port)) => Some((host, port_of(port, get("TORCHELASTIC_USE_AGENT_STORE"))?)),
                 _ => None,
             };
             return Ok(Some(Launched { by, rank, ranks, master }));
@@ -176,11 +190,38 @@ impl Launched {
                 Err(never) => match never {},
             };
         }
-        if by == Launcher::Environment {
-            return Err(LaunchError::NoEngine { by, rank, ranks });
+        match &self.master {
+            // MPI carries what MPI's launchers start, where it is built in.
+            Some((host, port)) if by == Launcher::Environment || cfg!(not(feature = "mpi")) => {
+                let patience = patience(std::env::var(PATIENCE).ok())?;
+                let meeting = Rendezvous { patience, ..Rendezvous::new(rank, ranks, host, *port) };
+                World::join(move || Tcp::join(&meeting).map_err(|why| LaunchError::Tcp { rank, ranks, why }))
+            }
+            None if by == Launcher::Environment => Err(LaunchError::NoMaster { by, rank, ranks }),
+            _ => carried(by, rank, ranks),
         }
-        carried(by, rank, ranks)
     }
+}
+
+/// How long ranks wait for each other over TCP, in seconds.
+const PATIENCE: &str = "OMCHAT_JOIN_TIMEOUT";
+
+fn patience(said: Option<String>) -> Result<Duration, LaunchError> {
+    let Some(value) = said else { return Ok(Rendezvous::PATIENCE) };
+    match value.trim().parse() {
+        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+        _ => Err(LaunchError::Value { name: PATIENCE, value, want: "seconds, 1 to 86400" }),
+    }
+}
+
+/// The port at which rank 0 listens.
+fn port_of(value: String, store: Option<String>) -> Result<u16, LaunchError> {
+    let port: u16 = parse("MASTER_PORT", value.clone(), "a port, 1 to 65535")?;
+    let shift = u16::from(store.as_deref() == Some("True"));
+    let want =
+        if shift == 0 { "a port, 1 to 65535" } else { "a port, 1 to 65534: torchrun holds it, ranks take the next" };
+    let port = port.checked_add(shift).filter(|p| *p > shift);
+    port.ok_or(LaunchError::Value { name: "MASTER_PORT", value, want })
 }
 
 #[cfg(feature = "mpi")]
@@ -201,6 +242,7 @@ fn carried(by: Launcher, rank: usize, ranks: usize) -> Result<World, LaunchError
 /// Ends this process with an exit code, after its error was printed. A rank among others tells them first, and leaves
 /// out MPI's own end, which would wait for ranks that are gone. Any thread may call it.
 pub fn exit(code: i32) -> ! {
+    super::tcp::give_up();
     #[cfg(feature = "mpi")]
     super::mpi::abort(code);
     #[cfg(not(feature = "mpi"))]
@@ -276,7 +318,31 @@ mod tests {
         let world = read("RANK=0 WORLD_SIZE=1").unwrap().unwrap().join().unwrap();
         assert_eq!((world.rank(), world.ranks()), (0, 1));
         let error = read("RANK=0 WORLD_SIZE=3").unwrap().unwrap().join().err().unwrap().to_string();
+        assert!(error.contains("set MASTER_ADDR") && error.contains("MASTER_PORT"), "{error}");
         assert!(error.contains("mpirun -n 3"), "{error}");
+    }
+
+    #[test]
+    fn torchruns_own_port_is_left_to_it() {
+        let base = "RANK=1 WORLD_SIZE=2 MASTER_ADDR=node7";
+        let port = |more: &str| read(&format!("{base} {more}")).map(|l| l.unwrap().master.unwrap().1);
+        assert_eq!(port("MASTER_PORT=29500 TORCHELASTIC_USE_AGENT_STORE=True").unwrap(), 29501);
+        assert_eq!(port("MASTER_PORT=29500 TORCHELASTIC_USE_AGENT_STORE=False").unwrap(), 29500);
+        assert_eq!(port("MASTER_PORT=65535").unwrap(), 65535);
+        for bad in ["MASTER_PORT=0", "MASTER_PORT=65535 TORCHELASTIC_USE_AGENT_STORE=True", "MASTER_PORT=x"] {
+            let error = port(bad).unwrap_err().to_string();
+            assert!(error.contains("which should be a port, 1 to 6553"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn patience_is_a_number_of_seconds() {
+        assert_eq!(patience(None).unwrap(), Rendezvous::PATIENCE);
+        assert_eq!(patience(Some(" 7".into())).unwrap(), Duration::from_secs(7));
+        for bad in ["0", "-1", "soon", "86401", ""] {
+            let error = patience(Some(bad.into())).unwrap_err().to_string();
+            assert!(error.contains(&format!("OMCHAT_JOIN_TIMEOUT={bad}, which should be seconds")), "{error}");
+        }
     }
 
     #[cfg(not(feature = "mpi"))]
@@ -284,6 +350,6 @@ mod tests {
     fn without_mpi_it_is_said_how_to_build_it() {
         let error = read("OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=4").unwrap().unwrap().join().err().unwrap();
         assert_eq!(error, LaunchError::NoMpi { by: Launcher::OpenMpi, rank: 1, ranks: 4 });
-        assert!(error.to_string().contains("--features mpi"), "{error}");
+        assert!(error.to_string().contains("--features mpi") && error.to_string().contains("MASTER_ADDR"), "{error}");
     }
 }

@@ -5,13 +5,13 @@
 //! whom it blames. MPI itself is left only when all ranks came to their end; else it would wait for the dead.
 
 mod help;
-mod lives;
 mod parcel;
 mod raw;
 mod signal;
 
+use super::lives::{BEAT, BYTES, Beat, Counts, Lives};
+use super::wait::Wait;
 use super::{Lost, Transport};
-use lives::{BEAT, BYTES, Beat, Counts, Lives};
 use mpi::Threading;
 use mpi::environment::Universe;
 use mpi::traits::Communicator;
@@ -26,8 +26,6 @@ use std::time::{Duration, Instant};
 const TAG_BEAT: i32 = 13;
 /// How often a wait looks after beats: a look costs about a microsecond.
 const LOOK: Duration = Duration::from_millis(5);
-/// How long a wait spins before it sleeps: a small message of a rank that is there takes less.
-const SPIN: Duration = Duration::from_micros(30);
 /// How long a rank that gives up tries to tell the others.
 const TELL: Duration = Duration::from_millis(100);
 
@@ -393,28 +391,4 @@ pub(super) fn abort(code: i32) -> ! {
 
 fn unreachable(rank: usize, fault: &Fault) -> Lost {
     Lost { rank, why: format!("cannot be reached: {}", fault.0) }
-}
-
-/// Waits that leave the cores to who computes: a short spin, then ever longer sleeps.
-struct Wait {
-    start: Instant,
-    sleep: Duration,
-}
-
-impl Wait {
-    fn new() -> Self {
-        Wait { start: Instant::now(), sleep: Duration::from_micros(50) }
-    }
-
-    /// `flows`: bytes are under way and MPI moves some at each call, so that sleep would slow them.
-    fn pause(&mut self, flows: bool) {
-        if self.start.elapsed() < SPIN {
-            std::hint::spin_loop();
-        } else if flows {
-            std::thread::yield_now();
-        } else {
-            std::thread::sleep(self.sleep);
-            self.sleep = (self.sleep * 9 / 8).min(Duration::from_micros(500));
-        }
-    }
 }

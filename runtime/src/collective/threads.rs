@@ -37,6 +37,10 @@ impl Transport for Threads {
         self.to.len()
     }
 
+    fn shared(&self) -> bool {
+        true
+    }
+
     fn exchange(&mut self, to: Option<usize>, send: &[u8], from: Option<usize>) -> Result<Vec<u8>, Lost> {
         let ended = |rank| move |_: ()| Lost { rank, why: "ended".into() };
         if let Some(to) = to {

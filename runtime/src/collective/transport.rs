@@ -24,6 +24,11 @@ pub trait Transport {
     /// How many ranks there are.
     fn ranks(&self) -> usize;
 
+    /// Whether the ranks are threads of one process, which share its devices.
+    fn shared(&self) -> bool {
+        false
+    }
+
     /// Sends `send` to a rank while it receives from a rank, which may be the same or this one. Yields what came, of
     /// whatever length was sent: nothing is sent to a rank of `None`, and nothing comes from one.
     ///

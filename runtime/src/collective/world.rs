@@ -1,12 +1,17 @@
 //! A rank among ranks: collectives made of exchanges, on a thread of their own, so that they run beside the device.
 
+mod devices;
+
+use super::fabric::Fabric;
 use super::fold::fold;
 use super::{Failure, Lost, Traffic, Transport};
+pub use devices::{Carrier, Errand, Exchange};
 use omchat_codegen::{Collective, How};
 use omchat_ir::ops::FoldKind;
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,6 +37,10 @@ struct Here {
     rank: usize,
     ranks: usize,
     engine: &'static str,
+    /// Whether the ranks are threads of one process.
+    shared: bool,
+    exchange: OnceLock<Exchange>,
+    carrier: OnceLock<Result<Carrier, String>>,
     requests: Sender<Request>,
     step: AtomicU64,
     traffic: Mutex<Traffic>,
@@ -52,6 +61,13 @@ enum What {
         of: Collective,
         sends: bool,
     },
+    /// Of device memory.
+    Carry {
+        of: Collective,
+        errand: Errand,
+    },
+    /// A fabric is joined, if all have one.
+    Join(Cell<Option<Result<Box<dyn Fabric>, String>>>),
     /// Bytes of any length, of every rank to one rank, or to all.
     Gather {
         to: Option<usize>,
@@ -88,6 +104,9 @@ impl World {
                 rank: transport.rank(),
                 ranks: transport.ranks(),
                 engine: transport.name(),
+                shared: transport.shared(),
+                exchange: OnceLock::new(),
+                carrier: OnceLock::new(),
                 requests,
                 step: AtomicU64::new(0),
                 traffic: Mutex::default(),
@@ -96,7 +115,7 @@ impl World {
             let held = Arc::downgrade(&here);
             let _ = tell.send(Ok(World { here }));
             drop(tell);
-            Server { transport, made: 0, failed: None }.serve(&asked, &held);
+            Server { transport, fabric: None, made: 0, failed: None }.serve(&asked, &held);
         });
         match told.recv() {
             Ok(joined) => joined,
@@ -115,9 +134,27 @@ impl World {
         self.here.ranks
     }
 
-    /// What carries: `threads`, `mpi`.
-    pub fn engine(&self) -> &'static str {
-        self.here.engine
+    /// What carries: `threads`, `mpi`, `mpi+nccl 2.30.7`.
+    pub fn engine(&self) -> String {
+        match self.carrier() {
+            Some(Ok(carrier)) => format!("{}+{}", self.here.engine, carrier.name),
+            _ => self.here.engine.into(),
+        }
+    }
+
+    /// Whether the ranks are threads of one process, which share devices.
+    pub fn shared(&self) -> bool {
+        self.here.shared
+    }
+
+    /// Says how ranks exchange what is on devices; before the first program is loaded, and the same on all ranks.
+    pub fn exchange_by(&self, how: Exchange) {
+        let _ = self.here.exchange.set(how);
+    }
+
+    /// How ranks are to exchange what is on devices.
+    pub fn exchange(&self) -> Exchange {
+        self.here.exchange.get().copied().unwrap_or_default()
     }
 
     /// Names the step that is being taken, for errors.
@@ -140,6 +177,11 @@ impl World {
         self.ask(of.name(), What::Collective { of: *of, sends }, label, data)
     }
 
+    /// Begins a collective on an operand of this rank's device, by a fabric that all joined. The errand is kept until it ended.
+    pub fn carry(&self, of: &Collective, label: &str, errand: Errand) -> Pending {
+        self.ask(of.name(), What::Carry { of: *of, errand }, label, vec![])
+    }
+
     /// The bytes of every rank, in order, on one rank or on all; nothing on the others.
     ///
     /// Errors: a rank is lost, or asks for something else.
@@ -153,6 +195,12 @@ impl World {
     /// Errors: a rank is lost, or asks for something else.
     pub fn leave(&self) -> Result<(), Failure> {
         self.ask("leave", What::Leave, "the run", vec![]).parts().map(|_| ())
+    }
+
+    fn reach(&self, fabric: Result<Box<dyn Fabric>, String>) -> Result<Option<String>, Failure> {
+        let asked = What::Join(Cell::new(Some(fabric)));
+        let mut why = self.ask("join", asked, "devices", vec![]).parts()?;
+        Ok(why.pop().map(|w| String::from_utf8_lossy(&w).into_owned()))
     }
 
     fn ask(&self, name: &'static str, what: What, label: &str, data: Vec<u8>) -> Pending {
@@ -188,6 +236,7 @@ impl Pending {
 /// The exchanging thread.
 struct Server<T> {
     transport: T,
+    fabric: Option<Box<dyn Fabric>>,
     /// Collectives so far.
     made: u64,
     failed: Option<Failure>,
@@ -199,11 +248,8 @@ impl<T: Transport> Server<T> {
             match asked.recv_timeout(BEAT) {
                 Ok(request) => {
                     let Some(here) = held.upgrade() else { return };
-                    let start = Instant::now();
                     let before = self.failed.is_some();
                     let answer = self.answer(&request, &here);
-                    let name = request.name();
-                    lock(&here.traffic).flow(name).busy += start.elapsed();
                     if let (Err(failure), false) = (&answer, before) {
                         self.fail(failure.clone(), &here);
                     }
@@ -226,6 +272,9 @@ impl<T: Transport> Server<T> {
     }
 
     fn fail(&mut self, failure: Failure, here: &Here) {
+        if let Some(mut fabric) = self.fabric.take() {
+            fabric.abort();
+        }
         if let Some(alarm) = &*lock(&here.alarm) {
             alarm(&failure);
         }
@@ -239,20 +288,25 @@ impl<T: Transport> Server<T> {
         self.made += 1;
         let mut meeting = Meeting {
             transport: &mut self.transport,
+            fabric: &mut self.fabric,
             title: request.title(self.made),
             request,
             here,
+            began: Instant::now(),
             sent: 0,
             received: 0,
+            skips: matches!(request.what, What::Collective { sends: false, .. }),
         };
         let out = meeting.hold();
-        let (sent, received) = (meeting.sent, meeting.received);
+        let (sent, received, skips) = (meeting.sent, meeting.received, meeting.skips);
+        let busy = meeting.began.elapsed();
         let mut traffic = lock(&here.traffic);
         let flow = traffic.flow(request.name());
+        flow.busy += busy;
         flow.count += 1;
         flow.sent += sent;
         flow.received += received;
-        flow.skipped += u64::from(matches!(request.what, What::Collective { sends: false, .. }));
+        flow.skipped += u64::from(skips);
         out
     }
 }
@@ -260,7 +314,8 @@ impl<T: Transport> Server<T> {
 impl Request {
     fn name(&self) -> &'static str {
         match &self.what {
-            What::Collective { of, .. } => of.name(),
+            What::Collective { of, .. } | What::Carry { of, .. } => of.name(),
+            What::Join(_) => "join",
             What::Gather { .. } => "gather",
             What::Leave => "leave",
         }
@@ -273,7 +328,12 @@ impl Request {
             What::Collective { of, .. } => {
                 format!("{name} {label} of {} {}, number {made}, in step {step}", of.elements, of.dtype)
             }
-            What::Gather { .. } | What::Leave => format!("{name} {label}, number {made}, in step {step}"),
+            What::Carry { of, .. } => {
+                format!("{name} {label} of {} {} on devices, number {made}, in step {step}", of.elements, of.dtype)
+            }
+            What::Join(_) | What::Gather { .. } | What::Leave => {
+                format!("{name} {label}, number {made}, in step {step}")
+            }
         }
     }
 }
@@ -281,11 +341,16 @@ impl Request {
 /// One collective being held.
 struct Meeting<'a, T> {
     transport: &'a mut T,
+    fabric: &'a mut Option<Box<dyn Fabric>>,
     title: String,
     request: &'a Request,
     here: &'a Here,
+    /// When it could begin.
+    began: Instant,
     sent: u64,
     received: u64,
+    /// Whether it is a permute that this rank does not send.
+    skips: bool,
 }
 
 impl<T: Transport> Meeting<'_, T> {
@@ -293,14 +358,19 @@ impl<T: Transport> Meeting<'_, T> {
         match &self.request.what {
             What::Gather { to } => self.gather(*to),
             What::Collective { of, sends } => Ok(vec![self.collective(of, *sends)?]),
-            What::Leave => self.transport.leave().map(|()| vec![]).map_err(|lost| self.lost(lost)),
+            What::Carry { of, errand } => self.carry(of, errand).map(|()| vec![]),
+            What::Join(fabric) => {
+                let own = fabric.take().unwrap_or_else(|| Err("no fabric".into()));
+                Ok(self.join(own)?.map(String::into_bytes).into_iter().collect())
+            }
+            What::Leave => self.leave().map(|()| vec![]).map_err(|lost| self.lost(lost)),
         }
     }
 
     fn collective(&mut self, of: &Collective, sends: bool) -> Result<Vec<u8>, Failure> {
         let data = &self.request.data;
         match of.how {
-            How::Permute { shift, ring, .. } => self.permute(shift, ring.max(1), sends),
+            How::Permute { shift, ring, .. } => self.permute(shift, ring, sends),
             How::AllGather => Ok(self.shared(data)?.concat()),
             How::ReduceScatter => self.scatter(of, data, FoldKind::Sum),
             How::AllReduce { fold } => {
@@ -317,9 +387,7 @@ impl<T: Transport> Meeting<'_, T> {
 
     fn permute(&mut self, shift: i64, ring: usize, sends: bool) -> Result<Vec<u8>, Failure> {
         let (rank, data) = (self.here.rank, &self.request.data);
-        let first = rank / ring * ring;
-        let at = |by: i64| first + ((rank - first) as i64 + by).rem_euclid(ring as i64) as usize;
-        let (to, from) = (at(shift), at(-shift));
+        let (to, from) = self.ring(shift, ring);
         let payload: &[u8] = if sends { data } else { &[] };
         let mut got = if to == rank { payload.to_vec() } else { self.exchange(Some(to), payload, Some(from))? };
         // What is not sent is zeros; nothing else may be of another length.
@@ -327,6 +395,14 @@ impl<T: Transport> Meeting<'_, T> {
             got.resize(data.len(), 0);
         }
         self.long(from, got, data.len())
+    }
+
+    /// Whom this rank sends to in its ring, and from whom it receives.
+    fn ring(&self, shift: i64, ring: usize) -> (usize, usize) {
+        let (rank, ring) = (self.here.rank, ring.max(1));
+        let first = rank / ring * ring;
+        let at = |by: i64| first + ((rank - first) as i64 + by).rem_euclid(ring as i64) as usize;
+        (at(shift), at(-shift))
     }
 
     /// Each rank's bytes, in order.

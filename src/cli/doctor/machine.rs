@@ -23,6 +23,16 @@ pub fn ffmpeg() -> Value {
     }
 }
 
+/// Whether ranks on GPUs can exchange from GPU to GPU.
+pub fn nccl() -> Value {
+    match omchat_runtime::collective::nccl() {
+        Ok(version) => json!({ "present": true, "found": version }),
+        Err(why) => {
+            json!({ "present": false, "reason": why, "mend": "apt-get install libnccl2, or name a libnccl.so.2 in OMCHAT_NCCL_LIB; without it ranks exchange through the host" })
+        }
+    }
+}
+
 /// Whether the small model of real weights was fetched.
 pub fn mini() -> Value {
     let dir = omchat::home().join("mini");

@@ -31,6 +31,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         "versions": machine::versions(),
         "devices": devices,
         "chosen": chosen,
+        "nccl": machine::nccl(),
         "ffmpeg": machine::ffmpeg(),
         "mini": machine::mini(),
         "free_memory": Device::Interp.free_bytes(),
@@ -104,7 +105,7 @@ fn lines(report: &Value) -> String {
         }
     }
     out += &format!("{:<12} {}\n", "chosen", text(&report["chosen"]["why"]));
-    for part in ["ffmpeg", "mini"] {
+    for part in ["nccl", "ffmpeg", "mini"] {
         let p = &report[part];
         let line = if p["present"] == json!(true) {
             text(&p["found"])

@@ -1,26 +1,45 @@
-//! A rank that exchanges drawn messages over MPI and checks each byte: what `runtime/tests/mpi.rs` starts by `mpirun`.
+//! A rank that exchanges drawn messages and checks each byte, over MPI or TCP: what `runtime/tests/mpi.rs` starts by
+//! `mpirun` and `runtime/tests/tcp.rs` by itself.
 //!
 //! ```text
-//! mpirun -n 4 mpi_ranks check SEED ROUNDS      exchanges of drawn patterns and lengths, each byte checked
-//! mpirun -n 4 mpi_ranks pause SECONDS          ranks compute for so long without an exchange; all must live
-//! mpirun -n 4 mpi_ranks endless SEED           the same without end, for tests that kill
-//! mpirun -n 4 mpi_ranks early RANK             this rank ends after 20 rounds, the others go on
-//! mpirun -n 4 mpi_ranks error RANK             this rank gives up after 20 steps
-//! mpirun -n 2 mpi_ranks speed                  latency and bandwidth between ranks 0 and 1
-//! mpirun -n 4 mpi_ranks world SEED             programs with every collective against the interpreter's ranks
-//! mpirun -n 4 mpi_ranks steps                  a program without end, while the device computes too
-//! mpirun -n 4 mpi_ranks apart                  rank 1 runs a program of another size
+//! mpirun -n 4 test_ranks check SEED ROUNDS     exchanges of drawn patterns and lengths, each byte checked
+//! mpirun -n 4 test_ranks pause SECONDS         ranks compute for so long without an exchange; all must live
+//! mpirun -n 4 test_ranks endless SEED          the same without end, for tests that kill
+//! mpirun -n 4 test_ranks early RANK            this rank ends after 20 rounds, the others go on
+//! mpirun -n 4 test_ranks error RANK            this rank gives up after 20 steps
+//! mpirun -n 2 test_ranks speed                 latency and bandwidth between ranks 0 and 1
+//! mpirun -n 4 test_ranks world SEED            programs with every collective against the interpreter's ranks
+//! mpirun -n 4 test_ranks steps                 a program without end, while the device computes too
+//! mpirun -n 4 test_ranks apart                 rank 1 runs a program of another size
+//! mpirun -n 4 test_ranks busy SECONDS          rank 1 computes for so long while the others wait for it
 //! ```
+//!
+//! Over TCP: one process a rank, each with `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use omchat_ir::{Mode, Tensor, interpret, parse};
-use omchat_runtime::collective::{Failure, Launched, Lost, Mpi, Transport, World, exit};
+#[cfg(feature = "mpi")]
+use omchat_runtime::collective::Mpi;
+use omchat_runtime::collective::{Failure, Launched, Launcher, Lost, Rendezvous, Tcp, Transport, World, exit};
 use omchat_runtime::{Device, Error, Executable, HostTensor, Store};
 use std::time::{Duration, Instant};
 
 /// Shortened by tests that wait for it.
 fn silence() -> Duration {
-    std::env::var("SILENCE_MS").map_or(Mpi::SILENCE, |ms| Duration::from_millis(ms.parse().unwrap()))
+    std::env::var("SILENCE_MS").map_or(Tcp::SILENCE, |ms| Duration::from_millis(ms.parse().unwrap()))
+}
+
+/// What carries between the processes that a launcher started.
+fn transport() -> Box<dyn Transport> {
+    let l = Launched::here().unwrap().expect("start it by mpirun, or with RANK and WORLD_SIZE");
+    #[cfg(feature = "mpi")]
+    if l.by != Launcher::Environment {
+        return Box::new(Mpi::start(silence()).unwrap_or_else(|e| panic!("{e}")));
+    }
+    assert_eq!(l.by, Launcher::Environment, "this build has no MPI");
+    let (host, port) = l.master.expect("MASTER_ADDR and MASTER_PORT");
+    let meeting = Rendezvous { silence: silence(), ..Rendezvous::new(l.rank, l.ranks, &host, port) };
+    Box::new(Tcp::join(&meeting).unwrap_or_else(|e| panic!("{e}")))
 }
 
 /// A line on stderr, in one piece: lines of several ranks go through one launcher.
@@ -72,32 +91,32 @@ fn to(seed: u64, round: u64, rank: usize, ranks: usize) -> Option<usize> {
     }
 }
 
-fn round(mpi: &mut Mpi, seed: u64, n: u64) -> Result<(), Lost> {
-    let (rank, ranks) = (mpi.rank(), mpi.ranks());
+fn round(carrier: &mut dyn Transport, seed: u64, n: u64) -> Result<(), Lost> {
+    let (rank, ranks) = (carrier.rank(), carrier.ranks());
     let from = (0..ranks).find(|r| to(seed, n, *r, ranks) == Some(rank));
-    let got = mpi.exchange(to(seed, n, rank, ranks), &message(seed, n, rank), from)?;
+    let got = carrier.exchange(to(seed, n, rank, ranks), &message(seed, n, rank), from)?;
     let want = from.map_or(vec![], |r| message(seed, n, r));
     assert!(got == want, "rank {rank}, round {n}: {} bytes from {from:?} are not the {} sent", got.len(), want.len());
     Ok(())
 }
 
-fn rounds(mpi: &mut Mpi, seed: u64, range: std::ops::Range<u64>) {
+fn rounds(carrier: &mut dyn Transport, seed: u64, range: std::ops::Range<u64>) {
     for n in range {
-        if let Err(lost) = round(mpi, seed, n) {
-            say(&format!("error: rank {}: exchange of round {n}: {lost}", mpi.rank()));
+        if let Err(lost) = round(carrier, seed, n) {
+            say(&format!("error: rank {}: exchange of round {n}: {lost}", carrier.rank()));
             exit(1);
         }
         if n % 16 == 0 {
-            println!("rank {} round {n}", mpi.rank());
+            println!("rank {} round {n}", carrier.rank());
         }
     }
 }
 
-fn pause(mpi: &mut Mpi, time: Duration) {
+fn pause(carrier: &mut dyn Transport, time: Duration) {
     let start = Instant::now();
     while start.elapsed() < time {
-        if let Err(lost) = mpi.idle() {
-            say(&format!("error: rank {}: a pause: {lost}", mpi.rank()));
+        if let Err(lost) = carrier.idle() {
+            say(&format!("error: rank {}: a pause: {lost}", carrier.rank()));
             exit(1);
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -105,16 +124,16 @@ fn pause(mpi: &mut Mpi, time: Duration) {
 }
 
 /// Ping and pong of rank 0 and 1: the time one way.
-fn ping(mpi: &mut Mpi, bytes: usize, times: u32) -> Duration {
+fn ping(carrier: &mut dyn Transport, bytes: usize, times: u32) -> Duration {
     let send = vec![7; bytes];
-    let go = |mpi: &mut Mpi| match mpi.rank() {
-        0 => mpi.exchange(Some(1), &send, None).and_then(|_| mpi.exchange(None, &[], Some(1))).unwrap(),
-        _ => mpi.exchange(None, &[], Some(0)).and_then(|got| mpi.exchange(Some(0), &got, None)).unwrap(),
+    let go = |carrier: &mut dyn Transport| match carrier.rank() {
+        0 => carrier.exchange(Some(1), &send, None).and_then(|_| carrier.exchange(None, &[], Some(1))).unwrap(),
+        _ => carrier.exchange(None, &[], Some(0)).and_then(|got| carrier.exchange(Some(0), &got, None)).unwrap(),
     };
-    go(mpi);
+    go(carrier);
     let start = Instant::now();
     for _ in 0..times {
-        go(mpi);
+        go(carrier);
     }
     start.elapsed() / times / 2
 }
@@ -182,9 +201,16 @@ fn steps(device: &Device, world: &World, n: usize, last: u64) -> Option<Error> {
 
 /// The modes in which a `World` owns the transport.
 fn worldly(mode: &str, seed: u64) {
-    let world = Launched::here().unwrap().expect("start it by mpirun").join().unwrap_or_else(|e| panic!("{e}"));
+    let launched = Launched::here().unwrap().expect("start it by mpirun, or with RANK and WORLD_SIZE");
+    let world = launched.join().unwrap_or_else(|e| {
+        say(&format!("error: {e}"));
+        exit(2)
+    });
     println!("rank {} of {} is process {}", world.rank(), world.ranks(), std::process::id());
     world.on_failure(|f: &Failure| say(&format!("alarm: {f}")));
+    if mode == "busy" {
+        return busy(&world, Duration::from_secs(seed));
+    }
     let device = Device::open("cpu").unwrap();
     match mode {
         "world" => [1, 7, 30, 1009, 70_001].iter().for_each(|n| program(&device, &world, *n, seed)),
@@ -198,6 +224,25 @@ fn worldly(mode: &str, seed: u64) {
             exit(1);
         }
     }
+    leave(&world);
+}
+
+/// Rank 1 computes while the others wait for it.
+fn busy(world: &World, time: Duration) {
+    let start = Instant::now();
+    let mut sum = u64::from(world.rank() == 1);
+    while world.rank() == 1 && start.elapsed() < time {
+        sum = (0..1_000_000).fold(sum, |s, i| s.rotate_left(5) ^ draw(s, i));
+    }
+    let all = world.gather("a sum", sum.to_le_bytes().to_vec(), None).unwrap_or_else(|e| {
+        say(&format!("error: rank {}: {e}", world.rank()));
+        exit(1)
+    });
+    assert!(all.iter().enumerate().all(|(r, n)| (n == &[0; 8]) == (r != 1)), "{all:?}");
+    leave(world);
+}
+
+fn leave(world: &World) {
     if let Err(e) = world.leave() {
         say(&format!("error: rank {}: at the end: {e}", world.rank()));
         exit(1);
@@ -207,34 +252,35 @@ fn worldly(mode: &str, seed: u64) {
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(mode @ ("world" | "steps" | "apart" | "error")) = args.first().map(String::as_str) {
+    if let Some(mode @ ("world" | "steps" | "apart" | "error" | "busy")) = args.first().map(String::as_str) {
         return worldly(mode, args.get(1).map_or(0, |s| s.parse().unwrap()));
     }
     let number = |i: usize| args.get(i).expect("a number is missing").parse::<u64>().unwrap();
-    let mut mpi = Mpi::start(silence()).unwrap_or_else(|e| panic!("{e}"));
-    let (rank, ranks) = (mpi.rank(), mpi.ranks());
+    let mut made = transport();
+    let carrier = made.as_mut();
+    let (rank, ranks) = (carrier.rank(), carrier.ranks());
     println!("rank {rank} of {ranks} is process {}", std::process::id());
     match args.first().map(String::as_str) {
-        Some("check") => rounds(&mut mpi, number(1), 0..number(2)),
+        Some("check") => rounds(carrier, number(1), 0..number(2)),
         Some("pause") => {
-            rounds(&mut mpi, 1, 0..20);
+            rounds(carrier, 1, 0..20);
             // All but one compute, and that one waits for them.
             if rank != 1 {
-                pause(&mut mpi, Duration::from_secs(number(1)) / (1 + rank as u32 % 2));
+                pause(carrier, Duration::from_secs(number(1)) / (1 + rank as u32 % 2));
             }
-            rounds(&mut mpi, 1, 20..40);
+            rounds(carrier, 1, 20..40);
         }
-        Some("endless") => rounds(&mut mpi, number(1), 0..u64::MAX),
+        Some("endless") => rounds(carrier, number(1), 0..u64::MAX),
         Some("early") => {
             let me = rank as u64 == number(1);
-            rounds(&mut mpi, 1, 0..20);
+            rounds(carrier, 1, 0..20);
             if !me {
-                rounds(&mut mpi, 1, 20..u64::MAX);
+                rounds(carrier, 1, 20..u64::MAX);
             }
         }
         Some("speed") => {
             for (bytes, times) in [(8, 2000), (4096, 1000), (65536, 500), (1 << 20, 100), (64 << 20, 5)] {
-                let time = ping(&mut mpi, bytes, times);
+                let time = ping(carrier, bytes, times);
                 let rate = bytes as f64 / time.as_secs_f64() / 1e9;
                 if rank == 0 {
                     println!("{bytes} bytes: {:.1} us one way, {rate:.2} GB/s", time.as_secs_f64() * 1e6);
@@ -243,7 +289,7 @@ fn main() {
         }
         other => panic!("unknown mode {other:?}"),
     }
-    if let Err(lost) = mpi.leave() {
+    if let Err(lost) = carrier.leave() {
         say(&format!("error: rank {rank}: at the end: {lost}"));
         exit(1);
     }

@@ -1,6 +1,6 @@
-//! Which ranks live: what each was last heard to say, and when. Knows no MPI.
+//! Which ranks live: what each was last heard to say, and when. Knows nothing of what carries.
 
-use super::super::Lost;
+use super::Lost;
 use std::time::{Duration, Instant};
 
 /// How often a rank says that it lives.
@@ -114,27 +114,6 @@ impl Lives {
         }
     }
 
-    /// The launcher sent a signal, as it does when some rank died: who stays silent from now on?
-    pub fn ask(&mut self, now: Instant) {
-        self.asked.get_or_insert(now);
-    }
-
-    /// This process was told to end: it says who was silent as soon as it has listened for long enough.
-    pub fn tell(&mut self, now: Instant) {
-        self.ask(now);
-        self.told = true;
-    }
-
-    /// Whether it is asked who is silent.
-    pub fn asked(&self) -> bool {
-        self.asked.is_some()
-    }
-
-    /// Whether this process was told to end.
-    pub fn told(&self) -> bool {
-        self.told
-    }
-
     /// What a rank had sent to this one and had of it when it came to its end, if it did.
     pub fn ended(&self, rank: usize) -> Option<Counts> {
         self.ended.get(rank).copied().flatten()
@@ -176,6 +155,31 @@ impl Lives {
             }
         }
         .map(|(rank, why)| Lost { rank, why })
+    }
+}
+
+/// What a launcher's signals say of lives; only MPI's are listened to.
+#[cfg_attr(not(feature = "mpi"), allow(dead_code))]
+impl Lives {
+    /// The launcher sent a signal, as it does when some rank died: who stays silent from now on?
+    pub fn ask(&mut self, now: Instant) {
+        self.asked.get_or_insert(now);
+    }
+
+    /// This process was told to end: it says who was silent as soon as it has listened for long enough.
+    pub fn tell(&mut self, now: Instant) {
+        self.ask(now);
+        self.told = true;
+    }
+
+    /// Whether it is asked who is silent.
+    pub fn asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// Whether this process was told to end.
+    pub fn told(&self) -> bool {
+        self.told
     }
 }
 
