@@ -210,7 +210,7 @@ impl Batch {
         Ok(self)
     }
 
-    /// A batch of these inputs.
+    /// A batch of these inputs, whose rows stand as they are.
     ///
     /// Errors: no `ids` among them.
     pub(crate) fn of(inputs: Vec<(&'static str, HostTensor)>) -> Result<Batch, Error> {
@@ -221,7 +221,7 @@ impl Batch {
         let tokens =
             size("ids").ok_or_else(|| Error::Input("a batch has `ids`, i32 [T], and there are none".into()))?;
         let tiles = size("pixels").unwrap_or(0);
-        Ok(Batch { inputs, tokens, tiles })
+        Ok(Batch { inputs, positions: (0..tokens).collect(), tiles })
     }
 
     /// An input by its name.

@@ -39,7 +39,9 @@ fn target(name: &str) -> Result<Target, Outcome> {
         "browser" => Ok(Target::browser()),
         "cuda" => Ok(Target::cuda(90)),
         "cuda-tf32" => Ok(Target::cuda(90).with_tf32()),
-        other => Err(Outcome::Failed(format!("there is no target `{other}`: write cpu, wgpu, browser, cuda or cuda-tf32"))),
+        other => {
+            Err(Outcome::Failed(format!("there is no target `{other}`: write cpu, wgpu, browser, cuda or cuda-tf32")))
+        }
     }
 }
 

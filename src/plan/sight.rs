@@ -176,6 +176,7 @@ fn told(ends: &[Vec<Ends>], rank: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use omchat_model::graph::ring_chunks;
     use proptest::prelude::*;
