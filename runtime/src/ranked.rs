@@ -90,9 +90,8 @@ impl Ranked<'_> {
             flights.retain(|b, (f, _)| !matches!(f, Flight::Landed(_)) || last.get(b).is_some_and(|n| *n > at));
         }
         let left: Vec<usize> = flights.keys().copied().collect();
-        left.into_iter().try_for_each(|b| {
-            if self.outlives(b) { self.land(b, &mut flights) } else { self.missed(b, &mut flights) }
-        })
+        left.into_iter()
+            .try_for_each(|b| if self.outlives(b) { self.land(b, &mut flights) } else { self.missed(b, &mut flights) })
     }
 
     /// Whether anyone may look at a buffer after the last launch.
