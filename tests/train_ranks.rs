@@ -184,12 +184,12 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Four packs a step over two rings of two, and over one ring of two by example: the gradients of the first step, and the
+/// Four packs a step over four rings of two at once, and over one ring of two by example: the gradients of the first step, and the
 /// loss of the one after it. A context of 45 is padded on either.
 #[test]
 fn rings_train_as_one_rank_does() {
     let _turn = turn();
-    for (weigh, layout, ranks) in [("tokens", "", 4), ("examples", "contiguous", 2)] {
+    for (weigh, layout, ranks) in [("tokens", "", 8), ("examples", "contiguous", 2)] {
         let what = format!("{weigh}, {ranks} ranks in rings of 2");
         let [alone, out] = ["alone", "ranks"].map(|n| folder(&format!("ranks-{weigh}-{n}")));
         for until in [Some(1), None] {

@@ -7,7 +7,7 @@ use crate::collective::{Pending, World};
 use crate::launches::{Bindings, Launches, Ready, failed, full};
 use cubecl::bytes::Bytes;
 use cubecl::prelude::Client;
-use omchat_codegen::{Collective, How, LaunchPlan, Program};
+use omchat_codegen::{Collective, How, LaunchPlan, Place, Program};
 use omchat_kernels::Buffer;
 use std::collections::HashMap;
 use std::sync::mpsc::channel;
@@ -90,7 +90,22 @@ impl Ranked<'_> {
             flights.retain(|b, (f, _)| !matches!(f, Flight::Landed(_)) || last.get(b).is_some_and(|n| *n > at));
         }
         let left: Vec<usize> = flights.keys().copied().collect();
-        left.into_iter().try_for_each(|b| self.land(b, &mut flights))
+        left.into_iter()
+            .try_for_each(|b| if self.outlives(b) { self.land(b, &mut flights) } else { self.missed(b, &mut flights) })
+    }
+
+    /// Whether anyone may look at a buffer after the last launch.
+    fn outlives(&self, b: usize) -> bool {
+        let own = self.program.buffers.get(b).is_none_or(|plan| !matches!(plan.place, Place::Arena { .. }));
+        own || self.program.results.iter().any(|r| r.buffer == b)
+    }
+
+    /// What came and nobody touched: another buffer may have its bytes by now, so it is waited for and written nowhere.
+    fn missed(&self, b: usize, flights: &mut HashMap<usize, (Flight, Buffer)>) -> Result<(), Error> {
+        if let Some((Flight::Pending(p), _)) = flights.remove(&b) {
+            p.wait()?;
+        }
+        Ok(())
     }
 
     /// The last collective that reads each buffer.
