@@ -18,6 +18,7 @@ use super::wait::Wait;
 use super::{Lost, Transport};
 pub use error::TcpError;
 use peer::{PART, Peer};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -33,6 +34,11 @@ const TAKE: Duration = Duration::from_millis(50);
 /// may call.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 static GIVE_UP: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// Whether this thread is one that exchanges: nobody else looks for it.
+    static EXCHANGES: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Where the ranks of a run meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +97,7 @@ impl Tcp {
         let streams = join::meet(meeting)?;
         let (rank, ranks, now) = (meeting.rank, meeting.ranks, Instant::now());
         RUNNING.fetch_add(1, Ordering::SeqCst);
+        EXCHANGES.set(true);
         Ok(Tcp {
             rank,
             peers: streams.into_iter().map(|s| s.map(Peer::new)).collect(),
@@ -358,11 +365,11 @@ impl Drop for Tcp {
 }
 
 /// Has the ranks of this process tell the others that it ends with an error, and waits for that, for a moment. Any
-/// thread may call it.
+/// thread may call it; on the one that exchanges it does nothing, and the others see the sockets close.
 pub(super) fn give_up() {
     let start = Instant::now();
     GIVE_UP.store(true, Ordering::SeqCst);
-    while RUNNING.load(Ordering::SeqCst) > 0 && start.elapsed() < 2 * BEAT + TELL {
+    while !EXCHANGES.get() && RUNNING.load(Ordering::SeqCst) > 0 && start.elapsed() < 2 * BEAT + TELL {
         std::thread::sleep(LOOK);
     }
 }

@@ -297,17 +297,16 @@ impl<'a> Guest<'a> {
         let (rank, ranks) = (self.r.rank, self.r.ranks);
         let mut streams: Streams = (0..ranks).map(|_| None).collect();
         let hello = Hello { run: self.run, ranks, rank, port: 0 }.encode();
-        for other in 1..rank {
-            streams[other] = Some(self.connect(other, &hello)?);
+        for (other, stream) in streams.iter_mut().enumerate().take(rank).skip(1) {
+            *stream = Some(self.connect(other, &hello)?);
         }
         loop {
             for Caller { stream, hello, .. } in self.door.callers().map_err(socket)? {
                 // Who is not of this run is shown out.
                 let Ok(hello) = hello else { continue };
-                if hello.run == self.run && hello.ranks == ranks && hello.rank > rank {
-                    if let Some(place @ None) = streams.get_mut(hello.rank) {
-                        *place = Some(Mail::new(stream).map_err(socket)?.into_stream());
-                    }
+                let ours = hello.run == self.run && hello.ranks == ranks && hello.rank > rank;
+                if let Some(place @ None) = streams.get_mut(hello.rank).filter(|_| ours) {
+                    *place = Some(Mail::new(stream).map_err(socket)?.into_stream());
                 }
             }
             self.rank_zero()?;

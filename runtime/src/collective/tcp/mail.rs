@@ -115,6 +115,6 @@ pub(super) fn tell_all(mails: &mut Vec<Mail>, kind: u8, text: &str) {
     mails.iter_mut().for_each(Mail::finish);
     while !mails.is_empty() && Instant::now() < until {
         sleep(LOOK);
-        mails.retain_mut(|m| matches!(m.read(1024), Ok(_)));
+        mails.retain_mut(|m| m.read(1024).is_ok());
     }
 }
