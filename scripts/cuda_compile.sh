@@ -31,6 +31,6 @@ done
 "$cache/venv-nvrtc/bin/python" scripts/nvrtc_compile.py --arch sm_80,sm_90a "$out"/*.cu
 # Every kernel at every schedule that it offers there, with what each costs in registers and memory.
 for sm in 80 90a; do
-  "$CARGO_TARGET_DIR/debug/omchat" kernels dump --target cuda --sm "$sm" >"$out/kernels-sm_$sm.txt"
+  "$CARGO_TARGET_DIR/debug/omchat" kernels dump --target cuda --tf32 --sm "$sm" >"$out/kernels-sm_$sm.txt"
   "$cache/venv-nvrtc/bin/python" scripts/nvrtc_compile.py --arch "sm_$sm" "$out/kernels-sm_$sm.txt"
 done

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # Kernels by the end of their names, and the instruction that makes them what they are.
-MATRIX = {".mma": r"\bHMMA\.", ".wgmma": r"\bHGMMA\."}
+MATRIX = {".mma": r"\bHMMA\.", ".tf32": r"\bHMMA\..*TF32", ".wgmma": r"\bHGMMA\."}
 
 HOME = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
 

@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug)]
 pub struct Batch {
     inputs: Vec<(&'static str, HostTensor)>,
-    tokens: usize,
+    /// Where its rows stand in the pack.
+    positions: Vec<usize>,
     tiles: usize,
 }
 
@@ -21,15 +22,22 @@ pub struct Batch {
 const PADDED: usize = 1 << 12;
 
 /// What a rank has of a step's packs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Piece<'a> {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Piece {
     /// The positions of the pack, in the rank's order; those beyond its end are padding.
-    pub positions: &'a [usize],
+    pub positions: Vec<usize>,
+    /// Their places in the ring's order: those of a document follow one another.
+    pub places: Vec<usize>,
     /// Which of the packs that are read at once, from 0.
     pub number: usize,
 }
 
-impl Piece<'_> {
+impl Piece {
+    /// A whole pack of so many positions.
+    pub fn whole(n: usize) -> Piece {
+        Piece { positions: (0..n).collect(), places: (0..n).collect(), number: 0 }
+    }
+
     /// What a pack says of these positions; `none` of padding.
     pub fn of<T: Clone>(&self, all: &[T], none: T) -> Vec<T> {
         self.positions.iter().map(|p| all.get(*p).unwrap_or(&none).clone()).collect()
@@ -98,7 +106,7 @@ impl Batch {
             ("at", HostTensor::i32([1, n], &index)),
             ("labels", HostTensor::i32([n], &shifted)),
         ]);
-        Ok(Batch { inputs, tokens: n, tiles })
+        Ok(Batch { inputs, positions: (0..n).collect(), tiles })
     }
 
     /// A packed stream, its angles by `theta`, the base of RoPE. A pack of fewer than `tiles` tiles gets tiles of 0,
@@ -106,8 +114,7 @@ impl Batch {
     ///
     /// Errors: no position; more tiles than `tiles`; a tile for a model without a tower.
     pub fn packed(model: &Model, pack: &Pack, theta: f64, tiles: usize, examples: bool) -> Result<Batch, Error> {
-        let all: Vec<usize> = (0..pack.len()).collect();
-        Batch::placed(model, pack, &Piece { positions: &all, number: 0 }, theta, tiles, examples)
+        Batch::placed(model, pack, &Piece::whole(pack.len()), theta, tiles, examples)
     }
 
     /// What a rank reads of a packed stream: some of its positions, and the tiles that fill them.
@@ -153,12 +160,12 @@ impl Batch {
             inputs.push(("rows", HostTensor::i32([n], &rows)));
         }
         let (cos, sin) = rope_table(&piece.of(&pack.positions, 0), 2 * half, theta);
-        // Padding sees itself. Packs that several rings read at once differ in every index.
+        // A position sees as far before and behind its place as it does in the pack; padding sees itself. Packs that several
+        // rings read at once differ in every place.
         let first = (piece.number * (pack.len() + PADDED)) as i32;
-        let own: Vec<i32> = piece.positions.iter().map(|p| *p as i32).collect();
         let seen = |of: &[i32]| {
-            let at = |p: &i32| of.get(*p as usize).copied().unwrap_or(*p) + first;
-            HostTensor::i32([1, n], &own.iter().map(at).collect::<Vec<i32>>())
+            let at = |(p, place): (&usize, &usize)| first + *place as i32 + of.get(*p).map_or(0, |to| to - *p as i32);
+            HostTensor::i32([1, n], &piece.positions.iter().zip(&piece.places).map(at).collect::<Vec<i32>>())
         };
         inputs.extend([
             ("ids", HostTensor::i32([n], &ids)),
@@ -174,7 +181,7 @@ impl Batch {
             let document: Vec<i32> = piece.of(&pack.document, -1).into_iter().map(of).collect();
             inputs.push(("document", HostTensor::i32([n], &document)));
         }
-        Ok(Batch { inputs, tokens: n, tiles })
+        Ok(Batch { inputs, positions: piece.positions.clone(), tiles })
     }
 
     /// The same, of which only some tokens train: those whose loss exceeds the reference model's most.
@@ -182,7 +189,7 @@ impl Batch {
     /// Shapes: `reference` [T], the reference model's loss of each position's next label.
     /// Errors: a reference of another length or with a number that is not finite; a ratio outside 0 to 1.
     pub fn selected(mut self, reference: &[f32], how: &Select) -> Result<Batch, Error> {
-        let n = self.tokens;
+        let n = self.tokens();
         if reference.len() != n {
             return Err(Error::Input(format!("{} reference losses for {n} positions; give one each", reference.len())));
         }
@@ -203,9 +210,33 @@ impl Batch {
         Ok(self)
     }
 
+    /// A batch of these inputs, whose rows stand as they are.
+    ///
+    /// Errors: no `ids` among them.
+    pub(crate) fn of(inputs: Vec<(&'static str, HostTensor)>) -> Result<Batch, Error> {
+        let size = |name: &str| {
+            let found = inputs.iter().find(|(n, _)| *n == name);
+            found.and_then(|(_, t)| t.ty.shape.first().copied())
+        };
+        let tokens =
+            size("ids").ok_or_else(|| Error::Input("a batch has `ids`, i32 [T], and there are none".into()))?;
+        let tiles = size("pixels").unwrap_or(0);
+        Ok(Batch { inputs, positions: (0..tokens).collect(), tiles })
+    }
+
+    /// An input by its name.
+    pub(crate) fn input(&self, name: &str) -> Option<&HostTensor> {
+        self.inputs.iter().find(|(n, _)| *n == name).map(|(_, t)| t)
+    }
+
     /// Positions: T.
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.positions.len()
+    }
+
+    /// Where its rows stand in the pack that they are of: [T].
+    pub(crate) fn positions(&self) -> &[usize] {
+        &self.positions
     }
 
     /// Tiles: N.
@@ -220,6 +251,15 @@ impl Batch {
     pub(crate) fn inputs(&self) -> &[(&'static str, HostTensor)] {
         &self.inputs
     }
+}
+
+/// Tiles of a pack that fill some of these positions.
+pub(crate) fn touched(pack: &Pack, positions: &[usize], per_tile: usize) -> usize {
+    if pack.tiles.is_empty() {
+        return 0;
+    }
+    let slots: Vec<Slot> = positions.iter().filter_map(|p| pack.slots.get(*p)).copied().collect();
+    tiles_read(&filled(&slots).1, per_tile.max(1)).len()
 }
 
 /// The tiles that rows are of, and each one's place among them.

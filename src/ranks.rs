@@ -2,8 +2,8 @@
 
 use crate::Error;
 use crate::batch::Piece;
-use omchat_recipe::Stage;
 use omchat_recipe::ring::Layout;
+use omchat_recipe::{Pack, Stage};
 use omchat_runtime::collective::World;
 
 /// This process among the ranks of a run: of W ranks each `ring` consecutive ones share a pack, and there are W / ring
@@ -11,8 +11,8 @@ use omchat_runtime::collective::World;
 #[derive(Clone)]
 pub struct Ranks {
     world: World,
-    /// The positions of each rank of a ring.
-    places: Vec<Vec<usize>>,
+    ring: usize,
+    layout: Layout,
     context: usize,
 }
 
@@ -36,8 +36,7 @@ impl Ranks {
                 data * stage.context
             ));
         }
-        let places = stage.ring_layout.positions(stage.context, ring);
-        Ok(Ranks { world: world.clone(), places, context: stage.context })
+        Ok(Ranks { world: world.clone(), ring, layout: stage.ring_layout, context: stage.context })
     }
 
     /// The run.
@@ -47,7 +46,7 @@ impl Ranks {
 
     /// Ranks of a ring: R.
     pub fn ring(&self) -> usize {
-        self.places.len()
+        self.ring
     }
 
     /// Rings: D.
@@ -60,23 +59,41 @@ impl Ranks {
         Layout::tokens(stage.context, stage.ring)
     }
 
-    /// Which of the packs that are read at once this rank has a piece of, and which piece.
-    pub fn piece(&self) -> Piece<'_> {
-        let (ring, rank) = (self.ring(), self.world.rank());
-        Piece { positions: &self.places[rank % ring], number: rank / ring }
+    /// Which of the packs that are read at once this rank has a piece of, from 0.
+    pub fn number(&self) -> usize {
+        self.world.rank() / self.ring
+    }
+
+    /// This rank's piece of its ring's pack. All ranks of a ring place a pack alike, by its documents' lengths.
+    ///
+    /// A pack whose pictures a layout by documents scatters, so that a rank touches more than `tiles` of them, is zigzagged.
+    pub fn piece(&self, pack: &Pack, per_tile: usize, tiles: usize) -> Piece {
+        let documents: Vec<usize> = pack.parts.iter().map(|p| p.range.len()).collect();
+        let place = |layout: Layout| layout.place(&documents, pack.len(), self.ring);
+        let mut placement = place(self.layout);
+        let touched = |rank: usize| crate::batch::touched(pack, &placement.positions(rank), per_tile);
+        if self.layout == Layout::Balanced && (0..self.ring).any(|r| touched(r) > tiles) {
+            placement = place(Layout::Zigzag);
+        }
+        let rank = self.world.rank() % self.ring;
+        Piece { positions: placement.positions(rank), places: placement.places(rank), number: self.number() }
     }
 
     /// A number of each position, of each rank's, in the order of the packs that were read at once: [D, context].
     ///
     /// Errors: a rank is lost.
-    pub fn gathered(&self, label: &str, own: &[f32]) -> Result<Vec<f32>, Error> {
-        let bytes = own.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let all = self.world.gather(label, bytes, None).map_err(omchat_runtime::Error::from)?;
+    pub fn gathered(&self, label: &str, positions: &[usize], own: &[f32]) -> Result<Vec<f32>, Error> {
+        // What stands where, padding in no pack.
+        let told = positions.iter().zip(own).flat_map(|(p, x)| [(*p as u32).to_le_bytes(), x.to_le_bytes()].concat());
+        let all = self.world.gather(label, told.collect(), None).map_err(omchat_runtime::Error::from)?;
         let mut out = vec![0.0; self.data() * self.context];
         for (rank, bytes) in all.iter().enumerate() {
-            let (ring, places) = (rank / self.ring(), &self.places[rank % self.ring()]);
-            for (place, x) in places.iter().zip(bytes.as_chunks::<4>().0).filter(|(p, _)| **p < self.context) {
-                out[ring * self.context + place] = f32::from_le_bytes(*x);
+            let first = rank / self.ring * self.context;
+            for [p, x] in bytes.as_chunks::<4>().0.as_chunks::<2>().0 {
+                let place = u32::from_le_bytes(*p) as usize;
+                if place < self.context {
+                    out[first + place] = f32::from_le_bytes(*x);
+                }
             }
         }
         Ok(out)

@@ -120,10 +120,7 @@ pub fn gradients(
     if spec.select.is_some() {
         return Err(Error::Input("gradients of a selection come from a step; select nothing".into()));
     }
-    let names: Vec<String> = graph::entry(&module).map_or(vec![], |f| {
-        let of = |v| f.value(v).name.trim_start_matches("d.").to_string();
-        f.results.iter().skip(2).map(|v| of(*v)).collect()
-    });
+    let names = gradient_names(&module);
     let mut store = Store::default();
     let origin = Origin { model, from: &Snapshot::default(), dtype, trained: &[], rank: (0, 1) };
     let exe = load(&origin, device, &module, &mut store, None, progress)?;
@@ -138,6 +135,53 @@ pub fn gradients(
         grads.push((name, data));
     }
     Ok(Gradients { loss, nll, grads })
+}
+
+/// Whose gradients a module of them yields, in order.
+fn gradient_names(module: &Module) -> Vec<String> {
+    graph::entry(module).map_or(vec![], |f| {
+        let of = |v| f.value(v).name.trim_start_matches("d.").to_string();
+        f.results.iter().skip(2).map(|v| of(*v)).collect()
+    })
+}
+
+/// Hears the number of a batch and its gradients by released name.
+pub(crate) type Heard<'a> = &'a mut dyn FnMut(usize, &[(String, Vec<f32>)]);
+
+/// The gradients of some batches, finite or not, from where a snapshot was taken; `each` hears
+/// those of each.
+///
+/// Errors: as [`gradients`].
+#[allow(clippy::too_many_arguments)] // a program's origin, its batches, and who hears
+pub(crate) fn raw_gradients(
+    model: &Model,
+    from: &Snapshot,
+    device: &Device,
+    dtype: Dtype,
+    spec: &TrainSpec,
+    batches: &[&Batch],
+    progress: &mut dyn FnMut(Progress),
+    each: Heard,
+) -> Result<(), Error> {
+    let module = grads_module(&model.config, spec, dtype)?;
+    let names = gradient_names(&module);
+    let mut store = Store::default();
+    let origin = Origin { model, from, dtype, trained: &[], rank: (0, 1) };
+    let exe = load(&origin, device, &module, &mut store, None, progress)?;
+    for (i, batch) in batches.iter().enumerate() {
+        fits(spec, batch)?;
+        let out = exe.run(&taken(&exe, batch), &mut store)?;
+        let grads = names.iter().cloned().zip(out.iter().skip(2).map(HostTensor::to_f32));
+        each(i, &grads.collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+/// What a program takes of a batch that may hold more.
+pub(crate) fn taken(exe: &Executable, batch: &Batch) -> Vec<(&'static str, HostTensor)> {
+    let params = exe.params();
+    let wanted = |name: &str| params.iter().any(|p| p.role == Role::Input && p.name == name);
+    batch.inputs().iter().filter(|(name, _)| wanted(name)).cloned().collect()
 }
 
 /// A model in training: its weights in f32 and their moments on a device.
@@ -257,6 +301,7 @@ impl Trainer {
         for batch in batches {
             let (batch, share) = batch?;
             fits(&self.spec, &batch)?;
+            let positions = batch.positions().to_vec();
             let mut feed = batch.into_inputs();
             match self.apply {
                 Some(_) => feed.push(("share", scalar(share))),
@@ -271,7 +316,7 @@ impl Trainer {
             step.loss += (f64::from(loss) * share) as f32;
             if self.spec.select.is_some() {
                 let (keep, nll) = (kept(&self.spec, &out)?, out.get(3).map_or(vec![], HostTensor::to_f32));
-                let (keep, nll) = self.of_all(keep, nll)?;
+                let (keep, nll) = self.of_all(&positions, keep, nll)?;
                 step.keep.extend(keep);
                 step.nll.extend(nll);
             }
@@ -290,11 +335,11 @@ impl Trainer {
     }
 
     /// What a selection says of all positions of the packs that ranks read at once.
-    fn of_all(&self, keep: Vec<bool>, nll: Vec<f32>) -> Result<(Vec<bool>, Vec<f32>), Error> {
+    fn of_all(&self, positions: &[usize], keep: Vec<bool>, nll: Vec<f32>) -> Result<(Vec<bool>, Vec<f32>), Error> {
         let Some(ranks) = &self.ranks else { return Ok((keep, nll)) };
         let told: Vec<f32> = keep.iter().map(|k| f32::from(u8::from(*k))).collect();
-        let keep = ranks.gathered("keep", &told)?.into_iter().map(|k| k > 0.0).collect();
-        Ok((keep, ranks.gathered("nll", &nll)?))
+        let keep = ranks.gathered("keep", positions, &told)?.into_iter().map(|k| k > 0.0).collect();
+        Ok((keep, ranks.gathered("nll", positions, &nll)?))
     }
 
     /// How long each launch of a step takes. The step is taken, but not counted.

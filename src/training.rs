@@ -3,21 +3,25 @@
 mod checkpoint;
 mod events;
 mod export;
+mod failed;
 mod feeds;
 mod flops;
 mod log;
 mod losses;
 mod mix;
+mod replay;
 mod run;
 mod score;
 mod stage;
 
 pub use checkpoint::{Found, Place, newest};
 pub use export::export;
+pub use failed::Whence;
 pub use feeds::Feeds;
 pub use log::Line;
 pub use losses::Losses;
 pub use mix::mix;
+pub use replay::{Loss, Norm, Replay, replay};
 pub use run::{Outcome, Packs, Supply, TrainOptions, Watched, train};
 pub use score::{Scored, meta, score};
 

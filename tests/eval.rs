@@ -139,6 +139,45 @@ fn pictures_are_hidden_in_a_video() {
     assert!(run(&["--format", "F9"]).contains("F9"));
 }
 
+/// The model that the repository carries, on the scenes that it was trained for, of digits that it never saw.
+#[test]
+fn the_shipped_model_is_asked_about_scenes() {
+    let dir = folder("scenes");
+    let out = dir.join("out");
+    let run = |more: &[&str]| {
+        let fixed = ["--model", "models/needle", "--device", "cpu", "--scenes", "--hide", "2", "--depths", "50%"];
+        omchat(&[&["temporal-needle", "--out", out.to_str().unwrap()], &fixed[..], more].concat())
+    };
+    let (table, _) = said(run(&["--lengths", "6", "--seeds", "20"]));
+    for words in ["1 digit at 50%", "2 digits", "6 frames", "one frame", "guessing", "first-digit", "held out"] {
+        assert!(table.contains(words), "{words}: {table}");
+    }
+    assert!(!table.contains("is-face"), "there are no faces: {table}");
+    let summary = json(&out.join("summary.json"));
+    let cells = summary["tables"][1]["cells"].as_array().unwrap().clone();
+    let cell = |kind: &str, column: &str| cells.iter().find(|c| c["row"] == kind && c["column"] == column).unwrap();
+    for kind in ["digit", "first-digit", "last-digit", "digits"] {
+        let video = cell(kind, "video");
+        assert!(video["score"].as_f64().unwrap() >= 0.8, "{video}");
+        assert!(video["low"].as_f64().unwrap() < video["score"].as_f64().unwrap(), "{video}");
+    }
+    assert!(cell("digits", "one frame")["score"].as_f64().unwrap() < 0.8, "one frame does not say how many");
+    assert!((cell("digit", "guessing")["score"].as_f64().unwrap() - 0.1).abs() < 1e-9);
+    let answers = std::fs::read_to_string(out.join("answers.jsonl")).unwrap();
+    // Another length and other seeds are added; what is there is kept.
+    let (_, words) = said(run(&["--lengths", "6,3", "--seeds", "21", "--kinds", "digits"]));
+    assert!(words.contains(&format!("{} answers are there already", answers.lines().count())), "{words}");
+    let more = std::fs::read_to_string(out.join("answers.jsonl")).unwrap();
+    // One seed of two rows at 6 frames, 21 of two rows at 3, each with the video and with one frame.
+    assert!(more.starts_with(&answers) && more.lines().count() - answers.lines().count() == 2 * 2 * (1 + 21));
+    let refused = |more: &[&str]| refused(run(more));
+    assert!(refused(&["--kinds", "order"]).contains("first-digit, last-digit"));
+    assert!(refused(&["--gaps", "1"]).contains("--gaps"));
+    assert!(refused(&["--letters"]).contains("--letters"));
+    assert!(refused(&["--lengths", "1"]).contains("2 needles in 1 frames"));
+    assert!(refused(&["--faces", "/nowhere.png"]).contains("/nowhere.png"));
+}
+
 #[test]
 fn a_benchmark_in_every_format() {
     let dir = folder("choice");

@@ -38,7 +38,10 @@ fn target(name: &str) -> Result<Target, Outcome> {
         "wgpu" => Ok(Target::wgpu()),
         "browser" => Ok(Target::browser()),
         "cuda" => Ok(Target::cuda(90)),
-        other => Err(Outcome::Failed(format!("there is no target `{other}`: write cpu, wgpu, browser or cuda"))),
+        "cuda-tf32" => Ok(Target::cuda(90).with_tf32()),
+        other => {
+            Err(Outcome::Failed(format!("there is no target `{other}`: write cpu, wgpu, browser, cuda or cuda-tf32")))
+        }
     }
 }
 
@@ -69,7 +72,7 @@ fn pass(file: &mut FileTest, command: &Command) -> Outcome {
     }
 }
 
-/// `; test plan cpu|wgpu|cuda [@f]`: the program, with why each kernel that might have run a launch refused.
+/// `; test plan cpu|wgpu|browser|cuda|cuda-tf32 [@f]`: the program, with why each kernel that might have run a launch refused.
 fn plan(file: &mut FileTest, command: &Command) -> Outcome {
     let inner = |file: &FileTest| -> Result<String, Outcome> {
         let (module, entry) = module(file, command)?;

@@ -48,7 +48,7 @@ fn ask(config: OmChatConfig, context: usize, (data, ring): (usize, usize)) -> As
 fn real(ask: &Ask, spec: &omchat::TrainSpec) -> Vec<Traffic> {
     let module = step_module(&ask.config, spec, ask.dtype).unwrap();
     let entry = Func(module.functions.len() as u32 - 1);
-    let places = ask.layout.positions(ask.context, ask.ring);
+    let placement = ask.layout.place(&ask.documents, ask.context, ask.ring);
     let lo: Vec<usize> = ask
         .documents
         .iter()
@@ -60,7 +60,7 @@ fn real(ask: &Ask, spec: &omchat::TrainSpec) -> Vec<Traffic> {
         .collect();
     let device = Device::open("cpu").unwrap();
     thread::scope(|s| {
-        let (module, places, lo, device) = (&module, &places, &lo, &device);
+        let (module, placement, lo, device) = (&module, &placement, &lo, &device);
         let running: Vec<_> = threads(ask.ranks())
             .into_iter()
             .map(|t| {
@@ -68,17 +68,19 @@ fn real(ask: &Ask, spec: &omchat::TrainSpec) -> Vec<Traffic> {
                     let world = World::join(move || Ok::<_, Infallible>(t)).unwrap();
                     let exe =
                         Executable::load_tuned(device, module, entry, None, Some(&world), &mut |_, _| {}).unwrap();
-                    let own = &places[world.rank() % ask.ring];
+                    let own = placement.positions(world.rank() % ask.ring);
+                    let places = placement.places(world.rank() % ask.ring);
                     let base = world.rank() / ask.ring * (ask.context + 2 * ask.ring);
                     let (mut store, mut inputs) = (Store::default(), vec![]);
                     for p in exe.params() {
+                        // How far before its place a position sees.
                         let row = |f: &dyn Fn(usize) -> usize| {
-                            let of: Vec<i32> = own.iter().map(|p| (f(*p) + base) as i32).collect();
-                            HostTensor::i32([1, own.len()], &of)
+                            let of = own.iter().zip(&places).map(|(p, at)| (at - f(*p) + base) as i32);
+                            HostTensor::i32([1, own.len()], &of.collect::<Vec<i32>>())
                         };
                         let t = match p.name.as_str() {
-                            "lo" => row(&|i| lo.get(i).copied().unwrap_or(i)),
-                            "hi" | "at" => row(&|i| i),
+                            "lo" => row(&|i| i - lo.get(i).copied().unwrap_or(i)),
+                            "hi" | "at" => row(&|_| 0),
                             _ => HostTensor::zeros(p.ty.clone()),
                         };
                         match p.role {
@@ -99,12 +101,20 @@ fn real(ask: &Ask, spec: &omchat::TrainSpec) -> Vec<Traffic> {
 #[test]
 fn planned_bytes_are_those_that_ranks_send() {
     let kinds = [Recompute::Nothing, Recompute::AllButAttention, Recompute::Layers];
-    let cases = [((1, 2), 26, 1), ((1, 3), 25, 5), ((2, 2), 24, 7), ((1, 4), 64, 16), ((2, 1), 10, 1), ((1, 5), 40, 3)];
+    let cases = [
+        ((1, 2), 26, 1),
+        ((1, 3), 25, 5),
+        ((2, 2), 24, 7),
+        ((1, 4), 64, 16),
+        ((2, 1), 10, 1),
+        ((1, 5), 40, 3),
+        ((1, 4), 90, 20),
+    ];
     let mut unsent = 0;
     for (i, (ranks, context, count)) in cases.into_iter().enumerate() {
         let mut a = ask(tiny(), context, ranks);
         a.recompute = Some(kinds[i % 3]);
-        a.layout = if i % 2 == 0 { Layout::Zigzag } else { Layout::Contiguous };
+        a.layout = Layout::ALL[i % 3];
         a.documents = documents(context, count, i as u64 + 1);
         let p = plan(&a).unwrap();
         assert!(p.fits);

@@ -154,3 +154,35 @@ fn what_cannot_be_trained_is_told_with_its_mend() {
         let _ = std::fs::remove_dir_all(dir.join("out"));
     }
 }
+
+/// A step that failed, replayed from outside: what is told, and the exit codes.
+#[test]
+fn a_failed_step_is_replayed() {
+    let dir = folder("replay");
+    let path = recipe(&dir, 6);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let wild = dir.join("wild.toml");
+    std::fs::write(&wild, text.replace("decoder = 1e-3", "decoder = 1e30")).unwrap();
+    let out = dir.join("out");
+    let run = command(&wild, &out, false).output().unwrap();
+    let told = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(!run.status.success() && told.contains("--replay"), "{told}");
+    let step = told.split("at step ").nth(1).unwrap().split([',', ' ']).next().unwrap().to_string();
+    let replay = |recipe: &Path, step: &str| {
+        let run = command(recipe, &out, false).args(["--replay", step]).output().unwrap();
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        (run.status.code().unwrap(), text(&run.stdout), text(&run.stderr))
+    };
+    let (code, told, why) = replay(&wild, &step);
+    assert!(code == 1 && why.contains("still not finite"), "{code}: {told}{why}");
+    for words in ["checkpoints/000000", "record ", "decoder", "vision", "NaN", "not finite"] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    assert!(told.contains("captions.json") || told.contains("story.txt"), "the file of each document: {told}");
+    let (code, told, why) = replay(&path, &step);
+    assert!(code == 0 && told.contains("is finite now") && told.contains("train.decoder was"), "{code}: {told}{why}");
+    let (code, _, why) = replay(&path, "1");
+    assert!(code == 2 && why.contains(&format!("of steps: {step}")), "{code}: {why}");
+    let both = command(&path, &out, true).args(["--replay", &step]).output().unwrap();
+    assert_eq!(both.status.code(), Some(2));
+}

@@ -4,13 +4,16 @@
 #[path = "common/training.rs"]
 mod common;
 
-use common::{Source, folder, tiny};
-use omchat::training::{Outcome, TrainOptions, train};
-use omchat::{Device, Error};
-use omchat_recipe::Recipe;
+use common::{Source, document, folder, packed, tiny};
+use omchat::training::{Outcome, Packs, Supply, TrainOptions, train};
+use omchat::{Device, Error, Ranks};
+use omchat_recipe::ring::Layout;
+use omchat_recipe::{Pack, Recipe, Stage};
 use omchat_runtime::collective::{World, threads};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use safetensors::SafeTensors;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::Path;
@@ -19,6 +22,7 @@ use std::thread;
 
 /// A stage of four packs a step: each over a ring, or several at once.
 fn recipe(ring: usize, layout: &str, weigh: &str, steps: usize) -> Recipe {
+    let layout = if layout.is_empty() { String::new() } else { format!("ring_layout = \"{layout}\"") };
     let text = format!(
         r#"
         model = "{}"
@@ -35,7 +39,7 @@ fn recipe(ring: usize, layout: &str, weigh: &str, steps: usize) -> Recipe {
         weigh = "{weigh}"
         batch_tokens = 180
         ring = {ring}
-        ring_layout = "{layout}"
+        {layout}
         steps = {steps}
         checkpoint_every = 2
         "#,
@@ -46,13 +50,77 @@ fn recipe(ring: usize, layout: &str, weigh: &str, steps: usize) -> Recipe {
     recipe
 }
 
+/// A pack of documents of drawn lengths, one long one among them; the first has a picture where there are tiles.
+fn uneven(stage: &Stage, number: u64) -> Pack {
+    let (model, mut rng) = (tiny(), StdRng::seed_from_u64(70 + number));
+    let per = model.tokens_per_tile();
+    let mut left = stage.context - per;
+    let mut all = vec![];
+    while left > 0 {
+        let words = if all.len() == 1 { left / 2 } else { rng.random_range(1..9) }.min(left);
+        let pictures = usize::from(all.is_empty() && stage.tiles > 0);
+        all.push(document(&mut rng, words, pictures, per, 1));
+        left -= words;
+        if rng.random_bool(0.1) {
+            break;
+        }
+    }
+    packed(&model, &all.iter().collect::<Vec<_>>(), stage.context, 100 * number)
+}
+
+/// Packs of such documents, without end; the state is how many were drawn.
+struct Uneven(Stage, u64);
+
+impl Packs for Uneven {
+    fn pack(&mut self) -> Result<Pack, Error> {
+        self.1 += 1;
+        Ok(uneven(&self.0, self.1))
+    }
+
+    fn state(&self) -> Result<Value, Error> {
+        Ok(json!(self.1))
+    }
+
+    fn report(&self) -> String {
+        format!("{} packs", self.1)
+    }
+}
+
+/// Data of such packs.
+struct Lengths;
+
+impl Supply for Lengths {
+    fn open(&mut self, stage: &Stage, state: Option<&Value>) -> Result<Box<dyn Packs>, Error> {
+        Ok(Box::new(Uneven(stage.clone(), state.and_then(Value::as_u64).unwrap_or(0))))
+    }
+
+    fn once(&mut self, _: &Stage, _: &[&str]) -> Result<Box<dyn Iterator<Item = Result<Pack, Error>>>, Error> {
+        Err(Error::Input("read once by nobody".into()))
+    }
+
+    fn reference(&mut self, _: &Stage, _: &Pack) -> Result<Vec<f32>, Error> {
+        Err(Error::Input("nothing is selected".into()))
+    }
+}
+
 /// Runs a recipe on ranks that share a folder; what each came to.
 fn run(recipe: &Recipe, ranks: usize, out: &Path, until: Option<u64>) -> Vec<Result<Outcome, Error>> {
+    run_on(recipe, ranks, out, until, Source::default)
+}
+
+/// The same on other data.
+fn run_on<S: Supply>(
+    recipe: &Recipe,
+    ranks: usize,
+    out: &Path,
+    until: Option<u64>,
+    data: impl Fn() -> S + Sync,
+) -> Vec<Result<Outcome, Error>> {
     let resume = out.exists();
     let device = Device::open("cpu").unwrap();
     let one = |world: Option<World>| {
         let options = TrainOptions { out: out.into(), resume, until, kept: None, world };
-        train(recipe, &device, &options, &mut Source::default(), &mut |_| {})
+        train(recipe, &device, &options, &mut data(), &mut |_| {})
     };
     if ranks == 1 {
         return vec![one(None)];
@@ -121,7 +189,7 @@ fn turn() -> MutexGuard<'static, ()> {
 #[test]
 fn rings_train_as_one_rank_does() {
     let _turn = turn();
-    for (weigh, layout, ranks) in [("tokens", "zigzag", 4), ("examples", "contiguous", 2)] {
+    for (weigh, layout, ranks) in [("tokens", "", 4), ("examples", "contiguous", 2)] {
         let what = format!("{weigh}, {ranks} ranks in rings of 2");
         let [alone, out] = ["alone", "ranks"].map(|n| folder(&format!("ranks-{weigh}-{n}")));
         for until in [Some(1), None] {
@@ -135,12 +203,61 @@ fn rings_train_as_one_rank_does() {
     }
 }
 
+/// Packs of many documents, long and short, over a ring of four, two of them at once or one: what one rank makes of them.
+#[test]
+fn documents_of_any_lengths_train_as_on_one_rank() {
+    let _turn = turn();
+    for (weigh, layout, ranks) in [("tokens", "", 4), ("examples", "zigzag", 4), ("examples", "balanced", 8)] {
+        let what = format!("{weigh}, {layout}, {ranks} ranks in rings of 4");
+        let [alone, out] = ["alone", "ranks"].map(|n| folder(&format!("uneven-{weigh}-{layout}-{n}")));
+        for until in [Some(1), None] {
+            run_on(&recipe(1, layout, weigh, 2), 1, &alone, until, || Lengths).remove(0).unwrap();
+            let all = run_on(&recipe(4, layout, weigh, 2), ranks, &out, until, || Lengths);
+            all.into_iter().for_each(|r| drop(r.unwrap()));
+            if until.is_some() {
+                same_gradients(&what, &out, &alone);
+            }
+        }
+        near(&what, &curve(&out), &curve(&alone), 5e-5);
+    }
+}
+
+/// Two rings of three, each with a pack of its own: numbers of positions come together in the packs' order, wherever the
+/// positions lay. A pack whose tiles would be more than fit a rank lies in zigzag.
+#[test]
+fn numbers_of_positions_come_together_in_order() {
+    let stage = &recipe(3, "", "tokens", 2).stages[0];
+    let packs = [uneven(stage, 1), uneven(stage, 2)];
+    let (n, per) = (stage.context, tiny().tokens_per_tile());
+    thread::scope(|s| {
+        for t in threads(6) {
+            let packs = &packs;
+            s.spawn(move || {
+                let world = World::join(move || Ok::<_, Infallible>(t)).unwrap();
+                let ranks = Ranks::new(&world, stage).unwrap();
+                let pack = &packs[ranks.number()];
+                let lengths: Vec<usize> = pack.parts.iter().map(|p| p.range.len()).collect();
+                for (tiles, layout) in [(1, Layout::Balanced), (0, Layout::Zigzag)] {
+                    let piece = ranks.piece(pack, per, tiles);
+                    let want = layout.place(&lengths, n, 3);
+                    assert_eq!(piece.positions, want.positions(world.rank() % 3), "{tiles} tiles");
+                    assert_eq!(piece.places, want.places(world.rank() % 3), "{tiles} tiles");
+                    let own: Vec<f32> = piece.positions.iter().map(|p| (ranks.number() * 100 + p) as f32).collect();
+                    let all = ranks.gathered("numbers", &piece.positions, &own).unwrap();
+                    let want: Vec<f32> = (0..2 * n).map(|i| (i / n * 100 + i % n) as f32).collect();
+                    assert_eq!(all, want);
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn ranks_repeat_bit_for_bit() {
     let _turn = turn();
     let [a, b] = ["ranks-a", "ranks-b"].map(folder);
     for out in [&a, &b] {
-        run(&recipe(2, "zigzag", "tokens", 2), 2, out, None).into_iter().for_each(|r| drop(r.unwrap()));
+        run(&recipe(2, "", "tokens", 2), 2, out, None).into_iter().for_each(|r| drop(r.unwrap()));
     }
     assert_eq!(curve(&a), curve(&b));
     assert!(bytes(&a) == bytes(&b), "weights of two runs differ");

@@ -5,13 +5,14 @@
 mod common;
 
 use common::training::{IGNORE, Source, document, folder, packed, tiny};
-use omchat::training::{Outcome, TrainOptions, Watched, train};
+use omchat::training::{Outcome, Replay, TrainOptions, Watched, replay, train};
 use omchat::{AdamW, Batch, Begin, Device, Error, ForwardSpec, Model, Snapshot, TrainSpec, Trainer, Weigh};
 use omchat_ir::Dtype;
 use omchat_recipe::{Pack, Recipe};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 fn spec(t: usize, tiles: usize) -> TrainSpec {
@@ -211,12 +212,26 @@ fn what_cannot_be_resumed_or_trained_is_refused() {
     assert!(e.contains("ring of 4"), "{e}");
 }
 
+/// Every file below a folder, with its bytes.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let below =
+        |p: PathBuf| if p.is_dir() { files(&p) } else { BTreeMap::from([(p.clone(), std::fs::read(&p).unwrap())]) };
+    entries.flat_map(below).collect()
+}
+
+fn again(recipe: &Recipe, out: &Path, step: u64) -> Result<Replay, Error> {
+    replay(recipe, &Device::open("cpu").unwrap(), out, step, &mut Source::default(), &mut |_| {})
+}
+
+/// A step that fails fails again when it is replayed, from the checkpoint and from the beginning, and says where; with a
+/// rate that a healthy run has it is the healthy run's step.
 #[test]
-fn a_run_that_diverges_keeps_the_batch() {
+fn a_run_that_diverges_keeps_the_batch_and_replays_it() {
     let dir = folder("diverged");
     let e = run(&recipe("1e30"), &dir, false, None).unwrap_err();
-    let Error::Diverged { step, ref batch, .. } = e else { panic!("{e}") };
-    assert!(step > 4, "{e}");
+    let Error::Diverged { what, value, step, ref batch, .. } = e else { panic!("{e}") };
+    assert!(step > 5, "{e}");
     let kept: Vec<String> =
         std::fs::read_dir(batch).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
     assert!(
@@ -224,6 +239,49 @@ fn a_run_that_diverges_keeps_the_batch() {
         "{kept:?}"
     );
     assert!(e.to_string().contains(&format!("at step {step}")), "{e}");
+
+    let before = files(&dir);
+    let bad = again(&recipe("1e30"), &dir, step).unwrap();
+    assert!(bad.from.as_ref().is_some_and(|p| p.ends_with("checkpoints/00000004")), "{:?}", bad.from);
+    assert_eq!((bad.again, bad.stage.as_str(), &bad.differs), (step - 5, "all", &None));
+    let Err((again_what, again_value)) = bad.came else { panic!("finite when replayed: {bad:?}") };
+    assert_eq!((again_what, again_value.to_bits()), (what, value.to_bits()));
+    assert!(bad.documents.iter().any(|d| d.broken > 0) || bad.gradients.iter().any(|n| n.broken.0 > 0), "{bad:?}");
+    // Two packs of two documents a step; of stage 2 the data begin anew.
+    let records: Vec<(usize, u64)> = bad.documents.iter().map(|d| (d.pack, d.whence.origin.record)).collect();
+    let first = 4 * (step - 5);
+    assert_eq!(records, [(0, first), (0, first + 1), (1, first + 2), (1, first + 3)]);
+
+    let whole = folder("diverged-not");
+    run(&recipe("1e-3"), &whole, false, None).unwrap();
+    let good = again(&recipe("1e-3"), &dir, step).unwrap();
+    assert!(good.finite() && good.differs.as_ref().is_some_and(|d| d.contains("train.decoder")), "{good:?}");
+    let (loss, norm) = good.came.unwrap();
+    let line = &curve(&whole)[step as usize - 1];
+    assert_eq!((loss, norm), (line.2.parse().unwrap(), line.3.parse().unwrap()));
+    // The stage weighs examples alike, so the step's loss is the mean of theirs; parts' norms make up the whole norm.
+    let each: Vec<f32> = good.documents.iter().filter_map(|d| d.loss).collect();
+    let mean = each.iter().sum::<f32>() / each.len() as f32;
+    assert!(good.documents.iter().all(|d| d.broken == 0) && (mean - loss).abs() < 1e-5 * loss, "{mean} for {loss}");
+    let parts = good.gradients.iter().map(|n| n.norm.powi(2)).sum::<f32>().sqrt();
+    assert!(good.gradients.len() == 3 && (parts - norm).abs() < 1e-4 * norm, "{parts} for {norm}");
+    assert!(good.gradients.iter().all(|n| n.broken.0 == 0 && n.tensor.1 <= n.norm * 1.0001), "{good:?}");
+    assert!(files(&dir) == before, "a replay writes nothing");
+
+    let e = again(&recipe("1e-3"), &dir, step + 1).unwrap_err().to_string();
+    assert!(e.contains(&format!("of steps: {step}")), "{e}");
+    // A recipe with other steps does not say where the checkpoint is.
+    let mut shorter = recipe("1e-3");
+    shorter.stages[0].steps = Some(3);
+    let e = again(&shorter, &dir, step).unwrap_err().to_string();
+    assert!(e.contains("the steps of the run's recipe"), "{e}");
+    std::fs::remove_dir_all(dir.join("checkpoints")).unwrap();
+    let far = again(&recipe("1e-3"), &dir, step).unwrap();
+    assert_eq!((far.from, far.again, far.came.unwrap()), (None, step - 1, (loss, norm)));
+    let told = batch.join(format!("step-{step}-1.json"));
+    std::fs::write(&told, std::fs::read_to_string(&told).unwrap().replace("64", "65").replace("positions", "places"))
+        .unwrap();
+    assert!(again(&recipe("1e-3"), &dir, step).unwrap_err().to_string().contains("positions"));
 }
 
 /// The event file read by the rules of its format: lengths add up, and each step's loss is the log's.

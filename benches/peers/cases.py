@@ -65,12 +65,12 @@ def config(model):
 
 
 def products(model, rows, dtype):
-    """Products of a decoder: into and out of the MLP over a chunk and over one token, and one token's logits."""
+    """Products of a decoder: into and out of the MLP over a chunk and over one token, out of it for 64 tokens, logits."""
     c = config(model)["text_config"]
     wide, inner, words = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
     shapes = [(f"{word}, {count} token{'s' * (count > 1)}", count, n, k) for count in (rows, 1)
               for word, n, k in [("into the MLP", inner, wide), ("out of it", wide, inner)]]
-    shapes.append(("logits, 1 token", 1, words, wide))
+    shapes += [("out of it, 64 tokens", 64, wide, inner), ("logits, 1 token", 1, words, wide)]
     return [matmul(m, n, k, dtype, f"`{model}` {word}: {m}×{n}×{k}", model) for word, m, n, k in shapes]
 
 

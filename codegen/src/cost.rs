@@ -11,7 +11,8 @@
 //! | `stages` | tiles on their way at once: matrix units are fed by them |
 //! | `split` | parts into which the folded axes are cut |
 //!
-//! Other words change nothing here. The figures of a family are rough: what counts is the ratio of two offers for the same
+//! Other words change nothing here. Products that need scratch memory write their parts' sums there, and another launch reads
+//! them. The figures of a family are rough: what counts is the ratio of two offers for the same
 //! work, and `select` asks for a clear one.
 
 use crate::Amount;
@@ -20,7 +21,7 @@ use crate::kernel::{Schedule, Work};
 use crate::nest::{Fold, Nest};
 use crate::target::{Family, Target};
 
-/// Multiply-adds of a processor's matrix units in the time of one of each lane.
+/// Multiply-adds of halves of a processor's matrix units in the time of one of each lane; of tf32 they do half as many.
 const MATRIX: f64 = 8.0;
 
 /// What a device of a family does in a second, and what a launch costs.
@@ -77,8 +78,8 @@ impl Rates {
     }
 }
 
-/// Seconds that work of that amount is expected to take with a schedule.
-pub(crate) fn seconds(work: &Work, amount: &Amount, schedule: &Schedule, target: &Target) -> f64 {
+/// Seconds that work of that amount is expected to take with a schedule that works in that many floats of scratch memory.
+pub(crate) fn seconds(work: &Work, amount: &Amount, schedule: &Schedule, scratch: usize, target: &Target) -> f64 {
     let rates = Rates::of(target);
     let (bytes, flops) = (amount.bytes() as f64, amount.flops as f64);
     let product = match work {
@@ -92,7 +93,11 @@ pub(crate) fn seconds(work: &Work, amount: &Amount, schedule: &Schedule, target:
     // A memory controller serves one core about half as fast as all of them.
     let share = if target.family == Family::Cpu { (workers(schedule, &rates) / rates.cores).max(0.5) } else { 1.0 };
     let wake = if target.family == Family::Cpu && schedule.get("units") > 1 { 4e-6 } else { 0.0 };
-    rates.launch + wake + f64::max(busy, bytes / (rates.bytes * share))
+    let merge = match &product {
+        Some(_) if scratch > 0 => rates.launch + 2.0 * 4.0 * scratch as f64 / rates.bytes,
+        _ => 0.0,
+    };
+    rates.launch + wake + f64::max(busy, bytes / (rates.bytes * share)) + merge
 }
 
 /// Cores that a schedule keeps on a CPU.
@@ -121,6 +126,8 @@ struct Product {
     k: usize,
     /// Whether vectors lie along the columns; else along k.
     along_n: bool,
+    /// Multiply-adds of matrix units in the time of one of each lane.
+    matrix: f64,
 }
 
 impl Product {
@@ -140,6 +147,7 @@ impl Product {
             n: nest.kept[n],
             k: nest.depth(),
             along_n: steps(columns, n) == 1,
+            matrix: MATRIX * 2.0 / nest.reads.iter().take(2).map(|r| r.dtype.bytes()).fold(2, usize::max) as f64,
         })
     }
 
@@ -157,7 +165,7 @@ impl Product {
         let products = (tm * tn * k) as f64;
         let (workers, rate) = match target.family {
             Family::Cpu => (workers(schedule, rates), (lanes as f64).min(rates.lanes)),
-            _ if cube && has("stages") => (rates.cores, MATRIX * rates.lanes),
+            _ if cube && has("stages") => (rates.cores, self.matrix * rates.lanes),
             _ if cube => (rates.cores, (get("units") as f64).min(rates.lanes)),
             // A unit an item: a core runs as many at once as it has lanes.
             _ => (rates.cores * rates.lanes, 1.0),

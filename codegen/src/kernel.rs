@@ -158,4 +158,9 @@ pub trait Kernel: Sync {
     fn scratch(&self, _work: &Work, _schedule: &Schedule) -> usize {
         0
     }
+    /// The share of itself by which each product may be off, because the kernel rounds factors that its dtypes hold exactly.
+    /// Most kernels round none.
+    fn rounding(&self) -> f64 {
+        0.0
+    }
 }

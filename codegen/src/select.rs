@@ -43,7 +43,7 @@ pub fn offers<'a>(work: &Work, target: &Target, kernels: &[&'a dyn Kernel]) -> (
                     match lacking(work, scratch, target) {
                         Some(why) => lacks = Some(why),
                         None => {
-                            let seconds = cost::seconds(work, &amount, &schedule, target);
+                            let seconds = cost::seconds(work, &amount, &schedule, scratch, target);
                             found.push(Offer { kernel: *k, schedule, scratch, seconds });
                         }
                     }

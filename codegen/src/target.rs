@@ -47,6 +47,9 @@ pub struct Target {
     pub cores: u32,
     /// Compute capability times ten for CUDA (80, 90), else 0.
     pub sm: u32,
+    /// Whether sums of products of f32 may round their factors to tf32, 10 bits of fraction, for matrix units that take
+    /// no more. Off unless asked for.
+    pub tf32: bool,
     /// Bytes from which buffers must be aligned.
     pub align: usize,
 }
@@ -70,6 +73,7 @@ impl Target {
             plane: 1,
             cores: cores.max(1),
             sm: 0,
+            tf32: false,
             align: 64,
         }
     }
@@ -93,6 +97,7 @@ impl Target {
             plane: 1,
             cores: 1,
             sm: 0,
+            tf32: false,
             align: 256,
         }
     }
@@ -120,8 +125,17 @@ impl Target {
             plane: 32,
             cores: if sm >= 90 { 132 } else { 108 },
             sm,
+            tf32: false,
             align: 256,
         }
+    }
+
+    /// The same with tf32 allowed, and told in its name, where its matrix units take tf32: on CUDA. Others stay as they are.
+    pub fn with_tf32(self) -> Target {
+        if self.family != Family::Cuda || self.tf32 {
+            return self;
+        }
+        Target { tf32: true, name: format!("{} tf32", self.name), ..self }
     }
 
     /// Whether buffers of that dtype may exist there.

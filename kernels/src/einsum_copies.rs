@@ -1,5 +1,5 @@
-//! How narrow factors come into shared memory as they are, for matrix units: 16 bytes at a time and asynchronously
-//! where a view allows, else element by element.
+//! How factors come into shared memory as they are, for matrix units: 16 bytes at a time and asynchronously where a view
+//! allows, else element by element.
 
 use cubecl::prelude::*;
 use half::{bf16, f16};
@@ -10,7 +10,7 @@ use crate::bind::{Buffers, Slot, Storage};
 use crate::einsum::Roles;
 use crate::einsum_tiles::Factor;
 
-/// Elements in 16 bytes.
+/// Halves in 16 bytes.
 pub(crate) const CHUNK: usize = 8;
 
 /// How one factor's tile lies in shared memory, and how it comes there.
@@ -24,6 +24,8 @@ pub(crate) struct Panel {
     pub(crate) along_k: bool,
     /// Whether 16 bytes are copied at a time.
     pub(crate) whole: bool,
+    /// Elements in 16 bytes.
+    pub(crate) chunk: usize,
     /// Whether rows or k may end inside a tile.
     pub(crate) m_tail: bool,
     pub(crate) k_tail: bool,
@@ -32,9 +34,10 @@ pub(crate) struct Panel {
 }
 
 impl Panel {
-    /// Elements from one outer line to the next: 16 bytes of room, so that 8 lines meet different banks.
+    /// Elements from one outer line to the next. 16 bytes of room, so that 8 lines meet different banks; of f32 on their
+    /// side 32, so that 4 lines of 8 neighbours do.
     pub(crate) const fn pitch(&self) -> usize {
-        (if self.along_k { self.k } else { self.rows }) + CHUNK
+        if self.along_k { self.k + self.chunk } else { self.rows + CHUNK }
     }
 
     /// Elements of one tile.
@@ -60,6 +63,11 @@ impl Roles {
     /// Whether every 8 elements of a read along its contiguous axis start at a multiple of 16 bytes and are all inside
     /// or all outside; buffers themselves start at one.
     pub(crate) fn whole(&self, read: usize) -> bool {
+        self.whole_by(read, CHUNK)
+    }
+
+    /// The same for every `chunk` elements.
+    fn whole_by(&self, read: usize, chunk: usize) -> bool {
         let nest = &self.loops.nest;
         let Read { offset, strides, .. } = &nest.reads[read];
         let sizes: Vec<usize> = nest.kept.iter().chain(&nest.folded).copied().collect();
@@ -68,20 +76,22 @@ impl Roles {
         let tiled = along == row || along + 1 == strides.len();
         let aligned = strides.iter().zip(&sizes).enumerate();
         tiled
-            && offset.is_multiple_of(CHUNK)
-            && sizes[along].is_multiple_of(CHUNK)
-            && aligned.fold(true, |yes, (i, (s, &n))| yes && (i == along || n == 1 || s.is_multiple_of(CHUNK)))
+            && offset.is_multiple_of(chunk)
+            && sizes[along].is_multiple_of(chunk)
+            && aligned.fold(true, |yes, (i, (s, &n))| yes && (i == along || n == 1 || s.is_multiple_of(chunk)))
     }
 
     /// The panel of a read for tiles of `rows` x `k`.
     pub(crate) fn panel(&self, read: usize, slot: Slot, rows: usize, k: usize, units: usize) -> Panel {
         let size = if read == self.a { self.m().0 } else { self.n() };
+        let chunk = 16 / self.loops.nest.reads[read].dtype.bytes();
         Panel {
             slot,
             rows,
             k,
             along_k: self.strides(read).1 == 1,
-            whole: self.whole(read),
+            whole: self.whole_by(read, chunk),
+            chunk,
             m_tail: !size.is_multiple_of(rows),
             k_tail: !self.k().is_multiple_of(k),
             units,
@@ -128,13 +138,15 @@ pub(crate) fn wait(#[comptime] left: usize) {
     gpu_asm!("cp.async.wait_group {n};", n = const left);
 }
 
-/// An element of a narrow buffer as it is.
+/// An element of a buffer as it is.
 #[allow(unused_assignments)]
 #[cube]
-fn narrow<F: Float>(operands: &Buffers, at: usize, #[comptime] slot: Slot) -> F {
+fn element<F: Float>(operands: &Buffers, at: usize, #[comptime] slot: Slot) -> F {
     let mut out = F::new(0.0);
     if comptime![slot.storage == Storage::Bf16] {
         out = F::cast_from(bf16::reinterpret(operands.bf16s.index(slot.index)[at]));
+    } else if comptime![slot.storage == Storage::F32] {
+        out = F::cast_from(operands.f32s.index(slot.index)[at]);
     } else {
         out = F::cast_from(operands.f16s.index(slot.index)[at]);
     }
@@ -155,12 +167,12 @@ pub(crate) fn fill<F: Float>(
     #[comptime] p: Panel,
 ) {
     if comptime![p.whole] {
-        let line = comptime![(if p.along_k { p.k } else { p.rows }) / CHUNK];
-        let chunks = comptime![p.rows * p.k / CHUNK];
+        let line = comptime![(if p.along_k { p.k } else { p.rows }) / p.chunk];
+        let chunks = comptime![p.rows * p.k / p.chunk];
         #[unroll]
         for i in 0..comptime![chunks.div_ceil(p.units)] {
             let v = UNIT_POS as usize + i * p.units;
-            let (outer, inner) = (v / line, v % line * CHUNK);
+            let (outer, inner) = (v / line, v % line * p.chunk);
             if comptime![chunks % p.units == 0] {
                 chunk::<F>(
                     operands,
@@ -172,7 +184,7 @@ pub(crate) fn fill<F: Float>(
                     width,
                     outer,
                     inner,
-                    CHUNK,
+                    p.chunk,
                     p,
                 );
             } else if v < chunks {
@@ -186,7 +198,7 @@ pub(crate) fn fill<F: Float>(
                     width,
                     outer,
                     inner,
-                    CHUNK,
+                    p.chunk,
                     p,
                 );
             }
@@ -207,7 +219,7 @@ pub(crate) fn fill<F: Float>(
                 let r = min(row, f.rows - 1);
                 let at = f.at + offset + r * f.row_step + min(k + along, width - 1) * f.k_step;
                 to[into + outer * comptime![p.pitch()] + inner] =
-                    select(k + along < width, narrow::<F>(operands, at, comptime![p.slot]), F::new(0.0));
+                    select(k + along < width, element::<F>(operands, at, comptime![p.slot]), F::new(0.0));
             }
         }
     }
@@ -251,6 +263,8 @@ pub(crate) fn chunk<F: Float>(
     let slot = comptime![p.slot];
     if comptime![slot.storage == Storage::Bf16] {
         copy_16::<u16, F>(&operands.bf16s.index(slot.index)[from..from + length], &mut to[into..into + unit]);
+    } else if comptime![slot.storage == Storage::F32] {
+        copy_16::<f32, F>(&operands.f32s.index(slot.index)[from..from + length], &mut to[into..into + unit]);
     } else {
         copy_16::<f16, F>(&operands.f16s.index(slot.index)[from..from + length], &mut to[into..into + unit]);
     }

@@ -1,9 +1,9 @@
 //! Einsums of bf16 or f16 on matrix units: fragments of 16 x 16 x 16 out of a ring of tiles in shared memory.
 //!
 //! Implements  a nest that sums the product of two reads of bf16 or of f16, with any epilogue
-//! Schedule    a cube a tile of `m` x `n`, a plane `rows` x `cols` of it; `stages` tiles of `k` elements under way
+//! Schedule    a cube a tile of `m` x `n`, a plane `rows` x `cols` of it; `stages` tiles of `k` elements under way; `split` cubes share k
 //! Needs       CUDA of compute capability 8.0 or more; at least 9 rows and 8 columns
-//! Cost        2·m·n·k FLOP in f32 sums of exact products; each factor read once a row (or column) of tiles
+//! Cost        2·m·n·k FLOP in f32 sums of exact products; each factor read once a row (or column) of tiles; with `split` a second launch adds the parts
 //! Source      the CUDA C++ `wmma` interface; multistage `cp.async` as in CUTLASS 2
 
 use cubecl::ir::ElemType;
@@ -15,18 +15,19 @@ use omchat_ir::Dtype;
 use crate::bind::Buffers;
 use crate::einsum::Roles;
 use crate::einsum_copies::{Panel, commit, fill, wait};
+use crate::einsum_split::{parts, prepared, scratch, steps_of, with_cuts};
 use crate::einsum_tiles::{Factor, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
 use crate::grid::address;
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::depth;
-use crate::prepared::{Prepared, runner, unfit};
+use crate::prepared::{Prepared, Run, runner, unfit};
 use crate::{Launch, LaunchError};
 
 /// Rows, columns and k of a fragment.
-const FRAGMENT: usize = 16;
+pub(crate) const FRAGMENT: usize = 16;
 /// Units of a plane.
-const PLANE: usize = 32;
+pub(crate) const PLANE: usize = 32;
 /// Least rows that a fragment is worth; fewer are a vector kernel's.
 const LEAST: usize = 9;
 
@@ -36,30 +37,41 @@ pub struct EinsumMma;
 /// What a cube's planes do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Planes {
-    t: Key<Tiles>,
-    a: Panel,
-    b: Panel,
+    pub(crate) t: Key<Tiles>,
+    pub(crate) a: Panel,
+    pub(crate) b: Panel,
     /// Tiles in the ring.
-    stages: usize,
+    pub(crate) stages: usize,
     /// Fragments of a plane along m and n.
-    rows: usize,
-    cols: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
     /// Planes along n.
-    across: usize,
+    pub(crate) across: usize,
 }
 
 impl Planes {
     /// Elements from row to row of a plane's sums on their way out.
-    const fn pitch(&self) -> usize {
+    pub(crate) const fn pitch(&self) -> usize {
         self.cols * FRAGMENT + 4
+    }
+
+    /// Those of a schedule.
+    pub(crate) fn of(roles: &Roles, t: Key<Tiles>, schedule: &Schedule) -> Planes {
+        let get = |name: &str| schedule.get(name) as usize;
+        let panel =
+            |read: usize, rows: usize| roles.panel(read, t.e.plan.reads[read].view.slot, rows, get("k"), get("units"));
+        let (a, b) = (panel(roles.a, get("m")), panel(roles.b, get("n")));
+        let (rows, cols) = (get("rows") / FRAGMENT, get("cols") / FRAGMENT);
+        Planes { t, a, b, stages: get("stages"), rows, cols, across: get("n") / get("cols") }
     }
 }
 
 /// A tile's shape: m, n, k, rows and columns of a plane, stages.
-type Shape = [usize; 6];
+pub(crate) type Shape = [usize; 6];
 const SHAPES: [Shape; 3] = [[128, 128, 32, 64, 32, 3], [64, 128, 32, 32, 32, 3], [64, 64, 32, 32, 32, 4]];
 
-fn units([m, n, _, rows, cols, _]: Shape) -> u32 {
+/// Units of a cube for that shape.
+pub(crate) fn units([m, n, _, rows, cols, _]: Shape) -> u32 {
     (m / rows * n / cols * PLANE) as u32
 }
 
@@ -81,6 +93,28 @@ pub(crate) fn suits(roles: &Roles, target: &Target, sm: u32) -> Result<(), Refus
     Ok(())
 }
 
+/// The schedules of some shapes, largest first: before all others the largest tile of which each core has one, and that is
+/// not half empty.
+pub(crate) fn offered(roles: &Roles, mut shapes: Vec<Shape>, target: &Target) -> Vec<Schedule> {
+    let busy = |s: &Shape| roles.count(s[0], s[1]) >= target.cores as usize && 2 * roles.m().0 > s[0];
+    let best = shapes.iter().position(busy).unwrap_or(shapes.len().saturating_sub(1));
+    shapes.rotate_left(best);
+    let schedule = |s: Shape| {
+        let [m, n, k, rows, cols, stages] = s.map(|x| x as u32);
+        Schedule::new(&[
+            ("bits", 32),
+            ("m", m),
+            ("n", n),
+            ("k", k),
+            ("rows", rows),
+            ("cols", cols),
+            ("stages", stages),
+            ("units", units(s)),
+        ])
+    };
+    with_cuts(roles, shapes.into_iter().map(schedule).collect(), target)
+}
+
 impl Kernel for EinsumMma {
     fn name(&self) -> &'static str {
         "einsum.mma"
@@ -96,27 +130,12 @@ impl Kernel for EinsumMma {
         roles.narrow()?;
         suits(&roles, target, 80)?;
         shares(target, bytes(SHAPES[2]), units(SHAPES[2]))?;
-        let mut shapes: Vec<Shape> = SHAPES.into_iter().filter(|&s| bytes(s) <= target.shared_bytes).collect();
-        // The largest tile of which each core has one, and that is not half empty.
-        let busy = |s: &Shape| roles.count(s[0], s[1]) >= target.cores as usize && 2 * roles.m().0 > s[0];
-        let best = shapes.iter().position(busy).unwrap_or(shapes.len() - 1);
-        shapes.rotate_left(best);
-        Ok(shapes
-            .into_iter()
-            .map(|s| {
-                let [m, n, k, rows, cols, stages] = s.map(|x| x as u32);
-                Schedule::new(&[
-                    ("bits", 32),
-                    ("m", m),
-                    ("n", n),
-                    ("k", k),
-                    ("rows", rows),
-                    ("cols", cols),
-                    ("stages", stages),
-                    ("units", units(s)),
-                ])
-            })
-            .collect())
+        let fitting = SHAPES.into_iter().filter(|&s| bytes(s) <= target.shared_bytes).collect();
+        Ok(offered(&roles, fitting, target))
+    }
+
+    fn scratch(&self, work: &Work, schedule: &Schedule) -> usize {
+        scratch(work, schedule)
     }
 }
 
@@ -131,22 +150,10 @@ impl Launch for EinsumMma {
         let dtype = elem(roles.narrow().map_err(unfit(self.name()))?);
         let get = |name: &str| schedule.get(name) as usize;
         let (m, n, k, bits) = (get("m"), get("n"), get("k"), address(schedule));
-        let (t, words, ins, outs, (cubes, units)) = roles.tiles([m, n, k], schedule.get("units"), 4);
-        let slot = |read: usize| t.e.plan.reads[read].view.slot;
-        let (a, b) = (
-            roles.panel(roles.a, slot(roles.a), m, k, get("units")),
-            roles.panel(roles.b, slot(roles.b), n, k, get("units")),
-        );
-        let (rows, cols) = (get("rows") / FRAGMENT, get("cols") / FRAGMENT);
-        let p = Key::new(Planes { t, a, b, stages: get("stages"), rows, cols, across: n / get("cols") });
-        Ok(Prepared::new(
-            words,
-            ins,
-            outs,
-            cubes,
-            units,
-            runner!(|bound| einsum_mma, bits, bound.meta, bound.operands, bound.results, p.clone(), dtype),
-        ))
+        let tiles = roles.tiles([m, n, k], schedule.get("units"), parts(schedule), 4);
+        let p = Key::new(Planes::of(&roles, tiles.0.clone(), schedule));
+        let run: Run = runner!(|bound| einsum_mma, bits, bound.meta, bound.operands, bound.results, p.clone(), dtype);
+        Ok(prepared(tiles, work, schedule, run))
     }
 }
 
@@ -179,12 +186,12 @@ fn einsum_mma<F: Float>(
         }
         let width = meta[comptime![p.t.e.plan.rank - 1]] as usize;
         let turns = (width.div_ceil(p.t.k)) as u32;
-        let steps = depth(meta, p.t.e.plan.clone()) * turns;
+        let (from, steps) = steps_of(&s, depth(meta, p.t.e.plan.clone()) * turns, p.t.clone());
         #[unroll]
         for i in 0..comptime![p.stages as u32 - 1] {
-            bring::<F>(meta, operands, &mut a, &mut b, &x, &y, i.runtime(), steps, turns, width, p.clone());
+            bring::<F>(meta, operands, &mut a, &mut b, &x, &y, from + i, steps, turns, width, p.clone());
         }
-        for step in 0..steps {
+        for step in from..steps {
             // All but the newest copies are there, for all units; and nobody reads the tile that is filled next.
             wait(comptime![p.stages - 2]);
             sync_cube();
@@ -277,7 +284,7 @@ fn products<F: Float>(
 
 /// Where row `row` and element `k` stand in a tile.
 #[cube]
-fn place(row: usize, k: usize, #[comptime] p: Panel) -> usize {
+pub(crate) fn place(row: usize, k: usize, #[comptime] p: Panel) -> usize {
     if comptime![p.along_k] { row * comptime![p.pitch()] + k } else { k * comptime![p.pitch()] + row }
 }
 
@@ -292,10 +299,7 @@ fn write(
     out: &mut Shared<[f32]>,
     #[comptime] p: Key<Planes>,
 ) {
-    let plane = UNIT_POS as usize / PLANE;
-    let lane = UNIT_POS as usize % PLANE;
-    let from = plane * comptime![FRAGMENT * p.pitch()];
-    let wide = comptime![p.cols * FRAGMENT / 4];
+    let from = UNIT_POS as usize / PLANE * comptime![FRAGMENT * p.pitch()];
     #[unroll]
     for i in 0..p.rows {
         #[unroll]
@@ -309,19 +313,37 @@ fn write(
             );
         }
         sync_plane();
-        for v in 0..comptime![FRAGMENT * wide / PLANE] {
-            let (r, c) = ((v * PLANE + lane) / wide, (v * PLANE + lane) % wide * 4);
-            let m = s.m + (plane / p.across * comptime![p.rows * FRAGMENT] + i * FRAGMENT + r) as u32;
-            let n = s.n + plane % p.across * comptime![p.cols * FRAGMENT] + c;
-            if m < meta[p.t.e.m] {
-                let mut sums = Vector::<f32, Const<4>>::empty();
-                #[unroll]
-                for l in 0..4usize {
-                    sums.insert(l, out[from + r * comptime![p.pitch()] + c + l]);
-                }
-                leave(meta, operands, results, &s.cursor, m, n, sums, p.t.clone());
-            }
-        }
+        fragments(meta, operands, results, s, out, i, p.clone());
         sync_plane();
+    }
+}
+
+/// Runs the epilogue on row `i` of a plane's fragments, which lie in shared memory, 4 sums at a time.
+#[cube]
+pub(crate) fn fragments(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    s: &Spot,
+    out: &mut Shared<[f32]>,
+    #[comptime] i: usize,
+    #[comptime] p: Key<Planes>,
+) {
+    let plane = UNIT_POS as usize / PLANE;
+    let lane = UNIT_POS as usize % PLANE;
+    let from = plane * comptime![FRAGMENT * p.pitch()];
+    let wide = comptime![p.cols * FRAGMENT / 4];
+    for v in 0..comptime![FRAGMENT * wide / PLANE] {
+        let (r, c) = ((v * PLANE + lane) / wide, (v * PLANE + lane) % wide * 4);
+        let m = s.m + (plane / p.across * comptime![p.rows * FRAGMENT] + i * FRAGMENT + r) as u32;
+        let n = s.n + plane % p.across * comptime![p.cols * FRAGMENT] + c;
+        if m < meta[p.t.e.m] {
+            let mut sums = Vector::<f32, Const<4>>::empty();
+            #[unroll]
+            for l in 0..4usize {
+                sums.insert(l, out[from + r * comptime![p.pitch()] + c + l]);
+            }
+            leave(meta, operands, results, s, m, n, sums, p.t.clone());
+        }
     }
 }

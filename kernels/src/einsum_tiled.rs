@@ -1,9 +1,9 @@
 //! Einsums of any layout on GPUs: tiles in shared memory, a block of sums in the registers of each unit.
 //!
 //! Implements  a nest that sums the product of two float reads, with any epilogue
-//! Schedule    a cube a tile of `m` x `n`, `k` elements of both factors at a time; a unit `rows` x `cols` sums
+//! Schedule    a cube a tile of `m` x `n`, `k` elements of both factors at a time; a unit `rows` x `cols` sums; `split` cubes share k
 //! Needs       a GPU; at least 9 rows and 8 columns
-//! Cost        2·m·n·k FLOP in f32; each factor read once a row (or column) of tiles
+//! Cost        2·m·n·k FLOP in f32; each factor read once a row (or column) of tiles; with `split` a second launch adds the parts
 //! Source      Volkov & Demmel 2008, Benchmarking GPUs to tune dense linear algebra; CUTLASS, efficient GEMM
 
 use cubecl::prelude::*;
@@ -11,12 +11,13 @@ use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work
 
 use crate::bind::{Buffers, Slot};
 use crate::einsum::Roles;
+use crate::einsum_split::{parts, prepared, scratch, steps_of, with_cuts};
 use crate::einsum_tiles::{Factor, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
 use crate::grid::address;
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::depth;
-use crate::prepared::{Prepared, runner, unfit};
+use crate::prepared::{Prepared, Run, runner, unfit};
 use crate::vector::{Lane, read_float};
 use crate::{Launch, LaunchError};
 
@@ -78,7 +79,7 @@ impl Kernel for EinsumTiled {
         };
         let best = fitting.iter().position(busy).unwrap_or(fitting.len() - 1);
         fitting.rotate_left(best);
-        Ok(fitting
+        let whole = fitting
             .into_iter()
             .map(|(m, n, k, rows, cols)| {
                 Schedule::new(&[
@@ -92,7 +93,12 @@ impl Kernel for EinsumTiled {
                     ("unroll", u32::from(target.family == Family::Cuda)),
                 ])
             })
-            .collect())
+            .collect();
+        Ok(with_cuts(&roles, whole, target))
+    }
+
+    fn scratch(&self, work: &Work, schedule: &Schedule) -> usize {
+        scratch(work, schedule)
     }
 }
 
@@ -101,19 +107,14 @@ impl Launch for EinsumTiled {
         let roles = Roles::of(work).map_err(unfit(self.name()))?;
         let get = |name: &str| schedule.get(name) as usize;
         let (m, n, k, bits) = (get("m"), get("n"), get("k"), address(schedule));
-        let (t, words, ins, outs, (cubes, units)) = roles.tiles([m, n, k], schedule.get("units"), 1);
-        let t = Key::new(Tiles { unroll: schedule.get("unroll") == 1, ..(*t).clone() });
+        let mut tiles = roles.tiles([m, n, k], schedule.get("units"), parts(schedule), 1);
+        let t = Key::new(Tiles { unroll: schedule.get("unroll") == 1, ..(*tiles.0).clone() });
+        tiles.0 = t.clone();
         let (rows, cols) = (get("rows") / LANES, get("cols") / LANES);
         let block = Block { t, rows, cols, down: m / get("rows"), across: n / get("cols") };
         let b = Key::new(block);
-        Ok(Prepared::new(
-            words,
-            ins,
-            outs,
-            cubes,
-            units,
-            runner!(|bound| einsum_tiled, bits, bound.meta, bound.operands, bound.results, b.clone()),
-        ))
+        let run: Run = runner!(|bound| einsum_tiled, bits, bound.meta, bound.operands, bound.results, b.clone());
+        Ok(prepared(tiles, work, schedule, run))
     }
 }
 
@@ -136,11 +137,19 @@ fn einsum_tiled(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[compt
             acc[i] = Vector::new(0.0f32);
         }
         let width = meta[comptime![b.t.e.plan.rank - 1]] as usize;
+        let turns = width.div_ceil(b.t.k) as u32;
+        let (from, to) = steps_of(&s, depth(meta, b.t.e.plan.clone()) * turns, b.t.clone());
         for outer in 0..depth(meta, b.t.e.plan.clone()) {
             let x_at = fold_offset(meta, outer, b.t.e.a, b.t.clone());
             let y_at = fold_offset(meta, outer, b.t.e.b, b.t.clone());
             let mut k = 0usize.runtime();
-            while k < width {
+            let mut last = width;
+            if comptime![b.t.parts > 1] {
+                let before = outer * turns;
+                k = (max(from, before) - before) as usize * b.t.k;
+                last = min(width, (max(to, before) - before) as usize * b.t.k);
+            }
+            while k < last {
                 fill(
                     operands,
                     &mut a_tile,
@@ -282,7 +291,7 @@ fn write(meta: &[u32], operands: &Buffers, results: &mut Buffers, s: &Spot, acc:
             #[unroll(b.t.unroll)]
             for j in 0..b.cols {
                 let n = s.n + (j * b.across + column) * LANES;
-                leave(meta, operands, results, &s.cursor, m, n, acc[r * b.cols + j], b.t.clone());
+                leave(meta, operands, results, s, m, n, acc[r * b.cols + j], b.t.clone());
             }
         }
     }

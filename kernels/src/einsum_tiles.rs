@@ -9,6 +9,7 @@ use omchat_codegen::{Family, Refusal, Target};
 
 use crate::bind::{Buffers, Slots};
 use crate::einsum::{Einsum, Roles, finish, stride};
+use crate::einsum_split::hold;
 use crate::grid::{Grid, one_each};
 use crate::key::Key;
 use crate::nest::{Cursor, origin, seek};
@@ -37,15 +38,20 @@ pub(crate) struct Tiles {
     pub(crate) b_along_k: bool,
     /// Whether loops over registers are unrolled whose bodies are long: a GPU's registers have no index.
     pub(crate) unroll: bool,
+    /// Parts of the folded axes, a cube each, whose sums are merged by another launch; 1 where a cube takes all.
+    pub(crate) parts: usize,
+    /// Whether 4 sums of a part are one store.
+    pub(crate) whole: bool,
 }
 
 impl Roles {
-    /// The comptime half, the words, the buffers and the grid for tiles of `m` x `n` x `k`, a cube each; `whole` as for
-    /// [`Loops::plan_whole`](crate::loops::Loops::plan_whole).
+    /// The comptime half, the words, the buffers and the grid for tiles of `m` x `n` x `k`, `parts` cubes each; `whole` as
+    /// for [`Loops::plan_whole`](crate::loops::Loops::plan_whole).
     pub(crate) fn tiles(
         &self,
         [m, n, k]: [usize; 3],
         units: u32,
+        parts: usize,
         whole: usize,
     ) -> (Key<Tiles>, Vec<u32>, Slots, Slots, Grid) {
         let (plan, mut words, ins, outs) = self.loops.plan_whole(self.loops.inner(), 1, None, whole);
@@ -54,7 +60,7 @@ impl Roles {
         let outer = self.loops.nest.points() / (rows * self.n()).max(1);
         let items = (outer * m_tiles * n_tiles) as u32;
         let tiles = words.len();
-        words.extend([items, m_tiles as u32, n_tiles as u32]);
+        words.extend([items * parts as u32, m_tiles as u32, n_tiles as u32]);
         let (k_tail, n_tail) = (!self.k().is_multiple_of(k), !self.n().is_multiple_of(n));
         let e = Einsum {
             plan,
@@ -83,8 +89,10 @@ impl Roles {
             a_along_k: self.strides(self.a).1 == 1,
             b_along_k: self.strides(self.b).1 == 1,
             unroll: true,
+            parts,
+            whole: whole > 1 && self.n().is_multiple_of(4),
         };
-        (Key::new(t), words, ins, outs, one_each(items, units))
+        (Key::new(t), words, ins, outs, one_each(items * parts as u32, units))
     }
 
     /// Tiles of that size that the result has.
@@ -114,6 +122,9 @@ pub(crate) struct Spot {
     pub(crate) cursor: Cursor,
     pub(crate) m: u32,
     pub(crate) n: usize,
+    /// Its part of the folded axes, and where that part's sums of the plane lie in scratch memory; 0 where nothing is cut.
+    pub(crate) part: u32,
+    pub(crate) to: usize,
 }
 
 /// Whether the cube has a tile.
@@ -127,12 +138,30 @@ pub(crate) fn exists(meta: &[u32], #[comptime] t: Key<Tiles>) -> bool {
 pub(crate) fn spot(meta: &[u32], operands: &Buffers, #[comptime] t: Key<Tiles>) -> Spot {
     let m_tiles = meta[comptime![t.e.tiles + 1]];
     let n_tiles = meta[comptime![t.e.tiles + 2]];
-    let item = CUBE_POS as u32;
+    let mut item = CUBE_POS as u32;
+    let mut part = 0u32.runtime();
+    let mut to = 0usize.runtime();
+    if comptime![t.parts > 1] {
+        let each = meta[t.e.tiles] / comptime![t.parts as u32];
+        part = item / each;
+        // All parts of the planes before, then the planes of this part.
+        let plane = item / (m_tiles * n_tiles);
+        to = plane as usize * meta[t.e.m] as usize * meta[comptime![t.e.plan.kept - 1]] as usize;
+        item %= each;
+    }
     let outer = item / (m_tiles * n_tiles);
     let at = item % (m_tiles * n_tiles);
     let group = at / (GROUP * n_tiles);
     let within = at % (GROUP * n_tiles);
     let height = min(GROUP, m_tiles - group * GROUP);
+    let cursor = plane(meta, operands, outer, t.clone());
+    let m = (group * GROUP + within % height) * comptime![t.m as u32];
+    Spot { cursor, m, n: (within / height) as usize * t.n, part, to }
+}
+
+/// The views at row 0 and column 0 of plane `outer` of the result.
+#[cube]
+pub(crate) fn plane(meta: &[u32], operands: &Buffers, outer: u32, #[comptime] t: Key<Tiles>) -> Cursor {
     let mut columns = 1u32.runtime();
     #[unroll]
     for a in comptime![t.e.m + 1]..comptime![t.e.plan.kept - 1] {
@@ -142,8 +171,7 @@ pub(crate) fn spot(meta: &[u32], operands: &Buffers, #[comptime] t: Key<Tiles>) 
     let rows = seek(meta, &start, outer / columns, 0usize, t.e.m, t.e.plan.clone());
     let first = comptime![t.e.m + 1];
     let last = comptime![t.e.plan.kept - 1];
-    let cursor = seek(meta, &rows, outer % columns, first, last, t.e.plan.clone());
-    Spot { cursor, m: (group * GROUP + within % height) * comptime![t.m as u32], n: (within / height) as usize * t.n }
+    seek(meta, &rows, outer % columns, first, last, t.e.plan.clone())
 }
 
 /// One factor of a tile: where its first row and first k stand, and its steps.
@@ -194,9 +222,28 @@ pub(crate) fn fold_offset(meta: &[u32], outer: u32, #[comptime] read: usize, #[c
     at
 }
 
-/// Runs the epilogue on 4 sums from column `n` (counted from the spot's first) on, and writes those inside.
+/// Runs the epilogue on 4 sums of a row from column `column` on, and writes those inside; sums of a part are held as they are.
 #[cube]
 pub(crate) fn leave(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    s: &Spot,
+    row: u32,
+    column: usize,
+    sums: Vector<f32, Const<4>>,
+    #[comptime] t: Key<Tiles>,
+) {
+    if comptime![t.parts > 1] {
+        hold(meta, results, s.to, row, column, sums, t.clone());
+    } else {
+        end(meta, operands, results, &s.cursor, row, column, sums, t.clone());
+    }
+}
+
+/// Runs the epilogue on 4 sums of a row from column `column` on, and writes those inside.
+#[cube]
+pub(crate) fn end(
     meta: &[u32],
     operands: &Buffers,
     results: &mut Buffers,

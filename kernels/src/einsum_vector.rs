@@ -142,7 +142,7 @@ impl Launch for EinsumVector {
         let (rows, lanes, bits) = (get("rows"), get("lanes"), address(schedule));
         let groups = get("units") / get("split");
         let (t, words, ins, outs, (cubes, units)) =
-            roles.tiles([rows, groups * COLUMNS, lanes], schedule.get("units"), 1);
+            roles.tiles([rows, groups * COLUMNS, lanes], schedule.get("units"), 1, 1);
         let a_lane = Lane::of(roles.strides(roles.a).1);
         // One load of all lanes is for addresses that are multiples of it; only CUDA can take memory so.
         let cuda = get("plane") > 1;
@@ -204,7 +204,7 @@ fn einsum_vector<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffer
                     sums += parts[(group * h.parts() + i) * h.rows + r];
                 }
                 if n < meta[comptime![h.t.e.plan.kept - 1]] as usize {
-                    leave(meta, operands, results, &s.cursor, s.m + r as u32, n, sums, h.t.clone());
+                    leave(meta, operands, results, &s, s.m + r as u32, n, sums, h.t.clone());
                 }
             }
         }

@@ -2,9 +2,9 @@
 //! shared memory, asynchronously, while the next tiles come in.
 //!
 //! Implements  a nest that sums the product of two reads of bf16 or of f16, with any epilogue
-//! Schedule    a cube a tile of `m` x `n`, a warpgroup 64 rows of it; `stages` tiles of 64 elements of k under way
+//! Schedule    a cube a tile of `m` x `n`, a warpgroup 64 rows of it; `stages` tiles of 64 elements of k under way; `split` cubes share k
 //! Needs       CUDA of compute capability 9.0 (sm_90a); at least 9 rows and 8 columns; both factors in whole 16 bytes along k or along their rows
-//! Cost        2·m·n·k FLOP in f32 sums of exact products; each factor read once a row (or column) of tiles
+//! Cost        2·m·n·k FLOP in f32 sums of exact products; each factor read once a row (or column) of tiles; with `split` a second launch adds the parts
 //! Source      PTX ISA, `wgmma.mma_async` and its matrix descriptors; the canonical layouts as CUTLASS 3 names them
 
 use cubecl::prelude::*;
@@ -15,12 +15,13 @@ use crate::bind::Buffers;
 use crate::einsum::Roles;
 use crate::einsum_copies::{CHUNK, Panel, chunk, commit, shared_address, wait};
 use crate::einsum_mma::suits;
+use crate::einsum_split::{parts, prepared, scratch, steps_of, with_cuts};
 use crate::einsum_tiles::{Factor, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
 use crate::grid::address;
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::depth;
-use crate::prepared::{Prepared, runner, unfit};
+use crate::prepared::{Prepared, Run, runner, unfit};
 use crate::{Launch, LaunchError};
 
 /// Units of a warpgroup, and the rows that it multiplies.
@@ -120,7 +121,7 @@ impl Kernel for EinsumWgmma {
         };
         let best = shapes.iter().position(busy).unwrap_or(shapes.len() - 1);
         let (small, large) = (shapes[best..].iter(), shapes[..best].iter());
-        Ok(small
+        let whole = small
             .chain(large)
             .map(|&[m, n, stages]| {
                 Schedule::new(&[
@@ -134,7 +135,12 @@ impl Kernel for EinsumWgmma {
                     ("units", (m / ROWS * GROUP) as u32),
                 ])
             })
-            .collect())
+            .collect();
+        Ok(with_cuts(&roles, whole, target))
+    }
+
+    fn scratch(&self, work: &Work, schedule: &Schedule) -> usize {
+        scratch(work, schedule)
     }
 }
 
@@ -144,19 +150,14 @@ impl Launch for EinsumWgmma {
         let dtype = roles.narrow().map_err(unfit(self.name()))?;
         let get = |name: &str| schedule.get(name) as usize;
         let (m, n, k, bits) = (get("m"), get("n"), get("k"), address(schedule));
-        let (t, words, ins, outs, (cubes, units)) = roles.tiles([m, n, k], schedule.get("units"), 4);
+        let tiles = roles.tiles([m, n, k], schedule.get("units"), parts(schedule), 4);
+        let t = tiles.0.clone();
         let panel = |read: usize, rows| roles.panel(read, t.e.plan.reads[read].view.slot, rows, k, get("units"));
         let (a, b) = (panel(roles.a, m), panel(roles.b, n));
         let dtype = if dtype == Dtype::Bf16 { "bf16" } else { "f16" };
         let g = Key::new(Groups { t, a, b, stages: get("stages"), dtype });
-        Ok(Prepared::new(
-            words,
-            ins,
-            outs,
-            cubes,
-            units,
-            runner!(|bound| einsum_wgmma, bits, bound.meta, bound.operands, bound.results, g.clone()),
-        ))
+        let run: Run = runner!(|bound| einsum_wgmma, bits, bound.meta, bound.operands, bound.results, g.clone());
+        Ok(prepared(tiles, work, schedule, run))
     }
 }
 
@@ -174,13 +175,13 @@ fn einsum_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[compt
         let base = shared_address(&memory);
         let width = meta[comptime![g.t.e.plan.rank - 1]] as usize;
         let turns = (width.div_ceil(g.t.k)) as u32;
-        let steps = depth(meta, g.t.e.plan.clone()) * turns;
+        let (from, steps) = steps_of(&s, depth(meta, g.t.e.plan.clone()) * turns, g.t.clone());
         let ahead = comptime![g.stages as u32 - 2];
         #[unroll]
         for i in 0..ahead {
-            bring(meta, operands, &mut memory, &x, &y, i.runtime(), steps, turns, width, g.clone());
+            bring(meta, operands, &mut memory, &x, &y, from + i, steps, turns, width, g.clone());
         }
-        for step in 0..steps {
+        for step in from..steps {
             // This step's tiles are there for all units, and in the eyes of the matrix units too; and nobody multiplies
             // the tiles of the step before the last.
             wait(comptime![g.stages - 3]);
@@ -335,7 +336,7 @@ fn write(
                     sums.insert(l, memory[at + comptime![l * units]]);
                 }
                 let n = column + (turn * comptime![TURN / 2] + comptime![u / 2]) * 16;
-                leave(meta, operands, results, &s.cursor, m, n, sums, g.t.clone());
+                leave(meta, operands, results, s, m, n, sums, g.t.clone());
             }
         }
     }

@@ -51,6 +51,8 @@ mod einsum_copies;
 mod einsum_dot;
 mod einsum_mma;
 mod einsum_rows;
+mod einsum_split;
+mod einsum_tf32;
 mod einsum_tiled;
 mod einsum_tiles;
 mod einsum_vector;
@@ -116,6 +118,7 @@ pub const LIST: &[&dyn Launch] = &[
     &norm_dx_rows::NormDxRows,
     &einsum_wgmma::EinsumWgmma,
     &einsum_mma::EinsumMma,
+    &einsum_tf32::EinsumTf32,
     &einsum_tiled::EinsumTiled,
     &einsum_vector::EinsumVector,
     &einsum_dot::EinsumDot,

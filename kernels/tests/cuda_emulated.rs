@@ -16,6 +16,10 @@ mod differential;
 mod products;
 #[path = "scatter_add.rs"]
 mod scatter_add;
+#[path = "split.rs"]
+mod split;
+#[path = "tf32.rs"]
+mod tf32;
 #[path = "vectors.rs"]
 mod vectors;
 

@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::picture::{Picture, check_size};
-use crate::video::{Progress, Sink};
+use crate::video::{Sink, Told};
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -47,13 +47,7 @@ pub(crate) fn seconds(path: &Path) -> Result<f64> {
 /// Decodes a whole file and hands over the chosen frames; the result is how many there were.
 ///
 /// Errors: `Video` with ffmpeg's last line if it met any fault, for what it makes up in a fault's place is no frame.
-pub(crate) fn decode(
-    path: &Path,
-    chosen: &[usize],
-    total: usize,
-    progress: Progress<'_>,
-    keep: Sink<'_>,
-) -> Result<usize> {
+pub(crate) fn decode(path: &Path, chosen: &[usize], total: usize, progress: Told<'_>, keep: Sink<'_>) -> Result<usize> {
     let options = ["-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"];
     let mut run = start(path, &options)?;
     let mut count = 0;
@@ -70,7 +64,7 @@ pub(crate) fn decode(
             }
         }
         count += 1;
-        progress(count, total.max(count));
+        progress(count, total.max(count))?;
     }
     drop(pipe);
     let said = run.end(path)?;

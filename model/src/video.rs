@@ -18,8 +18,14 @@ use std::path::{Path, PathBuf};
 /// Told how many frames are decoded, and how many there are.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
+/// Asked between frames: where it says so, reading ends with an error.
+pub type Stop<'a> = &'a dyn Fn() -> bool;
+
 /// Receives a frame's index and the frame; [`sample`] calls it in the order of the video.
 pub(crate) type Sink<'a> = &'a mut dyn FnMut(usize, Picture) -> Result<()>;
+
+/// Told of each decoded frame, as [`Progress`]; its error ends the decoding.
+pub(crate) type Told<'a> = &'a mut dyn FnMut(usize, usize) -> Result<()>;
 
 /// The frames that stand for a video: one in the middle of each of `wanted` equal stretches; all, if there are not
 /// more than `wanted`.
@@ -69,6 +75,20 @@ pub fn sample_between<T>(
     wanted: usize,
     span: Option<Span>,
     progress: Progress<'_>,
+    take: impl FnMut(Picture) -> Result<T>,
+) -> Result<Vec<T>> {
+    sample_until(path, wanted, span, &|| false, progress, take)
+}
+
+/// The same for a reader that may lose interest.
+///
+/// Errors: as [`sample_between`]; `Video` where it was stopped.
+pub fn sample_until<T>(
+    path: &Path,
+    wanted: usize,
+    span: Option<Span>,
+    stop: Stop<'_>,
+    progress: Progress<'_>,
     mut take: impl FnMut(Picture) -> Result<T>,
 ) -> Result<Vec<T>> {
     if wanted == 0 {
@@ -90,7 +110,11 @@ pub fn sample_between<T>(
             }
             Ok(())
         };
-        let decoded = decode(path, &chosen, total, progress, &mut keep)?;
+        let mut told = |done: usize, of: usize| {
+            progress(done, of);
+            if stop() { Err(Error::video(path, "reading it was stopped", "read it again")) } else { Ok(()) }
+        };
+        let decoded = decode(path, &chosen, total, &mut told, &mut keep)?;
         if decoded == total {
             return Ok(kept);
         }
@@ -136,7 +160,7 @@ pub fn tile_video(path: &Path, wanted: usize, tiler: &Tiler, mode: TileMode, pro
 pub fn count_frames(path: &Path) -> Result<usize> {
     let found = match source(path)? {
         Source::Folder(files) => files.len(),
-        Source::Gif => gif_frames(path, &[], 0, &mut |_, _| {}, &mut |_, _| Ok(()))?,
+        Source::Gif => gif_frames(path, &[], 0, &mut |_, _| Ok(()), &mut |_, _| Ok(()))?,
         Source::Other => ffmpeg::count(path)?,
     };
     if found == 0 {
@@ -163,21 +187,21 @@ fn source(path: &Path) -> Result<Source> {
     Ok(if ends_in(path, &["gif"]) { Source::Gif } else { Source::Other })
 }
 
-fn decode(path: &Path, chosen: &[usize], total: usize, progress: Progress<'_>, keep: Sink<'_>) -> Result<usize> {
+fn decode(path: &Path, chosen: &[usize], total: usize, progress: Told<'_>, keep: Sink<'_>) -> Result<usize> {
     match source(path)? {
         Source::Gif => gif_frames(path, chosen, total, progress, keep),
         Source::Other => ffmpeg::decode(path, chosen, total, progress, keep),
         Source::Folder(files) => {
             for (done, index) in chosen.iter().enumerate() {
                 keep(*index, Picture::open(&files[*index])?)?;
-                progress(done + 1, chosen.len());
+                progress(done + 1, chosen.len())?;
             }
             Ok(files.len())
         }
     }
 }
 
-fn gif_frames(path: &Path, chosen: &[usize], total: usize, progress: Progress<'_>, keep: Sink<'_>) -> Result<usize> {
+fn gif_frames(path: &Path, chosen: &[usize], total: usize, progress: Told<'_>, keep: Sink<'_>) -> Result<usize> {
     let corrupt = |cause: &dyn std::fmt::Display| Error::video(path, cause, "take the file from its source again");
     let file = File::open(path).map_err(|cause| corrupt(&cause))?;
     let decoder = GifDecoder::new(BufReader::new(file)).map_err(|cause| corrupt(&cause))?;
@@ -190,7 +214,7 @@ fn gif_frames(path: &Path, chosen: &[usize], total: usize, progress: Progress<'_
             keep(count, Picture::new(&path.display().to_string(), width as usize, height as usize, rgb)?)?;
         }
         count += 1;
-        progress(count, total);
+        progress(count, total)?;
     }
     Ok(count)
 }

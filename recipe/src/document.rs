@@ -16,7 +16,7 @@ use omchat_model::picture::Picture;
 use omchat_model::splice::{Slot, splice};
 use omchat_model::tiler::{TileMode, Tiler, Tiles};
 use omchat_model::tokenizer::Tokenizer;
-use omchat_model::video;
+use omchat_model::video::{self, Stop};
 use std::path::Path;
 
 /// What a model says of words and pictures.
@@ -134,6 +134,13 @@ impl Reader {
     /// Errors: `File` or `Format` if the file of records cannot be read any more; what is wrong with the record
     /// alone is in the result.
     pub fn read(&self, shard: u32, record: u64) -> Result<Reading> {
+        self.read_until(shard, record, &|| false)
+    }
+
+    /// The same, given up between two frames of a video where `stop` says so.
+    ///
+    /// Errors: as [`Reader::read`].
+    pub fn read_until(&self, shard: u32, record: u64, stop: Stop<'_>) -> Result<Reading> {
         let number = shard;
         let lost = || {
             let what = format!("data set `{}` has no record {record} in file {number}", self.set.name);
@@ -146,7 +153,7 @@ impl Reader {
         }
         let span = usize::try_from(record).ok().and_then(|record| shard.spans.get(record)).ok_or_else(lost)?;
         let bytes = index::read(&shard.path, *span)?;
-        Ok(self.parse(bytes).and_then(|record| self.documents(&record, &shard.root, origin)))
+        Ok(self.parse(bytes).and_then(|record| self.documents(&record, &shard.root, origin, stop)))
     }
 
     fn parse(&self, bytes: Vec<u8>) -> std::result::Result<Record, Fault> {
@@ -181,7 +188,7 @@ impl Reader {
         self.laid_out(&record, visuals, origin)
     }
 
-    fn documents(&self, record: &Record, root: &Path, origin: Origin) -> Reading {
+    fn documents(&self, record: &Record, root: &Path, origin: Origin, stop: Stop<'_>) -> Reading {
         let pretrain = self.set.labels == Labelling::Pretrain;
         let said = |role: Role| record.turns.iter().any(|turn| turn.role == role && !turn.text.trim().is_empty());
         let any = pretrain && record.turns.iter().any(|turn| !turn.text.trim().is_empty());
@@ -191,7 +198,7 @@ impl Reader {
         }
         let mut visuals = Vec::new();
         for turn in record.sights(pretrain)? {
-            let seen = turn.into_iter().map(|sight| self.look(record, sight, root));
+            let seen = turn.into_iter().map(|sight| self.look(record, sight, root, stop));
             visuals.push(seen.collect::<std::result::Result<Vec<Visual>, Fault>>()?);
         }
         self.laid_out(record, visuals, origin)
@@ -232,7 +239,7 @@ impl Reader {
         Ok(cut(&spliced.slots, &own, tiles, &origin, room.positions))
     }
 
-    fn look(&self, record: &Record, sight: Sight, root: &Path) -> std::result::Result<Visual, Fault> {
+    fn look(&self, record: &Record, sight: Sight, root: &Path, stop: Stop<'_>) -> std::result::Result<Visual, Fault> {
         let (reason, name) = match sight {
             Sight::Image(number) => (Reason::Picture, record.images.get(number)),
             Sight::Video(number) => (Reason::Video, record.videos.get(number)),
@@ -242,8 +249,9 @@ impl Reader {
         let tiler = self.senses.tiler.as_ref().ok_or_else(|| fault(&"the model has no tower and takes no pictures"))?;
         let path = root.join(name);
         if reason == Reason::Video {
-            return video::tile_video(&path, self.set.frames, tiler, TileMode::Single, &mut |_, _| {})
-                .map_err(|why| fault(&why));
+            let take = |frame: Picture| tiler.cut(&frame, TileMode::Single);
+            let seen = video::sample_until(&path, self.set.frames, None, stop, &mut |_, _| {}, take);
+            return seen.map(Visual::Video).map_err(|why| fault(&why));
         }
         let mode = if self.set.max_tiles == Some(1) { TileMode::Single } else { self.set.tiling.mode() };
         let picture = Picture::open(&path).map_err(|why| fault(&why))?;

@@ -69,7 +69,10 @@ fn work(queue: &Mutex<Receiver<Job>>, stop: &AtomicBool) {
             return;
         }
         // A decoder that breaks on a hostile file costs its record, not the run.
-        let read = catch_unwind(AssertUnwindSafe(|| job.reader.read(job.shard, job.record)));
+        let read = catch_unwind(AssertUnwindSafe(|| {
+            // A video may take minutes to decode, and nobody waits for it when the pool goes away.
+            job.reader.read_until(job.shard, job.record, &|| stop.load(Ordering::Relaxed))
+        }));
         let broken = |_| Ok(Err(Fault::new(Reason::Panic, "reading it broke a decoder")));
         // The asker may be gone.
         let _ = job.reply.send(read.unwrap_or_else(broken));

@@ -28,6 +28,7 @@ fn perfect(question: &Question) -> Result<String, Refusal> {
     Ok(match &question.expected {
         Expected::Number(number) => format!("It is {number}."),
         Expected::Choice { right, .. } => format!("({})", char::from(b'A' + *right as u8)),
+        Expected::OneOf { answers, right } => answers[*right].clone(),
         Expected::Words { answers, .. } => answers[0].clone(),
     })
 }
@@ -390,7 +391,16 @@ fn reports_say_what_the_answers_are() {
     assert!((summary["score_low"].as_f64().unwrap() - (0.5 - half)).abs() < 1e-12);
     let cells = summary["tables"][0]["cells"].as_array().unwrap();
     assert_eq!(cells.len(), 3);
-    assert_eq!(cells[0], json!({ "row": "a", "column": "x", "asked": 2, "score": 0.5 }));
+    let low = |asked: f64| {
+        let half = z * (p * (1.0 - p) / asked + z * z / (4.0 * asked * asked)).sqrt() / (1.0 + z * z / asked);
+        0.5 - half
+    };
+    assert!((cells[0]["low"].as_f64().unwrap() - low(2.0)).abs() < 1e-12, "{}", cells[0]);
+    assert!((cells[0]["high"].as_f64().unwrap() - (1.0 - low(2.0))).abs() < 1e-12, "{}", cells[0]);
+    assert_eq!(
+        (cells[0]["row"].as_str(), cells[0]["column"].as_str(), cells[0]["asked"].as_u64(), cells[0]["score"].as_f64()),
+        (Some("a"), Some("x"), Some(2), Some(0.5))
+    );
     let page = std::fs::read_to_string(dir.join("report.html")).unwrap();
     assert!(page.contains("A &amp; B") && page.contains("&lt;b&gt;0") && !page.contains("<b>0"), "{page}");
     assert!(!page.contains("http"), "nothing is loaded from elsewhere");

@@ -91,6 +91,16 @@ impl Device {
         }
     }
 
+    /// The same device with tf32 allowed where it has it: sums of products of f32 may round their factors to 10 bits of
+    /// fraction. Its name says so, and what was measured without it is not taken.
+    #[must_use]
+    pub fn with_tf32(self) -> Device {
+        match self {
+            Device::Cube { client, target } => Device::Cube { client, target: target.with_tf32() },
+            interp => interp,
+        }
+    }
+
     /// The element type in which models run there unless told otherwise.
     pub fn default_dtype(&self) -> Dtype {
         match self.target().family {

@@ -24,6 +24,11 @@ impl Device {
         }
         out.extend(limits(target));
         out.extend(units(p));
+        if target.family == omchat_codegen::Family::Cuda {
+            let told =
+                if target.tf32 { "allowed: f32 einsums round factors to 10 bits" } else { "off: f32 is not rounded" };
+            out.push(("tf32", told.into()));
+        }
         let most = p.memory.max_memory().map_or("not told".into(), |b| format!("{b} bytes"));
         out.push(("memory", most));
         out.push(("free memory", self.room().to_string()));

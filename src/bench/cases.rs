@@ -137,18 +137,24 @@ fn einsum(layout: &'static str, (a, w): (Dtype, Dtype), [m, n, k]: [usize; 3]) -
     Case::new("einsum", &[a, w], layout, &[("m", m), ("n", n), ("k", k)], text)
 }
 
+/// Rows of a batch that decodes together.
+const BATCH: usize = 64;
+
 fn einsums(out: &mut Vec<Case>, config: &OmChatConfig, scale: &Scale, dtypes: (Dtype, Dtype)) {
     let t = &config.text;
     let rows = scale.tokens;
     if dtypes.0 == dtypes.1 {
         out.extend(scale.cubes.iter().map(|n| einsum("nt", dtypes, [*n; 3])));
     }
-    // Into and out of the MLP, the same backwards; then a decode step's MLP and its logits.
+    // Into and out of the MLP, the same backwards, and a batch's rows out of it; then a decode step's MLP and its logits.
     out.push(einsum("nt", dtypes, [rows, t.mlp, t.hidden]));
     out.push(einsum("nt", dtypes, [rows, t.hidden, t.mlp]));
     out.push(einsum("nn", dtypes, [rows, t.hidden, t.mlp]));
     if dtypes.0 == dtypes.1 {
         out.push(einsum("tn", dtypes, [t.mlp, t.hidden, rows]));
+    }
+    if rows > BATCH {
+        out.push(einsum("nt", dtypes, [BATCH, t.hidden, t.mlp]));
     }
     out.push(einsum("nt", dtypes, [1, t.mlp, t.hidden]));
     out.push(einsum("nt", dtypes, [1, t.hidden, t.mlp]));

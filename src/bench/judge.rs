@@ -33,7 +33,7 @@ impl<'d> Judge<'d> {
     /// Errors: the judge's own program cannot be run.
     pub(super) fn judge(&mut self, program: &Program, e: &Examined) -> Result<Option<String>, Error> {
         match &program.chosen[e.chosen].work {
-            Work::Nest(n) => Ok(nest(n, e)),
+            Work::Nest(n) => Ok(nest(n, rounding(program.chosen[e.chosen].kernel), e)),
             Work::KthLargest { rows, width, k } => Ok(kth_largest(*rows, *width, *k, e)),
             Work::ScatterAdd { height, width, ids, rows, .. } => Ok(scatter_add(*height, *width, *ids, *rows, e)),
             work => self.function(work, e),
@@ -85,9 +85,15 @@ fn number(t: &HostTensor, at: usize) -> f64 {
     }
 }
 
-/// A nest at some of its points; and every element that it should have written.
-fn nest(n: &Nest, e: &Examined) -> Option<String> {
-    let slack = if n.narrow() { 1.0 / 120.0 } else { f64::max(4e-6, 1.2e-7 * (n.depth() as f64).sqrt()) };
+/// The share of each product by which the kernel of that name may be off.
+fn rounding(kernel: &str) -> f64 {
+    omchat_kernels::by_name(kernel).map_or(0.0, |k| k.rounding())
+}
+
+/// A nest at some of its points; and every element that it should have written. Products may be off by that share.
+fn nest(n: &Nest, rounding: f64, e: &Examined) -> Option<String> {
+    let exact = if n.narrow() { 1.0 / 120.0 } else { f64::max(4e-6, 1.2e-7 * (n.depth() as f64).sqrt()) };
+    let slack = exact + rounding;
     let element = |operand: usize, at: usize| number(&e.operands[operand], at);
     for at in points(&n.kept) {
         let point = n.at(&at, &element);

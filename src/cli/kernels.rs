@@ -1,6 +1,6 @@
 //! `omchat kernels`: THE LIST at a fixed list of work, every schedule that is offered, and the generated text of each.
 
-use super::ir::lower::{Language, sm, texts_of};
+use super::ir::lower::{Language, sm, step_name, texts_of};
 use super::{Error, say};
 use omchat::bench::{self, Case, Scale};
 use omchat_codegen::{Schedule, Target, Work};
@@ -29,6 +29,9 @@ pub struct Args {
     /// The compute capability that CUDA C++ is made for, as 80, 90 or sm_90a.
     #[arg(long, alias = "arch", default_value = "80", value_parser = sm)]
     sm: u32,
+    /// Allows matrix units to round the factors of f32 einsums to tf32, 10 bits of fraction.
+    #[arg(long)]
+    tf32: bool,
 }
 
 /// A kernel's offer for some work.
@@ -44,7 +47,7 @@ struct Offer {
 /// Errors: no kernel of that name takes any of the work; a text that cannot be made.
 pub fn run(command: &Command) -> Result<(), Error> {
     let (Command::List(args) | Command::Dump(args)) = command;
-    let target = args.target.target(args.sm);
+    let target = args.target.target(args.sm, args.tf32);
     let offers = offers(&target, args.name.as_deref())?;
     match command {
         Command::List(_) => list(&offers),
@@ -118,9 +121,10 @@ fn dump(offers: &[Offer], args: &Args) -> Result<(), Error> {
     let dialect = args.target.dialect(args.sm);
     let mut seen = BTreeSet::new();
     for o in offers {
-        for text in texts_of(o.kernel, &o.work, &o.schedule, &o.case, dialect)? {
+        for (step, text) in texts_of(o.kernel, &o.work, &o.schedule, &o.case, dialect)?.iter().enumerate() {
             if seen.insert(text.clone()) {
-                say(format!("// unit: {}.[{}].{}\n{}\n", o.case, o.schedule, o.kernel, text.trim_end()))?;
+                let name = step_name(o.kernel, step);
+                say(format!("// unit: {}.[{}].{name}\n{}\n", o.case, o.schedule, text.trim_end()))?;
             }
         }
     }

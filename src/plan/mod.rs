@@ -84,8 +84,8 @@ pub struct Plan {
     pub script: Script,
     /// Who sees whom in a ring.
     pub sight: Sight,
-    /// The same in the other layout.
-    pub other: Sight,
+    /// The same in the other layouts.
+    pub others: Vec<(Layout, Sight)>,
     /// How it goes in simulated time.
     pub outcome: Outcome,
     /// Ways that do not fit.
@@ -197,13 +197,11 @@ pub fn plan(ask: &Ask) -> Result<Plan, Error> {
         return Err(refused.unwrap_or_else(|| Error::Input("there is no way to run it".into())));
     };
     let script = Script::of(&program)?;
-    let (sight, other) = match ask.layout {
-        Layout::Zigzag => (ask.sight(Layout::Zigzag), ask.sight(Layout::Contiguous)),
-        Layout::Contiguous => (ask.sight(Layout::Contiguous), ask.sight(Layout::Zigzag)),
-    };
+    let sight = ask.sight(ask.layout);
+    let others = Layout::ALL.into_iter().filter(|l| *l != ask.layout).map(|l| (l, ask.sight(l))).collect();
     let scene = Scene { machine: &ask.machine, sight: &sight, stragglers: ask.stragglers, seed: ask.seed };
     let outcome = simulate(&script, &scene);
-    Ok(Plan { spec, program, script, sight, other, outcome, tried, fits })
+    Ok(Plan { spec, program, script, sight, others, outcome, tried, fits })
 }
 
 /// Whether a smaller part may mend it: a buffer that the target does not bind, sizes that no kernel takes.

@@ -1,9 +1,8 @@
 //! Who sees whom in a ring: pairs of queries and keys that see each other, by rank of each; how far keys travel.
 
-use omchat_recipe::ring::Layout;
+use omchat_recipe::ring::{Layout, Placement};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use std::ops::Range;
 
 /// Lengths of documents that fill `n` positions: cut at places drawn from a seed, so that short ones are many.
 ///
@@ -33,23 +32,16 @@ impl Sight {
     ///
     /// `chunks` are those of `@ring_reach`; they divide a rank's tokens.
     pub fn of(documents: &[usize], n: usize, ring: usize, layout: Layout, chunks: usize) -> Sight {
-        let ring = ring.max(1);
-        let places = layout.positions(n, ring);
-        let mut starts = vec![0];
-        for d in documents.iter().filter(|d| **d > 0) {
-            starts.push(starts.last().copied().unwrap_or(0) + d);
-        }
-        let filled = starts.last().copied().unwrap_or(0);
-        let end = ring * places.first().map_or(0, Vec::len);
-        starts.extend(filled + 1..=end);
-        let runs: Vec<Vec<Range<usize>>> = places.iter().map(|p| runs(p)).collect();
-        let seen = |q: &[Range<usize>], k: &[Range<usize>]| {
-            q.iter().flat_map(|q| k.iter().map(move |k| (q, k))).map(|(q, k)| between(&starts, q, k)).sum()
-        };
-        let pairs = runs.iter().map(|q| runs.iter().map(|k| seen(q, k)).collect()).collect();
-        let ends: Vec<Vec<Ends>> = places.iter().map(|p| ends(&starts, p, chunks)).collect();
-        let reach = (0..ring).map(|r| told(&ends, r)).collect();
-        Sight { tokens: places.first().map_or(0, Vec::len), pairs, reach }
+        let placement = layout.place(documents, n, ring);
+        let starts: Vec<usize> = std::iter::once(0)
+            .chain(documents.iter().filter(|d| **d > 0).scan(0, |s, d| {
+                *s += d;
+                Some(*s)
+            }))
+            .collect();
+        let ends: Vec<Vec<Ends>> = (0..placement.ranks().len()).map(|r| ends(&starts, &placement, r, chunks)).collect();
+        let reach = (0..ends.len()).map(|r| told(&ends, r)).collect();
+        Sight { tokens: placement.positions(0).len(), pairs: pairs(&starts, &placement), reach }
     }
 
     /// Ranks of the ring.
@@ -68,6 +60,21 @@ impl Sight {
         let sum: u64 = work.iter().sum();
         let most = work.iter().copied().max().unwrap_or(0);
         if sum > 0 { most as f64 * work.len() as f64 / sum as f64 } else { 1.0 }
+    }
+
+    /// The same if each hop waited for its busiest rank: the sum over hops of the most pairs of a rank, over the mean. Ranks
+    /// do not wait for one another while the keys at hand came by the hop before, so a turn takes between the two.
+    pub fn hop_imbalance(&self) -> f64 {
+        let ring = self.ring();
+        let hop = |h: usize| (0..ring).map(move |q| self.pairs[q][(q + ring - h) % ring]).max().unwrap_or(0);
+        let most: u64 = (0..ring).map(hop).sum();
+        let sum: u64 = self.work().iter().sum();
+        if sum > 0 { most as f64 * ring as f64 / sum as f64 } else { 1.0 }
+    }
+
+    /// Blocks of keys that are sent on in a turn, of how many if all went all the way.
+    pub fn sends(&self) -> (usize, usize) {
+        (self.reach.iter().sum(), self.ring() * self.ring().saturating_sub(1))
     }
 
     /// Blocks of keys of other ranks that a rank's queries see nothing of, of how many.
@@ -93,32 +100,36 @@ impl Sight {
     }
 }
 
-/// Positions as runs of successive ones.
-fn runs(places: &[usize]) -> Vec<Range<usize>> {
-    let mut out: Vec<Range<usize>> = vec![];
-    for p in places {
-        match out.last_mut() {
-            Some(r) if r.end == *p => r.end += 1,
-            _ => out.push(*p..*p + 1),
+/// Pairs of queries and keys in one document, the key not after the query, by rank of each; the rest sees itself.
+fn pairs(starts: &[usize], placement: &Placement) -> Vec<Vec<u64>> {
+    let ring = placement.ranks().len();
+    let mut out = vec![vec![0; ring]; ring];
+    // What lies together of a document on a rank.
+    let mut pieces: Vec<(usize, usize, usize)> = vec![];
+    let filled = starts.last().copied().unwrap_or(0);
+    for (rank, runs) in placement.ranks().iter().enumerate() {
+        for run in runs {
+            let (mut from, end) = (run.start, run.start + run.len);
+            while from < end.min(filled) {
+                let until = starts.get(document(starts, from) + 1).map_or(end, |next| end.min(*next));
+                pieces.push((from, until, rank));
+                from = until;
+            }
+            out[rank][rank] += (end - from) as u64;
         }
     }
+    pieces.sort_unstable();
+    let mut first = 0;
+    for (i, (from, until, q)) in pieces.iter().copied().enumerate() {
+        let len = (until - from) as u64;
+        out[q][q] += len * (len + 1) / 2;
+        let start = starts.get(document(starts, from)).copied().unwrap_or(0);
+        while pieces[first].0 < start {
+            first += 1;
+        }
+        pieces[first..i].iter().for_each(|(a, b, k)| out[q][*k] += len * (b - a) as u64);
+    }
     out
-}
-
-/// Pairs of a query of one run and a key of another, or of the same, in one document and not after the query.
-fn between(starts: &[usize], q: &Range<usize>, k: &Range<usize>) -> u64 {
-    if q == k {
-        let first = document(starts, q.start);
-        let parts = starts.windows(2).skip(first).take_while(|d| d[0] < q.end);
-        return parts.map(|d| (d[1].min(q.end) - d[0].max(q.start)) as u64).map(|n| n * (n + 1) / 2).sum();
-    }
-    if k.start >= q.end {
-        return 0;
-    }
-    // The only document that may reach from keys that stand before to the queries is that of the last key.
-    let d = document(starts, k.end - 1);
-    let (Some(start), Some(end)) = (starts.get(d), starts.get(d + 1)) else { return 0 };
-    (end.min(&q.end).saturating_sub(q.start) as u64) * (k.end - start.max(&k.start)) as u64
 }
 
 /// The document of a position.
@@ -135,16 +146,22 @@ struct Ends {
     high: usize,
 }
 
-fn ends(starts: &[usize], places: &[usize], chunks: usize) -> Vec<Ends> {
-    let size = (places.len() / chunks.max(1)).max(1);
-    let lo = |p: &usize| starts.get(document(starts, *p)).copied().unwrap_or(0);
-    places
-        .chunks(size)
-        .map(|c| {
-            let (first, last) = (c.iter().copied().min().unwrap_or(0), c.iter().copied().max().unwrap_or(0));
-            Ends { first, last, low: c.iter().map(lo).min().unwrap_or(0), high: last }
-        })
-        .collect()
+fn ends(starts: &[usize], placement: &Placement, rank: usize, chunks: usize) -> Vec<Ends> {
+    let filled = starts.last().copied().unwrap_or(0);
+    // A query's place, and the first that it sees.
+    let seen = |(position, place): (usize, usize)| match starts.get(document(starts, position)) {
+        Some(start) if position < filled => (place, place - (position - start)),
+        _ => (place, place),
+    };
+    let all: Vec<(usize, usize)> =
+        placement.positions(rank).into_iter().zip(placement.places(rank)).map(seen).collect();
+    let size = (all.len() / chunks.max(1)).max(1);
+    let one = |c: &[(usize, usize)]| {
+        let places = || c.iter().map(|(place, _)| *place);
+        let (first, last) = (places().min().unwrap_or(0), places().max().unwrap_or(0));
+        Ends { first, last, low: c.iter().map(|(_, lo)| *lo).min().unwrap_or(0), high: last }
+    };
+    all.chunks(size).map(one).collect()
 }
 
 /// The farthest rank of the ring of which a chunk of queries may see a chunk of this rank's keys.
@@ -159,7 +176,9 @@ fn told(ends: &[Vec<Ends>], rank: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use omchat_model::graph::ring_chunks;
     use proptest::prelude::*;
 
     /// Pairs one by one.
@@ -173,7 +192,8 @@ mod tests {
             .flatten()
             .collect();
         lo.extend(lo.len()..n + 2 * ring);
-        let places = layout.positions(n, ring);
+        let placement = layout.place(documents, n, ring);
+        let places: Vec<Vec<usize>> = (0..ring).map(|r| placement.positions(r)).collect();
         let sees = |q: usize, k: usize| lo[q] <= k && k <= q;
         let count =
             |q: &Vec<usize>, k: &Vec<usize>| q.iter().map(|q| k.iter().filter(|k| sees(*q, **k)).count() as u64).sum();
@@ -183,8 +203,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn pairs_are_those_counted_one_by_one(n in 1usize..120, ring in 1usize..9, count in 1usize..20, seed: u64, zigzag: bool) {
-            let layout = if zigzag { Layout::Zigzag } else { Layout::Contiguous };
+        fn pairs_are_those_counted_one_by_one(n in 1usize..120, ring in 1usize..9, count in 1usize..20, seed: u64, which in 0..3usize) {
+            let layout = Layout::ALL[which];
             let lengths = documents(n, count, seed);
             prop_assert_eq!(lengths.iter().sum::<usize>(), n);
             prop_assert_eq!(lengths.len(), count.min(n));
@@ -202,6 +222,11 @@ mod tests {
             }
             let skipped = (0..ring).flat_map(|q| (0..ring).map(move |k| (q, k))).filter(|(q, k)| q != k && pairs[*q][*k] == 0);
             prop_assert_eq!(fine.skipped(), (skipped.count(), ring * (ring - 1)));
+            let work: Vec<u64> = pairs.iter().map(|row| row.iter().sum()).collect();
+            let mean = work.iter().sum::<u64>() as f64 / ring as f64;
+            prop_assert!((fine.imbalance() - *work.iter().max().unwrap() as f64 / mean).abs() < 1e-12);
+            let hop = |h: usize| (0..ring).map(|q| pairs[q][(q + ring - h) % ring]).max().unwrap() as f64 / mean;
+            prop_assert!((fine.hop_imbalance() - (0..ring).map(hop).sum::<f64>()).abs() < 1e-12);
         }
 
         /// Zigzag is even over one document, over equal ones, and within 5 % over many short ones of drawn lengths.
@@ -218,6 +243,52 @@ mod tests {
             let (n, count) = (1 << 20, 1 << 18);
             let drawn = documents(n, count, seed);
             prop_assert!(Sight::of(&drawn, n, ring, Layout::Zigzag, 64).imbalance() < 1.05);
+        }
+
+        /// Documents of drawn lengths, far shorter than a rank's part or longer than it: even in all, nearly so hop by hop.
+        /// Short ones do not travel, but for the one that two neighbours share.
+        #[test]
+        fn balanced_is_even(ring in 2usize..17, seed: u64, mean in 6u32..15) {
+            let n = (1 << 17) - seed as usize % 97;
+            let drawn = documents(n, n >> mean, seed);
+            let tokens = Layout::tokens(n, ring);
+            let sight = Sight::of(&drawn, n, ring, Layout::Balanced, ring_chunks(tokens));
+            prop_assert!(sight.imbalance() <= 1.05, "{}", sight.imbalance());
+            prop_assert!(sight.hop_imbalance() <= 1.25, "{}", sight.hop_imbalance());
+            if mean == 6 {
+                prop_assert!(sight.sends().0 < ring && sight.skipped().0 >= (ring - 1) * (ring - 1));
+                prop_assert!(sight.reach.iter().all(|r| *r <= 1), "{:?}", sight.reach);
+            }
+        }
+    }
+
+    /// The table of docs/ring.md: of ten packs the worst of each layout, in all and hop by hop, then means of the shares of
+    /// other ranks' blocks that nobody sees, and that are sent.
+    #[test]
+    fn layouts_side_by_side() {
+        println!(
+            "| ranks | mean length | layout | most pairs | hop by hop | unseen | sent |\n|---:|---:|---|---:|---:|---:|---:|"
+        );
+        for (ring, mean) in [2, 8, 16].into_iter().flat_map(|r| [256, 2048, 16_384].map(|m| (r, m))) {
+            for layout in Layout::ALL {
+                let n = 1 << 17;
+                let packs = (0..10).map(|seed| documents(n, n / mean, seed));
+                let all: Vec<Sight> = packs.map(|d| Sight::of(&d, n, ring, layout, 64)).collect();
+                let worst = |f: fn(&Sight) -> f64| all.iter().map(f).fold(0.0, f64::max);
+                let share = |f: fn(&Sight) -> (usize, usize)| {
+                    let (some, of) = all.iter().map(f).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+                    100.0 * some as f64 / of as f64
+                };
+                println!(
+                    "| {ring} | {mean} | {} | {:.3} | {:.3} | {:.0} % | {:.0} % |",
+                    layout.name(),
+                    worst(Sight::imbalance),
+                    worst(Sight::hop_imbalance),
+                    share(Sight::skipped),
+                    share(Sight::sends)
+                );
+                assert!(layout != Layout::Balanced || worst(Sight::imbalance) <= 1.05);
+            }
         }
     }
 }

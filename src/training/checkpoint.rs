@@ -113,6 +113,28 @@ pub fn newest(run: &Path) -> Result<Option<Found>, Error> {
     Err(Error::Input(format!("no checkpoint is usable; start over in another folder:\n{}", refused.join("\n"))))
 }
 
+/// The newest whole checkpoint before a step; nothing if there is none at all.
+///
+/// Errors: there are some, and none is before the step and usable; why each is not.
+pub(super) fn before(run: &Path, step: u64) -> Result<Option<Found>, Error> {
+    let mut refused = vec![];
+    for path in list(run)?.into_iter().rev() {
+        let of = path.file_name().and_then(|n| n.to_string_lossy().parse::<u64>().ok());
+        if of.is_none_or(|of| of >= step) {
+            refused.push(format!("{} is not before it", path.display()));
+            continue;
+        }
+        match read(&path) {
+            Ok((place, snapshot)) => return Ok(Some(Found { path, place, snapshot, refused })),
+            Err(why) => refused.push(format!("{}: {why}", path.display())),
+        }
+    }
+    if refused.is_empty() {
+        return Ok(None);
+    }
+    Err(Error::Input(format!("no checkpoint before step {step} is usable:\n{}", refused.join("\n"))))
+}
+
 /// The checkpoints of a run, oldest first. What a killed run left half written is removed.
 fn list(run: &Path) -> Result<Vec<PathBuf>, Error> {
     let all = run.join("checkpoints");

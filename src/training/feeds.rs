@@ -6,10 +6,11 @@ use crate::{Error, Model};
 use omchat_recipe::document::{Reader, Room, Senses};
 use omchat_recipe::feed::{Feed, Options, State};
 use omchat_recipe::labels::Writer;
+use omchat_recipe::pack::Origin;
 use omchat_recipe::packer::Packer;
 use omchat_recipe::reference::Reference;
 use omchat_recipe::spec::Dataset;
-use omchat_recipe::{Pack, Recipe, Stage};
+use omchat_recipe::{Pack, Recipe, Stage, shards};
 use serde_json::Value;
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
@@ -20,6 +21,8 @@ pub struct Feeds {
     model: Model,
     senses: Senses,
     references: HashMap<PathBuf, Reference>,
+    /// Names of the files of a data set.
+    files: HashMap<String, Vec<String>>,
 }
 
 impl Feeds {
@@ -29,7 +32,7 @@ impl Feeds {
     pub fn new(recipe: &Recipe) -> Result<Feeds, Error> {
         let model = Model::open(&recipe.model)?;
         let senses = Senses::from_dir(&model.dir, &model.config)?;
-        Ok(Feeds { recipe: recipe.clone(), model, senses, references: HashMap::new() })
+        Ok(Feeds { recipe: recipe.clone(), model, senses, references: HashMap::new(), files: HashMap::new() })
     }
 
     /// A data set by its name, held-out ones among them, in the recipe's format unless it has its own.
@@ -83,6 +86,15 @@ impl Supply for Feeds {
         }
         let held = self.references.get(&select.reference);
         Ok(held.map_or(Ok(vec![]), |r| r.of(pack))?)
+    }
+
+    fn file(&mut self, origin: &Origin) -> Option<String> {
+        let set = &origin.dataset;
+        if !self.files.contains_key(set) {
+            let shards = self.set(set).ok().and_then(|s| shards::open(&s).ok()).unwrap_or_default();
+            self.files.insert(set.clone(), shards.iter().map(|s| s.path.display().to_string()).collect());
+        }
+        self.files.get(set)?.get(origin.shard as usize).cloned()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::run::dtype;
 use crate::snapshot::{Origin, Snapshot};
-use crate::trainer::load;
+use crate::trainer::{load, taken};
 use crate::{Batch, Device, Error, Model, Progress};
 use omchat_ir::Dtype;
 use omchat_model::config::IGNORE;
@@ -57,10 +57,17 @@ impl<'a> Losses<'a> {
     /// Errors: a pack of other sizes; a loss that is not finite.
     pub fn of(&mut self, pack: &Pack) -> Result<Vec<f32>, Error> {
         let batch = Batch::packed(self.model, pack, self.theta, self.tiles, false)?;
-        let out = self.exe.run(batch.inputs(), &mut self.store)?;
-        let losses = out.first().map_or(vec![], omchat_runtime::HostTensor::to_f32);
+        let losses = self.raw(&batch)?;
         crate::engine::finite("the losses", &losses)?;
         Ok(losses)
+    }
+
+    /// The same of a batch, finite or not.
+    ///
+    /// Errors: a batch of other sizes.
+    pub(super) fn raw(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
+        let out = self.exe.run(&taken(&self.exe, batch), &mut self.store)?;
+        Ok(out.first().map_or(vec![], omchat_runtime::HostTensor::to_f32))
     }
 
     /// The mean loss of the labelled tokens of some packs.

@@ -1,6 +1,7 @@
 //! The loop over stages and steps.
 
 use super::checkpoint::{self, Place};
+use super::failed::{self, Kept};
 use super::flops::Flops;
 use super::log::{Line, Log};
 use super::stage::{adamw, labelled, shares, spec, tiles};
@@ -8,11 +9,11 @@ use super::{export, unwritable, write_whole};
 use crate::{Batch, Begin, Device, Error, Model, Piece, Progress, Ranks, Select, Snapshot, Step, Trainer};
 use omchat_ir::Dtype;
 use omchat_model::config::IGNORE;
+use omchat_recipe::pack::Origin;
 use omchat_recipe::reference::Scores;
 use omchat_recipe::stage::{Normalizer, Score, Stage, Start, Weigh};
 use omchat_recipe::{Pack, Recipe};
 use omchat_runtime::collective::World;
-use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -51,6 +52,11 @@ pub trait Supply {
     ///
     /// Errors: a position that was not scored.
     fn reference(&mut self, stage: &Stage, pack: &Pack) -> Result<Vec<f32>, Error>;
+
+    /// The name of the file that a document came from; nothing where data are not in files.
+    fn file(&mut self, _origin: &Origin) -> Option<String> {
+        None
+    }
 }
 
 /// Where and how a recipe is run.
@@ -90,12 +96,12 @@ fn among(options: &TrainOptions, stage: &Stage) -> Result<Option<Ranks>, Error> 
 }
 
 /// A recipe as checkpoints keep it.
-fn told(recipe: &Recipe) -> Result<Value, Error> {
+pub(super) fn told(recipe: &Recipe) -> Result<Value, Error> {
     serde_json::to_value(recipe).map_err(|e| Error::Input(format!("the recipe: {e}")))
 }
 
 /// What a recipe says wherever it runs: on how many ranks does not matter to what it comes to.
-fn anywhere(mut recipe: Value) -> Value {
+pub(super) fn anywhere(mut recipe: Value) -> Value {
     let stages = recipe.get_mut("stage").and_then(Value::as_array_mut);
     for stage in stages.into_iter().flatten().filter_map(Value::as_object_mut) {
         stage.remove("ring");
@@ -166,10 +172,7 @@ pub fn train(
         if run.done() {
             return Ok(Outcome { steps: run.place.step, model: None });
         }
-        if run.place.stage_step == 0 && stage.optimizer == Start::Fresh {
-            run.snapshot.moments.clear();
-            run.snapshot.steps = 0;
-        }
+        run.refresh(stage);
         let parts = stage.packs() > data(ranks);
         let mut loading = |p| watch(Watched::Loading(p));
         let begin = Begin { dtype, parts, from: &run.snapshot, ranks: ranks.as_ref() };
@@ -199,25 +202,25 @@ pub fn train(
 }
 
 /// A run between steps.
-struct Run<'a> {
-    recipe: &'a Recipe,
-    options: &'a TrainOptions,
-    model: &'a Model,
+pub(super) struct Run<'a> {
+    pub recipe: &'a Recipe,
+    pub options: &'a TrainOptions,
+    pub model: &'a Model,
     /// On the rank that writes.
-    log: Option<Log>,
-    place: Place,
-    snapshot: Snapshot,
+    pub log: Option<Log>,
+    pub place: Place,
+    pub snapshot: Snapshot,
 }
 
 /// What a stage holds while it runs.
-struct At<'a> {
-    stage: &'a Stage,
-    ranks: Option<&'a Ranks>,
-    trainer: Trainer,
-    packs: Box<dyn Packs>,
-    flops: Flops,
+pub(super) struct At<'a> {
+    pub stage: &'a Stage,
+    pub ranks: Option<&'a Ranks>,
+    pub trainer: Trainer,
+    pub packs: Box<dyn Packs>,
+    pub flops: Flops,
     /// The device's best einsum, 10¹² FLOPs a second.
-    ceiling: Option<f64>,
+    pub ceiling: Option<f64>,
 }
 
 impl<'a> Run<'a> {
@@ -267,6 +270,14 @@ impl<'a> Run<'a> {
         Ok(Run { recipe, options, model, log, place, snapshot })
     }
 
+    /// Gives up the moments before the first step of a stage that begins with none.
+    pub(super) fn refresh(&mut self, stage: &Stage) {
+        if self.place.stage_step == 0 && stage.optimizer == Start::Fresh {
+            self.snapshot.moments.clear();
+            self.snapshot.steps = 0;
+        }
+    }
+
     fn done(&self) -> bool {
         self.options.until.is_some_and(|n| self.place.step >= n)
     }
@@ -297,7 +308,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn step(&mut self, at: &mut At, supply: &mut dyn Supply) -> Result<Line, Error> {
+    pub(super) fn step(&mut self, at: &mut At, supply: &mut dyn Supply) -> Result<Line, Error> {
         let start = Instant::now();
         let stage = at.stage;
         let packs = (0..stage.packs()).map(|_| at.packs.pack()).collect::<Result<Vec<_>, _>>()?;
@@ -309,19 +320,18 @@ impl<'a> Run<'a> {
             Some(_) => packs.iter().map(|p| supply.reference(stage, p)).collect::<Result<Vec<_>, _>>()?,
             None => vec![],
         };
-        let all: Vec<usize> = (0..stage.context).collect();
-        let piece = at.ranks.map_or(Piece { positions: &all, number: 0 }, Ranks::piece);
-        let own = packs.iter().enumerate().skip(piece.number).step_by(rings);
+        let own = packs.iter().enumerate().skip(at.ranks.map_or(0, Ranks::number)).step_by(rings);
         // One batch at a time: a step's pixels together may be more than the machine has room for.
         let mut parts = own.zip(shares).map(|((i, pack), share)| {
-            let batch = self.batch(stage, pack, &piece, references.get(i))?;
-            Ok((batch, share))
+            let (per_tile, tiles) = (self.model.tokens_per_tile(), tiles(self.model, stage));
+            let piece = at.ranks.map_or_else(|| Piece::whole(pack.len()), |r| r.piece(pack, per_tile, tiles));
+            Ok((self.batch(stage, pack, &piece, references.get(i))?, share))
         });
         let taken = at.trainer.step_of(&mut parts, &adamw);
         drop(parts);
         let Step { loss, norm, keep, nll, memory } = match taken {
             Err(Error::Numeric { what, value, .. }) => {
-                return Err(self.diverged(stage, what, value, &packs, &references)?);
+                return Err(self.diverged(stage, (what, value), &packs, &references, supply)?);
             }
             other => other?,
         };
@@ -371,52 +381,29 @@ impl<'a> Run<'a> {
         batch.selected(&piece.of(reference, 0.0), &how)
     }
 
-    /// Keeps what made a step fail, and says so.
+    /// Keeps what made a step fail, and says so; a run without a log keeps nothing.
     fn diverged(
         &self,
         stage: &Stage,
-        what: &'static str,
-        value: f32,
+        (what, value): (&'static str, f32),
         packs: &[Pack],
         references: &[Vec<f32>],
+        supply: &mut dyn Supply,
     ) -> Result<Error, Error> {
         let folder = self.options.out.join("failed");
         let step = self.place.step + 1;
-        if !self.options.writes() {
+        if self.log.is_none() {
             return Ok(Error::Diverged { what, value, step, stage: stage.name.clone(), batch: folder });
         }
-        std::fs::create_dir_all(&folder).map_err(|e| unwritable(&folder, &e))?;
         for (i, pack) in packs.iter().enumerate() {
-            let to = folder.join(format!("step-{step}-{i}"));
             // The whole pack, whatever each rank had of it.
-            let whole: Vec<usize> = (0..pack.len()).collect();
-            let whole = Piece { positions: &whole, number: 0 };
+            let whole = Piece::whole(pack.len());
             let batch = self.batch(&Stage { ring: 1, ..stage.clone() }, pack, &whole, references.get(i))?;
-            write_batch(&to.with_extension("safetensors"), &batch)?;
-            let told: Vec<Value> = pack
-                .parts
-                .iter()
-                .map(|p| {
-                    let (o, r) = (&p.origin, &p.range);
-                    json!({"dataset": o.dataset, "shard": o.shard, "record": o.record, "offset": o.offset, "positions": [r.start, r.end]})
-                })
-                .collect();
-            let text = serde_json::to_string_pretty(&told).unwrap_or_default();
-            write_whole(&to.with_extension("json"), text.as_bytes())?;
+            let documents = failed::whence(pack, &mut |origin| supply.file(origin));
+            failed::keep(&folder, step, i, &Kept { batch, documents })?;
         }
         Ok(Error::Diverged { what, value, step, stage: stage.name.clone(), batch: folder })
     }
-}
-
-/// A batch's inputs under their names.
-fn write_batch(path: &Path, batch: &Batch) -> Result<(), Error> {
-    let fail = |e: safetensors::SafeTensorError| Error::Input(format!("cannot write {}: {e}", path.display()));
-    let mut views = vec![];
-    for (name, t) in batch.inputs() {
-        let dtype = if t.ty.dtype == Dtype::F32 { safetensors::Dtype::F32 } else { safetensors::Dtype::I32 };
-        views.push((*name, TensorView::new(dtype, t.ty.shape.clone(), &t.bytes).map_err(fail)?));
-    }
-    write_whole(path, &safetensors::serialize(views, None).map_err(fail)?)
 }
 
 /// Appends a line a document: where it came from, its labels, and whether each was kept.
@@ -461,7 +448,7 @@ pub(super) fn dtype(name: &str) -> Result<Dtype, Error> {
 }
 
 /// The first place where two values differ, with both.
-fn differs(at: &str, was: &Value, is: &Value) -> Option<String> {
+pub(super) fn differs(at: &str, was: &Value, is: &Value) -> Option<String> {
     match (was, is) {
         (Value::Object(a), Value::Object(b)) => {
             let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();

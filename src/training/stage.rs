@@ -54,7 +54,7 @@ pub(super) fn tiles(model: &Model, stage: &Stage) -> usize {
     if stage.ring <= 1 {
         return stage.tiles;
     }
-    // A rank's positions are two runs, each of which may begin and end within a tile.
+    // Zigzag's positions are two runs, each of which may begin and end within a tile. What lies otherwise has no more.
     stage.tiles.min(Ranks::tokens(stage) / model.tokens_per_tile().max(1) + 4)
 }
 

@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod device;
+pub mod einsum;
 pub mod emulator;
 pub mod reference;
 pub mod rewrite;

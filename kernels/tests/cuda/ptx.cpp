@@ -161,6 +161,13 @@ void narrow_pair(Site& s) {
     const uint32_t rest = brain ? AsBrain::narrow(low) : AsHalf::narrow(low);
     s.put(a[0], top << 16 | rest);
 }
+// To 10 bits of fraction, to the nearest, ties away from 0.
+void tf32(Site& s) {
+    const float x = s.get_float(s.args()[1]);
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    s.put(s.args()[0], x != x ? 0x7fffffffu : (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & 0xffffe000u);
+}
 void to_shared(Site& s) { s.put(s.args()[0], shared_address(reinterpret_cast<const void*>(s.get(s.args()[1])))); }
 // atom: 32 bits at a generic address, or at one of the block's memory.
 void atomic(Site& s) {
@@ -225,6 +232,7 @@ const struct {
     {"setp.", compare},
     {"cvt.rn.bf16x2.f32", narrow_pair},
     {"cvt.rn.f16x2.f32", narrow_pair},
+    {"cvt.rna.tf32.f32", tf32},
     {"cvta.to.shared", to_shared},
     {"atom.", atomic},
     {"bar.warp.sync", meet_warp},

@@ -6,10 +6,17 @@ use serde::Serialize;
 /// The answers that share a row and a column.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Cell {
-    /// How many were given.
+    /// How many were given; 0 of a figure to compare with, for which nothing was asked.
     pub asked: usize,
     /// Their mean score.
     pub score: f64,
+}
+
+impl Cell {
+    /// Where the true score lies with 95 % probability; nothing where nothing was asked.
+    pub fn interval(&self) -> Option<(f64, f64)> {
+        (self.asked > 0).then(|| interval(self.score, self.asked))
+    }
 }
 
 /// Mean scores by row and column.

@@ -12,6 +12,7 @@ pub mod haystack;
 pub mod log;
 pub mod needle;
 pub mod paint;
+pub mod rendered;
 pub mod report;
 pub mod score;
 pub mod temporal;
@@ -45,6 +46,19 @@ pub struct Question {
     pub expected: Expected,
     /// The answer ends after that many ids.
     pub room: usize,
+}
+
+impl Question {
+    /// The same question of one frame in place of all there is to see; it counts for the column [`temporal::ONE`].
+    pub fn with_one(mut self, frame: Arc<Picture>) -> Question {
+        self.id += "/one";
+        self.column = temporal::ONE.into();
+        self.params.insert("view".into(), temporal::ONE.into());
+        if let Prompt::Turn { sights, .. } = &mut self.prompt {
+            *sights = vec![Sight::Frames(vec![frame])];
+        }
+        self
+    }
 }
 
 /// What a model is shown.

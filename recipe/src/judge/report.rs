@@ -149,9 +149,9 @@ fn page_table(grid: &Grid) -> String {
                 Some(cell) => {
                     let [r, g, b] = paint::heat(cell.score);
                     let (score, asked) = (100.0 * cell.score, cell.asked);
-                    format!(
-                        "<td class=\"c\" style=\"background:rgb({r},{g},{b})\" title=\"{asked} answers\">{score:.1}</td>"
-                    )
+                    let (low, high) = cell.interval().unwrap_or((cell.score, cell.score));
+                    let about = format!("{asked} answers, 95 %: {:.1} to {:.1}", 100.0 * low, 100.0 * high);
+                    format!("<td class=\"c\" style=\"background:rgb({r},{g},{b})\" title=\"{about}\">{score:.1}</td>")
                 }
                 None => "<td class=\"c\">-</td>".to_owned(),
             };
@@ -166,7 +166,11 @@ fn table(grid: &Grid) -> Value {
     let mut cells = Vec::new();
     for (row, line) in grid.rows.iter().zip(&grid.cells) {
         for (column, cell) in grid.columns.iter().zip(line).filter_map(|(name, cell)| cell.map(|cell| (name, cell))) {
-            cells.push(json!({ "row": row, "column": column, "asked": cell.asked, "score": cell.score }));
+            let mut shown = json!({ "row": row, "column": column, "asked": cell.asked, "score": cell.score });
+            if let (Some((low, high)), Some(shown)) = (cell.interval(), shown.as_object_mut()) {
+                shown.extend([("low".to_owned(), low.into()), ("high".to_owned(), high.into())]);
+            }
+            cells.push(shown);
         }
     }
     json!({ "rows": grid.down, "columns": grid.across, "cells": cells })

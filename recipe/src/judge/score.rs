@@ -15,6 +15,13 @@ pub enum Expected {
         /// The right one, counted from 0.
         right: usize,
     },
+    /// One of few answers, of which any other is no answer at all: the same words, in the same spelling.
+    OneOf {
+        /// What may be answered.
+        answers: Vec<String>,
+        /// The right one, counted from 0.
+        right: usize,
+    },
     /// Words, weighed by a metric; the best of several answers counts.
     Words {
         /// What may be answered.
@@ -85,6 +92,12 @@ impl Expected {
                 let read = chosen.map(|at| extract::letter(at).to_string());
                 Verdict { read, score: f64::from(chosen == Some(*right)) }
             }
+            Expected::OneOf { answers, right } => {
+                let same = |answer: &String| answer.split_whitespace().eq(given.split_whitespace());
+                let chosen = answers.iter().position(same);
+                let read = chosen.and_then(|at| answers.get(at)).cloned();
+                Verdict { read, score: f64::from(chosen == Some(*right)) }
+            }
             Expected::Words { answers, metric } => {
                 let read = given.trim().to_owned();
                 let score = answers.iter().map(|right| metric.score(&read, right)).fold(0.0, f64::max);
@@ -97,6 +110,7 @@ impl Expected {
     pub fn chance(&self) -> f64 {
         match self {
             Expected::Choice { options, .. } => 1.0 / options.len().max(1) as f64,
+            Expected::OneOf { answers, .. } => 1.0 / answers.len().max(1) as f64,
             Expected::Number(_) | Expected::Words { .. } => 0.0,
         }
     }
@@ -110,6 +124,7 @@ impl fmt::Display for Expected {
                 let words = options.get(*right).map(String::as_str).unwrap_or_default();
                 write!(f, "{}. {words}", extract::letter(*right))
             }
+            Expected::OneOf { answers, right } => f.write_str(answers.get(*right).map_or("", String::as_str)),
             Expected::Words { answers, .. } => f.write_str(&answers.join(" | ")),
         }
     }

@@ -205,21 +205,13 @@ impl Temporal {
             row: row(depth, gap),
             column: column(length),
             params: params.as_object().cloned().unwrap_or_default(),
-            prompt: Prompt::Turn { text: text.clone(), sights: vec![Sight::Frames(shown)] },
+            prompt: Prompt::Turn { text, sights: vec![Sight::Frames(shown)] },
             expected: Expected::Choice { options, right },
             room: 32,
         };
-        if let Some(frame) = lone {
-            let mut one = whole.clone();
-            one.id += "/one";
-            one.column = ONE.into();
-            one.params.insert("view".into(), json!(ONE));
-            one.prompt = Prompt::Turn { text, sights: vec![Sight::Frames(vec![frame])] };
-            out.push(whole);
-            out.push(one);
-        } else {
-            out.push(whole);
-        }
+        let one = lone.map(|frame| whole.clone().with_one(frame));
+        out.push(whole);
+        out.extend(one);
     }
 }
 

@@ -86,7 +86,7 @@ impl Clock<'_> {
         }
         self.within("scratch memory", &ready.scratch.1, ready.prepared.scratch() * 4)?;
         faults::take().map_or(Ok(()), Err)?;
-        case.check(&have)
+        case.check(&have, kernel.rounding())
     }
 
     /// A buffer at an offset in a larger one, as in an arena: what is bound, and the whole.

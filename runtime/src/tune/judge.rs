@@ -18,6 +18,8 @@ struct Want {
     place: usize,
     value: f64,
     slack: f64,
+    /// How large its products are together; 0 for what is no sum of some.
+    size: f64,
 }
 
 /// What poison is: no number, and an integer that nothing yields.
@@ -53,7 +55,7 @@ impl Case {
                 let row = |(place, row): (usize, &[f64])| {
                     let mut row = row.to_vec();
                     row.sort_by(|a, b| b.total_cmp(a));
-                    Want { place, value: row[k - 1], slack: 0.0 }
+                    Want { place, value: row[k - 1], slack: 0.0, size: 0.0 }
                 };
                 vec![operands[0].data.chunks(*width).enumerate().map(row).collect()]
             }
@@ -65,14 +67,16 @@ impl Case {
         Some(Case { instance, operands, before, want })
     }
 
-    /// Whether those are the wanted numbers.
+    /// Whether those are the wanted numbers, by a kernel that may be off by that share of each product.
     ///
     /// Errors: the first that is not, in words.
-    pub(super) fn check(&self, have: &[Tensor]) -> Result<(), String> {
+    pub(super) fn check(&self, have: &[Tensor], rounding: f64) -> Result<(), String> {
         for (r, (want, have)) in self.want.iter().zip(have).enumerate() {
             for w in want {
                 let x = have.data.get(w.place).copied().unwrap_or(f64::NAN);
-                let near = (x - w.value).abs() <= w.slack || x == w.value || x.is_nan() && w.value.is_nan();
+                let near = (x - w.value).abs() <= w.slack + rounding * w.size
+                    || x == w.value
+                    || x.is_nan() && w.value.is_nan();
                 if !near {
                     return Err(format!("result {r}[{}] is {x}, not {}", w.place, w.value));
                 }
@@ -92,7 +96,8 @@ fn scatter(table: &[f64], ids: &[f64], rows: &[f64], width: usize, dtype: Dtype)
         }
     }
     let slack = share(dtype);
-    sums.iter().zip(sizes).enumerate().map(|(place, (x, s))| Want { place, value: *x, slack: slack * s }).collect()
+    let want = |(place, (x, s)): (usize, (&f64, f64))| Want { place, value: *x, slack: slack * s, size: 0.0 };
+    sums.iter().zip(sizes).enumerate().map(want).collect()
 }
 
 /// The share of the size of its terms by which a right sum may be off.
@@ -113,7 +118,7 @@ fn function(instance: &Instance, operands: &[Tensor]) -> Option<Vec<Vec<Want>>> 
         let top = e.data.iter().fold(1e-6f64, |a, x| a.max(finite(*x)));
         let off = e.data.iter().zip(&t.data).fold(0f64, |a, (x, y)| a.max(finite(x - y)));
         let slack = 2.0 * off + 4e-6 * top;
-        e.data.iter().enumerate().map(|(place, value)| Want { place, value: *value, slack }).collect()
+        e.data.iter().enumerate().map(|(place, value)| Want { place, value: *value, slack, size: 0.0 }).collect()
     };
     Some(exact.iter().zip(&typed).map(one).collect())
 }
@@ -136,5 +141,11 @@ fn wants(list: Vec<(usize, Twice, f64)>, dtype: Dtype) -> Vec<Want> {
     let lost = |(_, x, size): &(usize, Twice, f64)| (x.exact - x.typed).abs() / (size + 1e-3);
     let worst = list.iter().map(lost).filter(|x| x.is_finite()).fold(0.0, f64::max);
     let share = share(dtype) + 2.0 * worst.min(0.02);
-    list.iter().map(|(place, x, size)| Want { place: *place, value: x.exact, slack: share * size + 2e-6 }).collect()
+    let want = |(place, x, size): &(usize, Twice, f64)| Want {
+        place: *place,
+        value: x.exact,
+        slack: share * size + 2e-6,
+        size: *size,
+    };
+    list.iter().map(want).collect()
 }

@@ -43,7 +43,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
 fn device(name: &str, measured: bool) -> Value {
     let mut out = Map::new();
     out.insert("name".into(), json!(name));
-    match Device::open(name) {
+    match super::device::quietly(Some(name)) {
         Err(e) => {
             out.insert("present".into(), json!(false));
             out.insert("reason".into(), json!(e.to_string()));

@@ -124,11 +124,12 @@ pub fn judge(args: &Args, task: &Task, engine: &Arc<Engine>, format: Format, out
     );
     for (row, cells) in grid.rows.iter().zip(&mut grid.cells) {
         let of: Vec<_> = outcomes.iter().filter(|o| o.row == *row).collect();
-        let mean = |value: &dyn Fn(usize) -> f64| {
+        let mean = |asked: usize, value: &dyn Fn(usize) -> f64| {
             let values: Vec<f64> = (0..of.len()).map(value).collect();
-            Some(grid::Cell { asked: of.len(), score: grid::mean(&values) })
+            Some(grid::Cell { asked, score: grid::mean(&values) })
         };
-        *cells = vec![mean(&|i| of[i].score), mean(&|i| of[i].chance), mean(&|i| f64::from(of[i].read.is_none()))];
+        let score = mean(of.len(), &|i| of[i].score);
+        *cells = vec![score, mean(0, &|i| of[i].chance), mean(of.len(), &|i| f64::from(of[i].read.is_none()))];
     }
     let mut notes = vec![];
     if args.circular {

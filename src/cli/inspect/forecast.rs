@@ -72,15 +72,15 @@ pub fn show(report: &mut Report, args: &Args, config: &OmChatConfig) -> Result<(
 /// The facts that the forecast is made from: the device's own where it is here, else those of a usual one.
 fn aim(name: Option<&str>) -> Result<(Target, Option<Device>, &'static str), Error> {
     let Some(name) = name else {
-        let (device, _) = Device::best()?;
+        let device = crate::cli::device::quietly(None)?;
         return Ok((device.target(), Some(device), ""));
     };
-    match (Device::open(name), name) {
+    match (crate::cli::device::quietly(Some(name)), name) {
         (Ok(device), _) => Ok((device.target(), Some(device), "")),
         (Err(_), "cuda") => Ok((Target::cuda(90), None, " (not here: the facts of a usual one)")),
         (Err(_), "wgpu") => Ok((Target::wgpu(), None, " (not here: the facts of a usual one)")),
         (Err(_), "cpu") => Ok((Target::cpu(1), None, " (not here: the facts of a usual one)")),
-        (Err(e), _) => Err(e.into()),
+        (Err(e), _) => Err(e),
     }
 }
 

@@ -23,6 +23,9 @@ pub struct Aim {
     /// The cores of a CPU.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     cores: u32,
+    /// Allows CUDA's matrix units to round the factors of f32 einsums to tf32, 10 bits of fraction.
+    #[arg(long)]
+    tf32: bool,
 }
 
 /// What was measured.
@@ -44,11 +47,12 @@ enum Family {
 impl Aim {
     /// The facts of the device that is meant.
     pub fn target(&self) -> Target {
-        match self.target {
+        let target = match self.target {
             Family::Cpu => Target::cpu(self.cores),
             Family::Wgpu => Target::wgpu(),
             Family::Cuda => Target::cuda(self.sm),
-        }
+        };
+        if self.tf32 { target.with_tf32() } else { target }
     }
 }
 
@@ -99,12 +103,13 @@ pub(crate) enum Language {
 }
 
 impl Language {
-    /// The facts of a usual device of it.
-    pub(crate) fn target(self, sm: u32) -> Target {
-        match self {
+    /// The facts of a usual device of it, with tf32 allowed or not.
+    pub(crate) fn target(self, sm: u32, tf32: bool) -> Target {
+        let target = match self {
             Language::Cuda => Target::cuda(sm),
             Language::Wgsl => Target::wgpu(),
-        }
+        };
+        if tf32 { target.with_tf32() } else { target }
     }
 
     /// The compiler that makes its text.
@@ -127,6 +132,9 @@ pub struct Source {
     /// The compute capability that CUDA C++ is made for, as 80, 90 or sm_90a.
     #[arg(long, alias = "arch", default_value = "80", value_parser = sm)]
     sm: u32,
+    /// Allows matrix units to round the factors of f32 einsums to tf32, 10 bits of fraction.
+    #[arg(long)]
+    tf32: bool,
 }
 
 /// A compute capability times ten, as `--sm` takes it.
@@ -180,16 +188,17 @@ pub fn plan(args: &Plan) -> Result<(), Error> {
 
 /// Prints the text of every distinct kernel of each program.
 pub fn source(args: &Source) -> Result<(), Error> {
-    let (target, dialect) = (args.target.target(args.sm), args.target.dialect(args.sm));
+    let (target, dialect) = (args.target.target(args.sm, args.tf32), args.target.dialect(args.sm));
     let dump = Dump::of_env()?;
     let mut seen: Vec<String> = vec![];
     for picked in args.pick.all(&target)? {
         let picked = picked.called(&kernels())?;
         let program = program(&picked, &target, None, dump.as_ref())?;
         for (n, chosen) in program.chosen.iter().enumerate() {
-            for text in kernel_texts(&program, chosen, dialect)? {
+            for (step, text) in kernel_texts(&program, chosen, dialect)?.into_iter().enumerate() {
                 if !seen.contains(&text) {
-                    say(format!("// unit: {}.{n}.{}\n{}\n", program.name, chosen.kernel, text.trim_end()))?;
+                    let name = step_name(chosen.kernel, step);
+                    say(format!("// unit: {}.{n}.{name}\n{}\n", program.name, text.trim_end()))?;
                     seen.push(text);
                 }
             }
@@ -200,6 +209,11 @@ pub fn source(args: &Source) -> Result<(), Error> {
 
 fn kernel_texts(program: &Program, chosen: &Chosen, dialect: Dialect) -> Result<Vec<String>, Error> {
     texts_of(chosen.kernel, &chosen.work, &chosen.schedule, &program.name, dialect)
+}
+
+/// What the text of a kernel's launch is called: its name alone, or with the launch's number from the second on.
+pub(crate) fn step_name(kernel: &str, step: usize) -> String {
+    if step == 0 { kernel.into() } else { format!("{kernel}+{step}") }
 }
 
 /// The texts of a kernel's launches for some work at a schedule; `of` is what the work is from.

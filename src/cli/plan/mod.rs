@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(long, value_parser = size)]
     mlp_tiles: Option<usize>,
     /// How positions lie on the ranks of a ring.
-    #[arg(long, value_enum, default_value = "zigzag")]
+    #[arg(long, value_enum, default_value = "balanced")]
     layout: Way,
     /// Documents that the context is packed with, cut at places drawn from `--seed`; one if not given.
     #[arg(long, value_parser = size, conflicts_with = "document_tokens")]
@@ -85,6 +85,8 @@ enum Way {
     Contiguous,
     /// Rank r has the r-th of 2R parts, and the r-th from the end.
     Zigzag,
+    /// Documents whole on a rank, the longest zigzagged, so that all have as much work.
+    Balanced,
 }
 
 /// What is computed again.
@@ -150,6 +152,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         layout: match args.layout {
             Way::Contiguous => Layout::Contiguous,
             Way::Zigzag => Layout::Zigzag,
+            Way::Balanced => Layout::Balanced,
         },
         documents: documents(args.context, count, args.seed),
         dtype,

@@ -127,22 +127,24 @@ fn balance(r: &Report) -> String {
     if r.ask.ring == 1 {
         return String::new();
     }
-    let other = match r.ask.layout {
-        Layout::Zigzag => ["zigzag", "contiguous"],
-        Layout::Contiguous => ["contiguous", "zigzag"],
-    };
-    let line = |name: &str, s: &Sight| {
+    let line = |layout: Layout, s: &Sight| {
         let (none, all) = s.skipped();
         let most = s.reach.iter().copied().max().unwrap_or(0);
         format!(
-            "  {name:<12} most pairs of a rank over the mean {:.4}; {} of {} blocks of others' keys unseen; keys go {most} of {} hops at the most\n",
+            "  {:<12} most pairs of a rank over the mean {:.4}, hop by hop {:.4}; {} of {} blocks of others' keys unseen; \
+             keys go {most} of {} hops at the most, {} of {} sends\n",
+            layout.name(),
             s.imbalance(),
+            s.hop_imbalance(),
             grouped(none as u64),
             grouped(all as u64),
-            s.ring() - 1
+            s.ring() - 1,
+            grouped(s.sends().0 as u64),
+            grouped(s.sends().1 as u64),
         )
     };
-    format!("\nwhat ranks of a ring see\n{}{}", line(other[0], &r.plan.sight), line(other[1], &r.plan.other))
+    let others: String = r.plan.others.iter().map(|(layout, s)| line(*layout, s)).collect();
+    format!("\nwhat ranks of a ring see\n{}{others}", line(r.ask.layout, &r.plan.sight))
 }
 
 fn time(r: &Report) -> String {

@@ -86,6 +86,8 @@ impl Report<'_> {
                 json!({ "recompute": t.spec.recompute.name(), "loss_tiles": f.loss_tiles, "mlp_tiles": f.mlp_tiles, "bytes": t.bytes })
             })
             .collect();
+        let others: serde_json::Map<String, Value> =
+            plan.others.iter().map(|(l, s)| (l.name().to_string(), sight(s))).collect();
         json!({
             "model": self.model, "context": ask.context, "ranks": ask.ranks(), "ring": ask.ring, "data": ask.data,
             "tokens_a_rank": plan.sight.tokens, "documents": ask.documents.len(), "dtype": ask.dtype.name(),
@@ -94,7 +96,7 @@ impl Report<'_> {
             "mlp_tiles": plan.spec.forward.mlp_tiles, "tried": tried,
             "memory": { "classes": classes, "holes": self.holes(), "total": plan.program.peak_bytes(), "budget": ask.machine.budget() },
             "wire": moved, "sent_bytes_by_rank": o.sent, "hops": hops,
-            "balance": { "chosen": sight(&plan.sight), "other": sight(&plan.other) },
+            "balance": { "layout": ask.layout.name(), "chosen": sight(&plan.sight), "others": others },
             "time": {
                 "seconds": o.seconds, "work": work, "busiest_rank_works": o.most, "tokens_per_second": self.tokens_per_second(),
                 "bound_by": bound(plan).0, "flops_on_matrix_units": plan.script.on_matrix_units(),
@@ -106,7 +108,10 @@ impl Report<'_> {
 
 fn sight(s: &Sight) -> Value {
     let (none, all) = s.skipped();
-    json!({ "most_pairs_over_mean": s.imbalance(), "blocks_unseen": none, "blocks": all, "pairs_by_rank": s.work(), "reach": s.reach })
+    json!({
+        "most_pairs_over_mean": s.imbalance(), "most_pairs_over_mean_by_hops": s.hop_imbalance(), "blocks_unseen": none,
+        "blocks": all, "sends": s.sends().0, "pairs_by_rank": s.work(), "reach": s.reach,
+    })
 }
 
 /// What a hop belongs to.
