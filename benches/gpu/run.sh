@@ -156,7 +156,7 @@ for line in sys.stdin:
       fi
       for ((i = 0; i < 120; i++)); do printf 'Word %d of many. ' $i; done >"$shards/question"
       if ranked "${ways[0]}" "$shards/first" && ranked "${ways[1]}" "$shards/second"; then
-        if cmp -s "$shards/first.0" "$shards/second.0"; then say "ranks: two processes on $gpus GPUs answer the same by ${ways[0]} and by ${ways[1]}"
+        if [ -s "$shards/first.0" ] && cmp -s "$shards/first.0" "$shards/second.0"; then say "ranks: two processes on $gpus GPUs answer the same by ${ways[0]} and by ${ways[1]}"
         else wrong=1; say "failed: two ranks answer otherwise by ${ways[0]} than by ${ways[1]}"; fi
       else wrong=1; fi
       rm -f "$shards"/first* "$shards"/second* "$shards/question" ;;
