@@ -221,7 +221,7 @@ fn every_cuda_kernel_is_compiled() {
     if !cfg!(feature = "cuda") {
         return;
     }
-    let text = said(&["kernels", "list", "--target", "cuda", "--sm", "90a"]);
+    let text = said(&["kernels", "list", "--target", "cuda", "--tf32", "--sm", "90a"]);
     for kernel in omchat_kernels::LIST {
         // Local arrays of the CPU runtime's.
         let elsewhere = kernel.name().starts_with("attention") && kernel.name().ends_with(".rows");
