@@ -4,6 +4,7 @@
 pub const BLOCKS: &[(&str, &str, usize)] = &[
     ("@add_features", "T=3 C=4", 1),
     ("@logits", "T=3 C=4 V=5", 1),
+    ("@likeliest", "T=3 V=5", 1),
     ("@qkv", "B=1 T=2 C=3 H=2 G=2 D=2", 1),
     ("@qkv_biased", "B=1 T=2 C=3 H=2 G=2 D=2", 1),
     ("@cached_attention", "B=1 H=1 G=2 T=2 S=4 D=4 P=2", 1),
