@@ -86,7 +86,7 @@ fn converse(e: &Arc<Engine>, parts: &[usize], tiles: usize, seed: u64) -> Said {
     let rows = s.read(&slots[keep..], &features, Rows::All, &mut |_| {}).unwrap();
     s.truncate(0).unwrap();
     let mut next = s.likeliest(&slots, &features, &mut |_| {}).unwrap();
-    for word in &words {
+    for word in &words[..4] {
         assert_eq!(next, *word);
         next = s.likeliest(&[Slot::Text(next)], &[], &mut |_| {}).unwrap();
     }
