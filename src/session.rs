@@ -78,7 +78,7 @@ impl Session {
         let (store, owners) = (engine.store(), Owners::new(ranks));
         let mut s = Session { store, engine, context, capacity, owners, chunks, stats: Stats::default() };
         s.check_memory()?;
-        let exe = s.engine.decoder(s.spec(s.chunks.next(1, ranks), Output::Last))?;
+        let exe = s.engine.decoder(s.spec(s.chunks.next(1, ranks), Output::Likeliest))?;
         reset(&exe, s.engine.device(), &mut s.store);
         Ok(s)
     }
