@@ -6,7 +6,7 @@ use omchat_model::tiler::Tiles;
 /// What one forward pass reads: T positions, of which each belongs to one document or to the padding at the end.
 ///
 /// A document sees itself only: position t sees s when `lo[t] <= s <= hi[t]`. Padding sees itself.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pack {
     /// What fills each position: [T]. Image rows count through the pack's tiles.
     pub slots: Vec<Slot>,

@@ -26,16 +26,7 @@ fn origin(dataset: &str, record: u64, offset: u64) -> Origin {
 
 /// A pack of documents by their labels.
 fn pack(documents: &[(Origin, Vec<i32>)]) -> Pack {
-    let mut p = Pack {
-        slots: vec![],
-        labels: vec![],
-        positions: vec![],
-        lo: vec![],
-        hi: vec![],
-        document: vec![],
-        tiles: vec![],
-        parts: vec![],
-    };
+    let mut p = Pack::default();
     for (i, (origin, labels)) in documents.iter().enumerate() {
         let start = p.labels.len();
         p.labels.extend(labels);

@@ -2,9 +2,12 @@
 //! written here and against the interpreter, places that are reused, ranks that are lost, calls that fail.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "support/beside.rs"]
+mod beside;
 #[path = "support/standin.rs"]
 mod standin;
 
+use beside::BESIDE;
 use omchat_codegen::{Collective, How, Place};
 use omchat_ir::ops::FoldKind;
 use omchat_ir::{Dtype, Mode, Tensor, Type, interpret, parse};
@@ -315,22 +318,9 @@ fn programs_are_the_interpreters() {
 /// What is sent on before it was used, written over, and used late: exchanges beside launches.
 #[test]
 fn exchanges_beside_launches() {
-    let text = "func @f(%x: f32[33], %w: f32[33]) -> (f32[33], f32[33], f32[33]) {
-        %a = collective_permute %x shift=1
-        %u = mul %x, %w
-        %s = reduce.sum %u \"n ->\"
-        %b = collective_permute %a shift=1
-        %v = mul %a, %s \"n, -> n\"
-        %c = collective_permute %v shift=-1
-        %t = all_reduce.sum %v
-        %d = collective_permute %b shift=1
-        %e = add %d, %t
-        %r = add %c, %u
-        return %e, %r, %b
-    }";
     let mut seed = 77;
     for ranks in [2, 3, 4] {
-        check(text, ranks, Duration::from_millis(5), &mut seed);
+        check(BESIDE, ranks, Duration::from_millis(5), &mut seed);
     }
 }
 

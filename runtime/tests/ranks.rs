@@ -2,6 +2,10 @@
 //! what is said when ranks part. Results are read from memory that other programs have dirtied.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "support/beside.rs"]
+mod beside;
+
+use beside::BESIDE;
 use omchat_ir::{Dtype, Func, Mode, Module, Op, Role, Tensor, Type, interpret, parse};
 use omchat_runtime::collective::{Failure, Flow, World, threads};
 use omchat_runtime::{Device, Error, Executable, HostTensor, Store};
@@ -118,22 +122,9 @@ fn every_collective_on_every_number_of_ranks() {
 /// What is sent on before it was used, written over, and used late: exchanges beside launches.
 #[test]
 fn exchanges_beside_launches() {
-    let text = "func @f(%x: f32[33], %w: f32[33]) -> (f32[33], f32[33], f32[33]) {
-        %a = collective_permute %x shift=1
-        %u = mul %x, %w
-        %s = reduce.sum %u \"n ->\"
-        %b = collective_permute %a shift=1
-        %v = mul %a, %s \"n, -> n\"
-        %c = collective_permute %v shift=-1
-        %t = all_reduce.sum %v
-        %d = collective_permute %b shift=1
-        %e = add %d, %t
-        %r = add %c, %u
-        return %e, %r, %b
-    }";
     let mut seed = 77;
     for ranks in [1, 2, 3, 4] {
-        let flows = check(&device(), text, ranks, &mut seed);
+        let flows = check(&device(), BESIDE, ranks, &mut seed);
         let permutes = if ranks > 1 { 4 * 33 * 4 } else { 0 };
         let reduce = 2 * 33usize.div_ceil(ranks) * 4 * (ranks - 1);
         for f in flows {

@@ -53,16 +53,7 @@ mod tests {
     use omchat_model::splice::Slot;
 
     fn pack(lengths: &[usize]) -> Pack {
-        let mut p = Pack {
-            slots: vec![],
-            labels: vec![],
-            positions: vec![],
-            lo: vec![],
-            hi: vec![],
-            document: vec![],
-            tiles: vec![],
-            parts: vec![],
-        };
+        let mut p = Pack::default();
         for n in lengths {
             let start = p.lo.len() as i32;
             for i in 0..*n as i32 {

@@ -60,16 +60,7 @@ pub fn document(rng: &mut StdRng, words: usize, pictures: usize, per_tile: usize
 
 /// Documents one after the other, with padding up to `t`.
 pub fn packed(model: &Model, documents: &[&Document], t: usize, first: u64) -> Pack {
-    let mut p = Pack {
-        slots: vec![],
-        labels: vec![],
-        positions: vec![],
-        lo: vec![],
-        hi: vec![],
-        document: vec![],
-        tiles: vec![],
-        parts: vec![],
-    };
+    let mut p = Pack::default();
     let tiler = model.tiler().unwrap();
     let mut rows = 0;
     for (i, d) in documents.iter().enumerate() {
