@@ -15,7 +15,7 @@ mod score;
 mod stage;
 
 pub use checkpoint::{Found, Place, newest};
-pub use export::export;
+pub use export::{Changed, export};
 pub use failed::Whence;
 pub use feeds::Feeds;
 pub use log::Line;

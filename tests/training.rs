@@ -197,6 +197,46 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_serves() {
 }
 
 #[test]
+fn a_model_is_stored_in_the_element_type_that_the_recipe_names() {
+    let mut recipe = recipe("1e-3");
+    recipe.stages[1].steps = Some(2);
+    let (single, half) = (folder("single"), folder("half"));
+    run(&recipe, &single, false, None).unwrap();
+    recipe.save_dtype = Some("f16".into());
+    run(&recipe, &half, false, None).unwrap();
+    let open = |d: &Path| Model::open(&d.join("stages/all").to_string_lossy()).unwrap();
+    let (want, have) = (open(&single), open(&half));
+    for name in want.checkpoint.names() {
+        assert!(have.checkpoint.stored(name).unwrap().iter().all(|p| p.dtype == safetensors::Dtype::F16), "{name}");
+        let want = want
+            .checkpoint
+            .tensor_f32(name)
+            .unwrap()
+            .iter()
+            .map(|x| half::f16::from_f32(*x).to_f32())
+            .collect::<Vec<_>>();
+        assert_eq!(*have.checkpoint.tensor_f32(name).unwrap(), *want, "{name}");
+    }
+    let config = std::fs::read_to_string(half.join("stages/all/config.json")).unwrap();
+    assert!(config.contains("\"torch_dtype\": \"float16\""), "{config}");
+    // How it is stored is no part of what the run comes to: a finished run is stored again.
+    recipe.save_dtype = Some("bf16".into());
+    run(&recipe, &half, true, None).unwrap();
+    let name = "multi_modal_projector.linear_1.weight";
+    assert_eq!(open(&half).checkpoint.stored(name).unwrap()[0].dtype, safetensors::Dtype::BF16);
+
+    recipe.stages.truncate(1);
+    recipe.stages[0].steps = Some(1);
+    recipe.stages[0].train.insert("projector".into(), 1e6);
+    recipe.save_dtype = Some("f16".into());
+    let e = run(&recipe, &folder("large"), false, None).unwrap_err().to_string();
+    assert!(e.contains("multi_modal_projector") && e.contains("more than f16 holds") && e.contains("bf16"), "{e}");
+    recipe.save_dtype = Some("f8".into());
+    let e = run(&recipe, &folder("unknown"), false, None).unwrap_err().to_string();
+    assert!(e.contains("`f8`") && e.contains("bf16"), "{e}");
+}
+
+#[test]
 fn what_cannot_be_resumed_or_trained_is_refused() {
     let dir = folder("refused");
     let mut other = recipe("1e-3");

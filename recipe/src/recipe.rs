@@ -23,6 +23,10 @@ pub struct Recipe {
     /// The element type of activations: `f32`, `bf16` or `f16`. Trained weights are kept in f32.
     #[serde(default = "single")]
     pub dtype: String,
+    /// The element type of trained weights in the model after each stage: `f32`, `bf16` or `f16`; f32 where none is given.
+    /// Checkpoints keep f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub save_dtype: Option<String>,
     /// The numbers of AdamW.
     #[serde(default)]
     pub adamw: Hyper,

@@ -5,6 +5,7 @@ use super::input::Case;
 use super::loss::{TrainArgs, batch, dtype};
 use super::progress::Bars;
 use super::{Error, device, note};
+use omchat::training::{Changed, export};
 use omchat::{AdamW, Device, Model, Select, Selection, Step, TrainSpec, Trainer};
 use omchat_ir::Dtype;
 use std::path::PathBuf;
@@ -100,7 +101,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     }
     case::write(&args.output, &[("adamw_losses".into(), Data::f32(vec![losses.len()], &losses))])?;
     match &args.save {
-        Some(dir) => Ok(omchat::training::export(&model, &trainer.weights()?.into_iter().collect(), None, None, dir)?),
+        Some(dir) => Ok(export(&model, &trainer.weights()?.into_iter().collect(), &Changed::default(), dir)?),
         None => Ok(()),
     }
 }

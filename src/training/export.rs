@@ -2,6 +2,8 @@
 
 use super::{unwritable, write_whole};
 use crate::{Error, Model};
+use omchat_ir::Dtype as Element;
+use omchat_runtime::HostTensor;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
@@ -11,23 +13,27 @@ use std::path::Path;
 /// A tensor in a file: its name, its shape and its bytes.
 type Part = (String, Dtype, Vec<usize>, Vec<u8>);
 
-/// The model's folder with other weights, in f32, in place of its own; what is not given stays as it is stored. With a
-/// `theta` and a `context` its configuration says what they became.
+/// What an exported model differs in from the one that it was made of, besides its weights.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changed {
+    /// The element type that the given weights are rounded to, told in `config.json`; f32, and nothing told, without.
+    pub dtype: Option<Element>,
+    /// The base of RoPE.
+    pub theta: Option<f64>,
+    /// Positions that the model was trained for, if more than before.
+    pub context: Option<usize>,
+}
+
+/// The model's folder with other weights in place of its own; what is not given stays as it is stored.
 ///
-/// Errors: the model's own folder; what the system says, with the path.
-pub fn export(
-    model: &Model,
-    weights: &BTreeMap<String, Vec<f32>>,
-    theta: Option<f64>,
-    context: Option<usize>,
-    dir: &Path,
-) -> Result<(), Error> {
+/// Errors: the model's own folder; a weight that its element type cannot hold; what the system says, with the path.
+pub fn export(model: &Model, weights: &BTreeMap<String, Vec<f32>>, changed: &Changed, dir: &Path) -> Result<(), Error> {
     if model.dir.canonicalize().ok() == dir.canonicalize().ok() && dir.exists() {
         return Err(Error::Input(format!("{} is the model's own folder; write to another", dir.display())));
     }
     std::fs::create_dir_all(dir).map_err(|e| unwritable(dir, &e))?;
     let path = dir.join("model.safetensors");
-    let parts = parts(model, weights)?;
+    let parts = parts(model, weights, changed.dtype.unwrap_or(Element::F32))?;
     let fail = |e: safetensors::SafeTensorError| Error::Input(format!("cannot write {}: {e}", path.display()));
     let mut views = vec![];
     for (name, dtype, shape, bytes) in &parts {
@@ -40,23 +46,28 @@ pub fn export(
             std::fs::copy(&from, dir.join(name)).map_err(|e| unwritable(dir, &e))?;
         }
     }
-    retell(dir, theta, context)
+    retell(dir, changed)
 }
 
 /// Every tensor of the checkpoint under its own spelling, given or as stored.
-fn parts(model: &Model, given: &BTreeMap<String, Vec<f32>>) -> Result<Vec<Part>, Error> {
+fn parts(model: &Model, given: &BTreeMap<String, Vec<f32>>, element: Element) -> Result<Vec<Part>, Error> {
+    let kind = match element {
+        Element::F16 => Dtype::F16,
+        Element::Bf16 => Dtype::BF16,
+        _ => Dtype::F32,
+    };
     let mut out = vec![];
     for name in model.checkpoint.names() {
         let stored = model.checkpoint.stored(name)?;
         let all: usize = stored.iter().map(|p| p.shape.iter().product::<usize>()).sum();
-        let (bytes, single) = match given.get(name) {
-            Some(x) => (x.iter().flat_map(|x| x.to_le_bytes()).collect(), true),
-            None => (model.checkpoint.bytes(name)?.into_owned(), false),
+        let (bytes, own) = match given.get(name) {
+            Some(x) => (rounded(name, x, element)?, Some(kind)),
+            None => (model.checkpoint.bytes(name)?.into_owned(), None),
         };
         let mut start = 0;
         for part in stored {
             let n = part.shape.iter().product::<usize>() * bytes.len() / all.max(1);
-            let dtype = if single { Dtype::F32 } else { part.dtype };
+            let dtype = own.unwrap_or(part.dtype);
             out.push((part.name.to_string(), dtype, part.shape.to_vec(), bytes[start..start + n].to_vec()));
             start += n;
         }
@@ -64,15 +75,38 @@ fn parts(model: &Model, given: &BTreeMap<String, Vec<f32>>) -> Result<Vec<Part>,
     Ok(out)
 }
 
-/// Writes the base of RoPE and the context into `config.json`.
-fn retell(dir: &Path, theta: Option<f64>, context: Option<usize>) -> Result<(), Error> {
-    if theta.is_none() && context.is_none() {
+/// Numbers in an element type, to the nearest.
+///
+/// Errors: one that would become infinite.
+fn rounded(name: &str, x: &[f32], element: Element) -> Result<Vec<u8>, Error> {
+    let tensor = HostTensor::floats(element, [x.len()], x);
+    let lost = |(a, b): &(f32, f32)| a.is_finite() && !b.is_finite();
+    match x.iter().copied().zip(tensor.to_f32()).find(lost) {
+        Some((value, _)) => Err(Error::Input(format!(
+            "{name} holds {value:e}, more than {element} holds; give save_dtype = \"f32\" or \"bf16\""
+        ))),
+        None => Ok(tensor.bytes),
+    }
+}
+
+/// Writes into `config.json` what it says otherwise than before.
+fn retell(dir: &Path, changed: &Changed) -> Result<(), Error> {
+    let Changed { dtype, theta, context } = *changed;
+    if dtype.is_none() && theta.is_none() && context.is_none() {
         return Ok(());
     }
     let path = dir.join("config.json");
     let fail = |e: String| Error::Input(format!("cannot change {}: {e}", path.display()));
     let text = std::fs::read_to_string(&path).map_err(|e| fail(e.to_string()))?;
     let mut all: Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
+    if let (Some(dtype), Some(config)) = (dtype, all.as_object_mut()) {
+        let name = match dtype {
+            Element::F16 => "float16",
+            Element::Bf16 => "bfloat16",
+            _ => "float32",
+        };
+        config.insert("torch_dtype".into(), name.into());
+    }
     let nested = all.get("text_config").is_some();
     let Some(config) = (if nested { all.get_mut("text_config") } else { Some(&mut all) }) else { return Ok(()) };
     let Some(config) = config.as_object_mut() else { return Err(fail("it is no object".into())) };

@@ -5,7 +5,7 @@ use super::failed::{self, Kept};
 use super::flops::Flops;
 use super::log::{Line, Log};
 use super::stage::{adamw, labelled, shares, spec, tiles};
-use super::{export, unwritable, write_whole};
+use super::{Changed, export, unwritable, write_whole};
 use crate::{Batch, Begin, Device, Error, Model, Piece, Progress, Ranks, Select, Snapshot, Step, Trainer};
 use omchat_ir::Dtype;
 use omchat_model::config::IGNORE;
@@ -100,8 +100,11 @@ pub(super) fn told(recipe: &Recipe) -> Result<Value, Error> {
     serde_json::to_value(recipe).map_err(|e| Error::Input(format!("the recipe: {e}")))
 }
 
-/// What a recipe says wherever it runs: on how many ranks does not matter to what it comes to.
+/// What a recipe says of what a run comes to, whatever ranks it is on and however its models are stored.
 pub(super) fn anywhere(mut recipe: Value) -> Value {
+    if let Some(all) = recipe.as_object_mut() {
+        all.remove("save_dtype");
+    }
     let stages = recipe.get_mut("stage").and_then(Value::as_array_mut);
     for stage in stages.into_iter().flatten().filter_map(Value::as_object_mut) {
         stage.remove("ring");
@@ -161,6 +164,7 @@ pub fn train(
     watch: &mut dyn FnMut(Watched),
 ) -> Result<Outcome, Error> {
     let model = Model::open(&recipe.model)?;
+    let saved = recipe.save_dtype.as_deref().map(dtype).transpose()?;
     let dtype = dtype(&recipe.dtype)?;
     let ranks = recipe.stages.iter().map(|s| among(options, s)).collect::<Result<Vec<_>, _>>()?;
     let data = |r: &Option<Ranks>| r.as_ref().map_or(1, Ranks::data);
@@ -190,7 +194,8 @@ pub fn train(
         let last = i + 1 == recipe.stages.len();
         let to = options.out.join("stages").join(&stage.name);
         if options.writes() {
-            export(&model, &run.snapshot.weights, stage.theta, Some(stage.context), &to)?;
+            let changed = Changed { dtype: saved, theta: stage.theta, context: Some(stage.context) };
+            export(&model, &run.snapshot.weights, &changed, &to)?;
         }
         watch(Watched::Note(format!("stage `{}` is done: {}", stage.name, to.display())));
         if last {
@@ -444,7 +449,7 @@ fn by_set(packs: &[Pack], keep: &[bool]) -> BTreeMap<String, [usize; 2]> {
 pub(super) fn dtype(name: &str) -> Result<Dtype, Error> {
     let all = [Dtype::F32, Dtype::Bf16, Dtype::F16];
     let found = all.into_iter().find(|d| d.to_string() == name);
-    found.ok_or_else(|| Error::Input(format!("dtype is `{name}`; give f32, bf16 or f16")))
+    found.ok_or_else(|| Error::Input(format!("the recipe names the element type `{name}`; give f32, bf16 or f16")))
 }
 
 /// The first place where two values differ, with both.
