@@ -2,6 +2,7 @@
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::cmp::Ordering;
 
 /// How ids are drawn. The default is greedy.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,28 +103,40 @@ impl Sampler {
         }
     }
 
-    /// Ids that may be drawn with their weights, likeliest first: top-k, then min-p, then top-p.
+    /// Ids that may be drawn, with their weights: top-k, then min-p, then top-p.
+    ///
+    /// Only ids that top-p may keep are sorted: those that each hold less than an even share of what it leaves out hold less
+    /// than that together.
     fn kept(&self, logits: &[f32]) -> Vec<(u32, f64)> {
         let top = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
-        let heat = f64::from(self.how.temperature);
+        let (heat, min_p, top_p) = (self.how.temperature, self.how.min_p, self.how.top_p);
+        let [heat, min_p, top_p] = [heat, min_p, top_p].map(f64::from);
         let mut all: Vec<(u32, f64)> =
             logits.iter().enumerate().map(|(i, l)| (i as u32, ((f64::from(*l) - top) / heat).exp())).collect();
-        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        if self.how.top_k > 0 {
+        if (1..all.len()).contains(&self.how.top_k) {
+            all.select_nth_unstable_by(self.how.top_k - 1, likelier);
             all.truncate(self.how.top_k);
         }
-        all.retain(|(_, p)| *p >= f64::from(self.how.min_p));
-        let total: f64 = all.iter().map(|(_, p)| p).sum();
-        let mut sum = 0.0;
-        let enough = all.iter().position(|(_, p)| {
-            sum += p;
-            sum >= f64::from(self.how.top_p) * total
-        });
-        if let Some(last) = enough {
-            all.truncate(last + 1);
+        all.retain(|(_, p)| *p >= min_p);
+        if top_p < 1.0 {
+            let total: f64 = all.iter().map(|(_, p)| p).sum();
+            let share = (1.0 - top_p) * total / all.len() as f64;
+            all.retain(|(_, p)| *p >= share);
+            all.sort_unstable_by(likelier);
+            let mut sum = 0.0;
+            let enough = all.iter().position(|(_, p)| {
+                sum += p;
+                sum >= top_p * total
+            });
+            all.truncate(enough.map_or(all.len(), |last| last + 1));
         }
         all
     }
+}
+
+/// The likelier first; of equals the smaller id.
+fn likelier(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
 /// The first largest.
@@ -182,6 +195,42 @@ mod tests {
         assert_eq!(p[1], 20_000);
         let m = counts(Sampling { min_p: 0.2, ..warm });
         assert!(m[3] > 0 && m[0] + m[2] + m[4] == 0);
+    }
+
+    /// Against the plain way, which sorts everything; ties, and tails of every length.
+    #[test]
+    fn what_is_kept_is_what_sorting_keeps() {
+        let mut rng = StdRng::seed_from_u64(5);
+        for case in 0..300 {
+            let (n, spread) = (1 + rng.random_range(0..2000), 10f32.powf(rng.random_range(-1.0..1.0)));
+            let logits: Vec<f32> = (0..n).map(|_| (rng.random::<f32>() * 40.0).round() / 8.0 * spread).collect();
+            let how = Sampling {
+                temperature: 0.7,
+                top_k: [0, 1, 50, 3000][case % 4],
+                top_p: [0.05, 0.8, 0.999, 1.0][case / 4 % 4],
+                min_p: [0.0, 0.01][case % 2],
+                ..Sampling::default()
+            };
+            let mut kept: Vec<u32> = Sampler::new(how.clone()).kept(&logits).iter().map(|(id, _)| *id).collect();
+            let top = logits.iter().copied().fold(f32::MIN, f32::max);
+            let weigh = |l: &f32| ((f64::from(*l) - f64::from(top)) / f64::from(how.temperature)).exp();
+            let mut all: Vec<(u32, f64)> = (0..).zip(logits.iter().map(weigh)).collect();
+            all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            all.truncate(if how.top_k == 0 { n } else { how.top_k });
+            all.retain(|(_, p)| *p >= f64::from(how.min_p));
+            let total: f64 = all.iter().map(|(_, p)| p).sum();
+            let enough = if how.top_p == 1.0 { f64::INFINITY } else { f64::from(how.top_p) * total };
+            let mut sum = 0.0;
+            let within = all.iter().take_while(|(_, p)| {
+                let below = sum < enough;
+                sum += p;
+                below
+            });
+            let mut want: Vec<u32> = within.map(|(id, _)| *id).collect();
+            kept.sort_unstable();
+            want.sort_unstable();
+            assert_eq!(kept, want, "{how:?}, {n} ids");
+        }
     }
 
     #[test]
