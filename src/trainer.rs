@@ -6,6 +6,7 @@ use crate::snapshot::{Origin, Snapshot};
 use crate::tuned::Tables;
 use crate::{Batch, Dump, Error, Model, Progress, watched};
 use omchat_ir::{Dtype, Func, Module, Role};
+use omchat_model::OmChatConfig;
 use omchat_model::graph::{self, TrainSpec, accumulate_module, apply_module, grads_module, step_module};
 use omchat_runtime::collective::World;
 use omchat_runtime::{Device, Executable, HostTensor, Store};
@@ -184,6 +185,21 @@ pub(crate) fn taken(exe: &Executable, batch: &Batch) -> Vec<(&'static str, HostT
     batch.inputs().iter().filter(|(name, _)| wanted(name)).cloned().collect()
 }
 
+/// The modules of a step: all of it, or that of each of its batches, and what their sums come to.
+///
+/// Errors: as [`step_module`].
+pub(crate) fn step_modules(
+    config: &OmChatConfig,
+    spec: &TrainSpec,
+    dtype: Dtype,
+    parts: bool,
+) -> Result<(Module, Option<Module>), Error> {
+    Ok(match parts {
+        true => (accumulate_module(config, spec, dtype)?, Some(apply_module(config, spec, dtype)?)),
+        false => (step_module(config, spec, dtype)?, None),
+    })
+}
+
 /// A model in training: its weights in f32 and their moments on a device.
 pub struct Trainer {
     device: Device,
@@ -250,12 +266,9 @@ impl Trainer {
         }
         let origin = Origin { model, from, dtype, trained: &spec.parts, rank };
         let mut load = |module: &Module| load(&origin, &device, module, &mut store, world, progress);
-        let (exe, apply) = if parts {
-            let exe = load(&accumulate_module(&model.config, spec, dtype)?)?;
-            (exe, Some(load(&apply_module(&model.config, spec, dtype)?)?))
-        } else {
-            (load(&step_module(&model.config, spec, dtype)?)?, None)
-        };
+        let (first, apply) = step_modules(&model.config, spec, dtype, parts)?;
+        let exe = load(&first)?;
+        let apply = apply.map(|m| load(&m)).transpose()?;
         let ranks = ranks.filter(|r| r.world().ranks() > 1).cloned();
         let (spec, steps) = (spec.clone(), from.steps);
         let mut trainer = Trainer { device, store, exe, apply, spec, steps, before, ranks, sizes: BTreeMap::new() };

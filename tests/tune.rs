@@ -20,7 +20,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A table of the tiny model on the CPU, made within two seconds; nothing where there is no such device.
+/// A table of the tiny model on the CPU, made two seconds at a time until it holds something of a decoding step; nothing
+/// where there is no such device.
 fn made(folder: &Path) -> Option<PathBuf> {
     if let Err(e) = omchat::Device::open("cpu") {
         println!("skipped: {e}");
@@ -30,11 +31,17 @@ fn made(folder: &Path) -> Option<PathBuf> {
     let table = folder.join("cpu.txt");
     let _ = std::fs::remove_file(&table);
     let path = table.display().to_string();
-    let run = omchat(&["tune", "--model", MODEL, "--device", "cpu", "--budget", "2s", "--table", &path], "");
-    let (out, err) = (text(&run.stdout), text(&run.stderr));
-    assert!(run.status.success(), "{out}{err}");
-    assert!(!err.contains("kept out of"), "{err}");
-    assert!(out.contains(&format!("entries in {path}")) && out.contains("classes measured"), "{out}");
+    // What was not measured yet comes first: on a busy machine the first budget is spent on prompts.
+    for _ in 0..40 {
+        let run = omchat(&["tune", "--model", MODEL, "--device", "cpu", "--budget", "2s", "--table", &path], "");
+        let (out, err) = (text(&run.stdout), text(&run.stderr));
+        assert!(run.status.success(), "{out}{err}");
+        assert!(!err.contains("kept out of"), "{err}");
+        assert!(out.contains(&format!("entries in {path}")) && out.contains("classes measured"), "{out}");
+        if text(&plan(&path).stdout).contains(" tuned\n") {
+            break;
+        }
+    }
     Some(table)
 }
 
@@ -116,5 +123,36 @@ fn a_table_is_made_read_checked_and_mistrusted() {
     let missing = folder.join("none.txt").display().to_string();
     let (code, _, err) = check(&missing);
     assert!(code == Some(2) && err.contains("`omchat tune` makes one"), "{err}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// A recipe's steps: classes of the backward are there, a chat's programs are not, and what cannot be is said.
+#[test]
+fn the_steps_of_a_recipe_are_measured() {
+    if let Err(e) = omchat::Device::open("cpu") {
+        return println!("skipped: {e}");
+    }
+    let folder = std::env::temp_dir().join(format!("omchat-tune-recipe-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join(MODEL);
+    let recipe = folder.join("recipe.toml");
+    let toml = format!(
+        "model = \"{}\"\n[data.a]\npath = \"nowhere\"\nlayout = \"text\"\nlabels = \"pretrain\"\n[[stage]]\nname = \"all\"\n\
+         context = 96\nbatch_tokens = 192\nmix = {{ a = 100 }}\ntrain = {{ decoder = 1e-3 }}\nsteps = 1\n",
+        model.display()
+    );
+    std::fs::write(&recipe, toml).unwrap();
+    let (recipe, table) = (recipe.display().to_string(), folder.join("cpu.txt").display().to_string());
+    let tune = ["tune", "--config", &recipe, "--device", "cpu", "--budget", "2s", "--table", &table];
+    let run = omchat(&tune, "");
+    let (out, err) = (text(&run.stdout), text(&run.stderr));
+    assert!(run.status.success(), "{out}{err}");
+    let classes = |of: &str| err.lines().filter(|l| l.contains(of)).count();
+    assert!(classes("attention_dq:") > 0 && classes("attention_dkv:") > 0, "{err}");
+    let entries = std::fs::read_to_string(&table).unwrap();
+    assert!(entries.contains("all/batch") && !entries.contains("decoder-"), "{entries}");
+
+    let run = omchat(&["tune", "--config", &recipe, "--model", "mini"], "");
+    assert!(text(&run.stderr).contains("cannot be used with"), "{}", text(&run.stderr));
     std::fs::remove_dir_all(&folder).unwrap();
 }

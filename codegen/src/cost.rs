@@ -9,6 +9,7 @@
 //! | `rows`, `cols` | sums that a unit holds at once, in rows and columns (in vectors, where lanes lie along columns) |
 //! | `m`, `n` | rows and columns of a cube's tile, where a cube works on one together |
 //! | `stages` | tiles on their way at once: matrix units are fed by them |
+//! | `tile` | keys that a block of attention takes at once, whether there are so many or not |
 //! | `split` | parts into which the folded axes are cut |
 //!
 //! Other words change nothing here. Products that need scratch memory write their parts' sums there, and another launch reads
@@ -88,7 +89,7 @@ pub(crate) fn seconds(work: &Work, amount: &Amount, schedule: &Schedule, scratch
     };
     let busy = match &product {
         Some(p) => p.seconds(schedule, target, &rates),
-        None => plain(flops, schedule, target, &rates),
+        None => plain(flops * padding(work, schedule), schedule, target, &rates),
     };
     // A memory controller serves one core about half as fast as all of them.
     let share = if target.family == Family::Cpu { (workers(schedule, &rates) / rates.cores).max(0.5) } else { 1.0 };
@@ -103,6 +104,19 @@ pub(crate) fn seconds(work: &Work, amount: &Amount, schedule: &Schedule, scratch
 /// Cores that a schedule keeps on a CPU.
 fn workers(schedule: &Schedule, rates: &Rates) -> f64 {
     f64::from(schedule.get("units")).min(rates.cores)
+}
+
+/// How many times its operations attention computes by whole blocks of `rows` queries and whole tiles of `tile` keys; the
+/// cotangents of keys by blocks of keys and tiles of queries.
+fn padding(work: &Work, schedule: &Schedule) -> f64 {
+    let Work::Function { name, .. } = work else { return 1.0 };
+    if schedule.get("tile") == 0 {
+        return 1.0;
+    }
+    let (queries, keys) = (work.dim("G") * work.dim("T"), work.dim("S"));
+    let (down, across) = if name == "attention_dkv" { (keys, queries) } else { (queries, keys) };
+    let filled = |n: usize, by: u32| n.max(1).next_multiple_of((by as usize).max(1)) as f64 / n.max(1) as f64;
+    filled(down, schedule.get("rows")) * filled(across, schedule.get("tile"))
 }
 
 /// Work of which only the number of operations is known: even, with one sum a lane.

@@ -8,8 +8,8 @@ use common::Draw;
 use common::attention::{Runs, SIZES, intervals, rounds, shapes, sizes_of};
 use common::device::{Present, devices};
 use common::reference::{self, Host};
-use omchat_codegen::Work;
-use omchat_ir::{Dtype, Type};
+use omchat_codegen::{Kernel, Target, Work, offers, preferred};
+use omchat_ir::{Bind, Dtype, Type};
 use omchat_kernels::LIST;
 
 /// Runs every wanted kernel at every schedule on one drawn case; counts the runs of each.
@@ -393,5 +393,36 @@ fn attention_in_hops_does_not_lose_by_ranks() {
             kernels += 1;
         }
         assert!(kernels >= 2, "{}: {kernels} kernels", p.target.name);
+    }
+}
+
+/// A tile of 64 keys is not worth padding 8 keys to, and a long row is not for a unit a query.
+#[test]
+fn the_cost_model_counts_what_tiles_pad() {
+    let list: Vec<&dyn Kernel> = LIST.iter().map(|k| *k as &dyn Kernel).collect();
+    for name in ["attention", "attention_dq", "attention_dkv"] {
+        for (long, want) in [(8, "plain"), (256, "rows")] {
+            let (b, h, d) = (32, 4, 32);
+            let [f, i] = [Dtype::F32, Dtype::I32];
+            let [rows, keys] = [Type::new(f, [b, h, 1, long, d]), Type::new(f, [b, h, long, d])];
+            let [at, lse] = [Type::new(i, [b, long]), Type::new(f, [b, h, 1, long])];
+            let mut operands = vec![rows.clone(), keys.clone(), keys.clone(), at.clone(), at.clone(), at];
+            if name != "attention" {
+                operands.extend([lse.clone(), lse.clone(), rows.clone()]);
+            }
+            let results = match name {
+                "attention" => vec![rows, lse],
+                "attention_dq" => vec![rows],
+                _ => vec![keys.clone(), keys],
+            };
+            let sizes = [("B", b), ("H", h), ("G", 1), ("T", long), ("S", long), ("D", d)];
+            let mut binds: std::collections::BTreeMap<String, Bind> =
+                sizes.into_iter().map(|(l, n)| (l.to_string(), Bind::Size(n))).collect();
+            binds.insert("E".into(), Bind::Dtype(f));
+            let work = Work::Function { name: name.into(), binds, operands, results };
+            let (found, refusals) = offers(&work, &Target::cpu(2), &list);
+            let taken = found[preferred(&found).unwrap()].kernel.name();
+            assert_eq!(taken, format!("{name}.{want}"), "{long} keys: {refusals:?}");
+        }
     }
 }

@@ -194,14 +194,22 @@ impl Turn<'_> {
         if let Some(free) = device.free_bytes().filter(|free| bytes > free / 2) {
             return Err(format!("its buffers are {bytes} bytes, {free} are free"));
         }
-        let mut cases = Cases { work: &task.work, made: vec![], open: odd::instances(&task.work) };
+        let mut cases = Cases { made: vec![], open: odd::instances(&task.work) };
         let (mut right, mut rejected): (Vec<(Pick, Ready)>, Vec<_>) = (vec![], vec![]);
         let sets = self.step(|clock| clock.sets(&instance));
         for c in candidates {
             if self.over() && !right.is_empty() {
                 break;
             }
-            let judged = self.step(|clock| cases.judge(clock, c));
+            let Some(judged) = self.step(|clock| cases.judge(clock, c)) else {
+                let why = "it is offered for no size that can be checked".to_string();
+                if rejected.is_empty() && right.is_empty() {
+                    // The others may be right and slower: what is taken without a table stays.
+                    return Err(format!("{} is taken: {why}", c.kernel.name()));
+                }
+                rejected.push((c.pick(), why));
+                continue;
+            };
             let ready = judged.and_then(|()| {
                 let mut ready = self.clock.ready(c.kernel, &instance, &c.schedule)?;
                 self.step(|clock| clock.warm(&mut ready, &sets))?;
@@ -248,29 +256,28 @@ impl Turn<'_> {
 }
 
 /// Odd cases of a class, made when a schedule first needs them.
-struct Cases<'a> {
-    work: &'a Work,
+struct Cases {
     made: Vec<Case>,
     open: Vec<Instance>,
 }
 
-impl Cases<'_> {
-    /// Judges a candidate on the first case at which its kernel offers its schedule.
+impl Cases {
+    /// Judges a candidate on the first case at which its kernel offers its schedule; nothing where there is none.
     ///
-    /// Errors: what is wrong with it; that there is no such case.
-    fn judge(&mut self, clock: &Clock, c: &Candidate) -> Result<(), String> {
+    /// Errors: what is wrong with it.
+    fn judge(&mut self, clock: &Clock, c: &Candidate) -> Option<Result<(), String>> {
         let mut at = 0;
         loop {
             while at >= self.made.len() {
                 if self.open.is_empty() {
-                    return Err(format!("it is offered for no size of {} that can be checked", self.work.class()));
+                    return None;
                 }
                 self.made.extend(Case::of(&self.open.remove(0)));
             }
             let case = &self.made[at];
             let offered = c.kernel.schedules(&case.instance.work, clock.target).unwrap_or_default();
             if offered.iter().any(|s| alike(s, &c.schedule, clock.target)) {
-                return clock.judge(c.kernel, case, &c.schedule);
+                return Some(clock.judge(c.kernel, case, &c.schedule));
             }
             at += 1;
         }

@@ -8,6 +8,7 @@ use omchat_kernels::{LIST, fingerprint};
 use omchat_model::OmChatConfig;
 use omchat_model::graph::{DecoderSpec, Output, Spread, decoder_module, vision_module};
 use omchat_model::presets::preset;
+use omchat_recipe::Recipe;
 use omchat_runtime::tune::{Outcome, Task, Tuning, tasks, tune};
 use omchat_runtime::{Entry, Table};
 use std::path::{Path, PathBuf};
@@ -19,9 +20,12 @@ const HOLDS: f64 = 0.9;
 /// What `omchat tune` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The model whose programs are measured: a folder or a preset. Weights are not read.
+    /// The model whose programs are measured, as a chat runs them: a folder or a preset. Weights are not read.
     #[arg(long, value_name = "DIR|PRESET", default_value = "mini")]
     model: String,
+    /// Measures the training steps of this recipe's stages instead. Data and weights are not read.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "dtype", "context"])]
+    config: Option<PathBuf>,
     /// The device to measure; the best that there is if not given.
     #[arg(long)]
     device: Option<String>,
@@ -72,7 +76,10 @@ pub fn run(args: &Args) -> Result<(), Error> {
         None => omchat::tuned::path(&device)
             .ok_or_else(|| Error::input("OMCHAT_TUNED is off: name a file by --table, or unset it"))?,
     };
-    let programs = programs(args, &device)?;
+    let programs = match &args.config {
+        Some(path) => omchat::training::programs(&Recipe::read(path).map_err(Error::input)?, &device)?,
+        None => programs(args, &device)?,
+    };
     let mut all = tasks(&programs, LIST);
     if args.check {
         return check(args, &device, &path, all, started);
@@ -228,7 +235,7 @@ fn check(args: &Args, device: &Device, path: &Path, all: Vec<Task>, started: Ins
         "{} stale, {broken} no longer hold, {} hold, {open} not measured: no such work in {}, one schedule only, or no time\n",
         stale.len(),
         found.outcomes.len() - broken,
-        args.model
+        args.config.as_ref().map_or(args.model.clone(), |c| c.display().to_string())
     ))?;
     if stale.is_empty() && broken == 0 { Ok(()) } else { Err(Error::Different) }
 }

@@ -3,6 +3,7 @@
 use super::drawn::{Instance, of_function};
 use omchat_codegen::{Nest, Work};
 use omchat_ir::Bind;
+use std::cmp::Reverse;
 
 /// Sizes that no tile divides, for the axes that matter most first.
 const ODD: [usize; 6] = [131, 67, 19, 3, 2, 2];
@@ -18,7 +19,11 @@ const MOST: usize = 4 << 20;
 /// Instances of the work's class, the oddest first: a schedule is judged on the first at which its kernel offers it.
 pub(super) fn instances(work: &Work) -> Vec<Instance> {
     let works: Vec<Work> = match work {
-        Work::Nest(n) => [ODD, LONG, EVEN, LONG_EVEN].iter().map(|caps| Work::Nest(shrunk(n, caps))).collect(),
+        Work::Nest(n) => {
+            let columns = n.kept.last().copied().unwrap_or(1);
+            let like = [[(5 * shared(columns)).min(columns), 67, 19, 3, 2, 2], [shared(columns), 4211, 8, 1, 1, 1]];
+            [ODD, LONG, EVEN, LONG_EVEN].iter().chain(&like).map(|caps| Work::Nest(shrunk(n, caps))).collect()
+        }
         Work::Function { .. } => return functions(work),
         Work::KthLargest { rows, width, k } => {
             let width = odd(*width, 1031);
@@ -46,6 +51,11 @@ fn effort(work: &Work) -> usize {
         Work::KthLargest { rows, width, .. } => rows.saturating_mul(*width),
         Work::ScatterAdd { width, tokens, .. } => width.saturating_mul(*tokens),
     }
+}
+
+/// The largest size that divides this one and 96: what tiles of columns can have in common with it.
+fn shared(size: usize) -> usize {
+    (1..=96).rfind(|d| size.is_multiple_of(*d) && 96 % d == 0).unwrap_or(1)
 }
 
 /// The largest odd number that neither the size nor the cap exceeds; a size of 2 stays.
@@ -82,13 +92,15 @@ fn functions(work: &Work) -> Vec<Instance> {
 }
 
 /// A nest over smaller axes: the innermost kept axis takes the first cap, then the innermost folded, then the other
-/// kept ones outwards, then the other folded. Views keep their order of axes and their gaps.
+/// kept ones, the longest first, then the other folded. Views keep their order of axes and their gaps.
 fn shrunk(n: &Nest, caps: &[usize; 6]) -> Nest {
     let kept = n.kept.len();
     let mut order: Vec<usize> = vec![];
     order.extend(kept.checked_sub(1));
     order.extend((!n.folded.is_empty()).then(|| kept + n.folded.len() - 1));
-    order.extend((0..kept.saturating_sub(1)).rev());
+    let mut others: Vec<usize> = (0..kept.saturating_sub(1)).rev().collect();
+    others.sort_by_key(|a| Reverse(n.kept[*a]));
+    order.extend(others);
     order.extend((kept..kept + n.folded.len().saturating_sub(1)).rev());
     let old = [&n.kept[..], &n.folded].concat();
     let mut new = old.clone();
@@ -166,5 +178,6 @@ mod tests {
         assert_eq!(laid(&[64, 32], &[5, 3], &[0, 1], Some((100, 7, 32))).unwrap(), (vec![0, 1], 3));
         assert_eq!(laid(&[8, 8], &[3, 3], &[1, 1], None), None);
         assert_eq!([odd(576, 131), odd(64, 131), odd(2, 9), odd(1, 9)], [131, 63, 2, 1]);
+        assert_eq!([588, 576, 64, 7].map(shared), [12, 96, 32, 1]);
     }
 }
