@@ -37,7 +37,13 @@ pub fn lower(f: &Function, ranks: usize) -> Result<Lowered, Error> {
     {
         match op {
             Op::Rearrange(r) => return l.rearrange(node, r),
-            Op::UpdateSlice(u) => return Ok(l.update_slice(node, u)),
+            Op::UpdateSlice(u) if l.turned(node.operands[1], vec![]).0.0 < f.params.len() as u32 => {
+                return Ok(l.update_slice(node, u));
+            }
+            Op::UpdateSlice(_) => {
+                let onto = Some(node.operands[0].0 as usize);
+                return Ok(Lowered::Work { pieces: vec![Work::Nest(l.nest().collapsed())], onto });
+            }
             Op::ScatterAdd(s) => return scatter::scatter_add(&l, node, s),
             Op::KthLargest(k) => {
                 let x = f.ty(node.operands[0]);
@@ -90,23 +96,46 @@ impl<'a> Lower<'a> {
         }
     }
 
-    /// Where each result of the function is written: value, buffer type, offset, shape walked.
-    fn sinks(&self) -> Vec<(Value, usize, Type, usize)> {
+    /// The values that results of the function consist of, and where each is written.
+    fn sinks(&self) -> Vec<(Value, Write)> {
         let mut out = vec![];
-        for (i, r) in self.f.results.iter().enumerate() {
+        for (result, r) in self.f.results.iter().enumerate() {
             let ty = self.f.ty(*r);
-            match self.op(*r) {
+            let (v, strides, at) = match self.op(*r) {
+                Some((Op::UpdateSlice(u), node)) => {
+                    let (part, strides) = self.turned(node.operands[1], ty.strides());
+                    (part, strides, Some(self.start(node, u)))
+                }
+                _ => (*r, ty.strides(), None),
+            };
+            let write = Write { result, dtype: ty.dtype, offset: 0, strides, at };
+            match self.op(v) {
                 Some((Op::Concat(c), node)) => {
                     let mut start = 0;
                     for o in &node.operands {
-                        out.push((*o, i, ty.clone(), start * ty.strides()[c.axis]));
+                        out.push((*o, Write { offset: start * write.strides[c.axis], ..write.clone() }));
                         start += self.f.ty(*o).shape[c.axis];
                     }
                 }
-                _ => out.push((*r, i, ty.clone(), 0)),
+                _ => out.push((v, write)),
             }
         }
         out
+    }
+
+    /// The value behind rearranges that only turn it, and the strides of its axes where those of the turned one are these.
+    fn turned(&self, v: Value, strides: Vec<usize>) -> (Value, Vec<usize>) {
+        let Some((Op::Rearrange(r), node)) = self.op(v) else { return (v, strides) };
+        let words: Vec<&String> = r.axes.output.iter().flatten().collect();
+        let of = |w: &String| words.iter().position(|o| *o == w).and_then(|i| strides.get(i)).copied().unwrap_or(0);
+        self.turned(node.operands[0], r.axes.inputs[0].iter().flatten().map(of).collect())
+    }
+
+    /// Where an update begins.
+    fn start(&self, node: &Node, u: &UpdateSlice) -> Start {
+        let (x, part) = (self.f.ty(node.operands[0]), self.f.ty(node.operands[1]));
+        let operand = node.operands[2].0 as usize;
+        Start { operand, last: x.shape[u.axis] - part.shape[u.axis], stride: x.strides()[u.axis] }
     }
 
     fn nest(&self) -> Nest {
@@ -131,10 +160,7 @@ impl<'a> Lower<'a> {
         }
         let results = sinks.iter().map(|s| self.value(s.0, &identity, &mut m)).collect();
         m.body.results = results;
-        let writes = sinks
-            .into_iter()
-            .map(|(_, result, ty, offset)| Write { result, dtype: ty.dtype, offset, strides: ty.strides(), at: None })
-            .collect();
+        let writes = sinks.into_iter().map(|(_, write)| write).collect();
         let (body, epilogue) = if self.anchor.is_some() { (body, m.body) } else { (m.body, Body::default()) };
         Nest { kept, folded, fold, reads: m.reads, body, epilogue, writes }
     }
@@ -302,11 +328,10 @@ impl<'a> Lower<'a> {
 
     fn update_slice(&self, node: &Node, u: &UpdateSlice) -> Lowered {
         let (x, part) = (self.f.ty(node.operands[0]), self.f.ty(node.operands[1]));
-        let (part_at, start_at) = (node.operands[1].0 as usize, node.operands[2].0 as usize);
-        let reads = vec![Read { operand: part_at, dtype: part.dtype, offset: 0, strides: part.strides(), at: None }];
-        let start =
-            Start { operand: start_at, last: x.shape[u.axis] - part.shape[u.axis], stride: x.strides()[u.axis] };
-        let write = Write { result: 0, dtype: x.dtype, offset: 0, strides: x.strides(), at: Some(start) };
+        let operand = node.operands[1].0 as usize;
+        let reads = vec![Read { operand, dtype: part.dtype, offset: 0, strides: part.strides(), at: None }];
+        let at = Some(self.start(node, u));
+        let write = Write { result: 0, dtype: x.dtype, offset: 0, strides: x.strides(), at };
         copy_nest(part.shape.clone(), reads, write, Some(node.operands[0].0 as usize))
     }
 

@@ -1,6 +1,6 @@
 //! Groups to functions: each distinct group once, a call of it in the entry.
 
-use super::facts::Facts;
+use super::facts::{Facts, Kind};
 use super::inline::keep_called;
 use super::{Unit, cse::drop_unused_values};
 use omchat_ir::{Action, Func, Function, Module, Named, Node, Op, Role, Value};
@@ -85,8 +85,14 @@ impl Emit<'_> {
                     )
             )
         };
-        let operands: Vec<Value> =
-            nodes.iter().filter(|n| needs_memory(n)).flat_map(|n| self.f.nodes[*n].operands.clone()).collect();
+        // What the group itself makes is on its way.
+        let made_here = |v: &Value| {
+            let mut bases = vec![];
+            self.facts.bases(self.f, *v, &mut bases);
+            bases.iter().any(|b| self.facts.maker[b.0 as usize].is_some_and(|m| nodes.contains(&m)))
+        };
+        let operands = nodes.iter().filter(|n| needs_memory(n)).flat_map(|n| self.f.nodes[*n].operands.clone());
+        let operands: Vec<Value> = operands.filter(|v| !made_here(v)).collect();
         operands.into_iter().for_each(|v| self.store(v));
         // A gather addresses memory: a table or ids that are made of nothing in memory are stored too.
         let gathers = nodes.iter().filter(|n| matches!(self.f.nodes[**n].action, Action::Op(Op::Gather(_))));
@@ -131,12 +137,8 @@ impl Emit<'_> {
             .iter()
             .flat_map(|n| self.f.nodes[*n].results.iter().copied())
             .filter(|v| {
-                let users = &self.facts.users[v.0 as usize];
                 // A lone node that nothing reads is a collective, which all ranks meet in.
-                self.facts.result[v.0 as usize]
-                    || users.iter().any(|u| !nodes.contains(u))
-                    || self.facts.free(*v)
-                    || nodes.len() == 1
+                self.wanted(*v, nodes) || self.facts.free(*v) || nodes.len() == 1
             })
             .collect();
         let (params, out) = part.finish(&results);
@@ -148,6 +150,15 @@ impl Emit<'_> {
         });
         results.iter().for_each(|r| self.stored[r.0 as usize] = true);
         self.nodes.push(Node { action: Action::Call { callee, remat: false }, operands: params, results });
+    }
+
+    /// Whether the caller or a node outside of a group reads a value, itself or through free nodes.
+    fn wanted(&self, v: Value, nodes: &[usize]) -> bool {
+        let outside = |u: &usize| {
+            let free = self.facts.kinds[*u] == Kind::Free;
+            !nodes.contains(u) && (!free || self.f.nodes[*u].results.iter().any(|r| self.wanted(*r, nodes)))
+        };
+        self.facts.result[v.0 as usize] || self.facts.users[v.0 as usize].iter().any(outside)
     }
 
     /// A node as it is, behind the free nodes that it reads.

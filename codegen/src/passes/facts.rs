@@ -14,6 +14,8 @@ pub(super) enum Kind {
     Fold,
     /// Becomes where a group writes, or stands alone.
     Concat,
+    /// Becomes where a group writes, or stands alone.
+    Update,
     /// Stands alone.
     Alone,
 }
@@ -70,12 +72,12 @@ fn kind(f: &Function, node: &Node) -> Kind {
         Op::Pointwise(_) | Op::Cast(_) | Op::Gather(_) => Kind::Point,
         Op::Reduce(_) | Op::ArgMax(_) | Op::Einsum(_) => Kind::Fold,
         Op::Concat(_) => Kind::Concat,
+        Op::UpdateSlice(_) => Kind::Update,
         // A copy parts what is before it from what is after: no launch spans it.
         Op::Copy(_)
         | Op::Rearrange(_)
         | Op::KthLargest(_)
         | Op::ScatterAdd(_)
-        | Op::UpdateSlice(_)
         | Op::CollectivePermute(_)
         | Op::AllReduce(_)
         | Op::AllGather(_)
@@ -86,4 +88,11 @@ fn kind(f: &Function, node: &Node) -> Kind {
 /// Whether a rearrange merges nothing: then each of its axes is a stride of the operand.
 fn is_view(r: &Rearrange) -> bool {
     r.axes.output.iter().all(|g| g.len() == 1)
+}
+
+/// Whether a rearrange neither merges nor splits nor repeats: its operand's axes in another order, without some of size 1.
+pub(super) fn is_turn(f: &Function, node: &Node) -> bool {
+    let Action::Op(Op::Rearrange(r)) = &node.action else { return false };
+    let [x, y] = [node.operands[0], node.results[0]].map(|v| f.ty(v).elements());
+    is_view(r) && r.axes.inputs[0].iter().all(|g| g.len() == 1) && x == y
 }

@@ -3,7 +3,8 @@
 //! A group has at most one anchor (a fold). In short: (1) a pointwise node joins the group of an operand that it
 //! reads element by element; (2) a reduction takes in the pointwise group that feeds nothing else; (3) constants,
 //! slices, transposes and widening casts are copied to their readers, where they cost strides only; (4) a
-//! concatenation of one group's results becomes where that group writes; (5) everything else stands alone.
+//! concatenation of one group's results, and a slice of a buffer that takes what one group makes, become where that group
+//! writes; (5) everything else stands alone.
 //!
 //! So an einsum has its epilogue (bias, activation, residual, the sum into an accumulator) in its launch. Of what
 //! feeds it, only (3) is taken in: each element of an operand is read once for each tile of the other's columns, so
@@ -28,6 +29,7 @@ pub(super) fn run(unit: Unit, context: &Context) -> Result<Unit, Error> {
             Kind::Point => groups.place_point(n, node),
             Kind::Fold => groups.place_fold(n, node),
             Kind::Concat => groups.place_concat(n, node),
+            Kind::Update => groups.place_update(n, node),
             Kind::Alone => groups.place_alone(n),
         }
     }

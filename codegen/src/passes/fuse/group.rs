@@ -1,6 +1,6 @@
 //! Groups in the making, and which of them must run before which.
 
-use super::super::facts::Facts;
+use super::super::facts::{Facts, Kind, is_turn};
 use omchat_ir::{Action, Function, Node, Op, Value};
 
 struct Group {
@@ -138,6 +138,48 @@ impl<'a> Groups<'a> {
         self.groups[g].closed = true;
     }
 
+    pub(super) fn place_update(&mut self, n: usize, node: &Node) {
+        match self.updater(n, node) {
+            Some(g) => {
+                self.join(g, n);
+                self.groups[g].closed = true;
+            }
+            None => self.place_alone(n),
+        }
+    }
+
+    /// The group that may write its only result straight into the buffer that an update would copy it to.
+    fn updater(&self, n: usize, node: &Node) -> Option<usize> {
+        let [onto, mut part, _] = node.operands[..] else { return None };
+        let (mut reader, only) = (n, |v: Value, reader: usize| {
+            self.facts.users[v.0 as usize] == [reader] && !self.facts.result[v.0 as usize]
+        });
+        while self.facts.free(part) {
+            let maker = self.facts.maker[part.0 as usize]?;
+            if !only(part, reader) || !is_turn(self.f, &self.f.nodes[maker]) {
+                return None;
+            }
+            (part, reader) = (self.f.nodes[maker].operands[0], maker);
+        }
+        let (g, maker) = (self.group_of(part)?, self.facts.maker[part.0 as usize]?);
+        let group = &self.groups[g];
+        let whole = match self.facts.kinds[maker] {
+            Kind::Point | Kind::Fold => !group.closed && group.shape == self.f.ty(part).shape,
+            // One that stands alone copies values that others made.
+            Kind::Concat => group.nodes.len() > 1,
+            _ => false,
+        };
+        let reads = |v: Value| group.nodes.iter().any(|m| self.reads(*m).contains(&v));
+        (whole
+            && only(part, reader)
+            && self.outputs(&group.nodes, Some(reader)).is_empty()
+            && !self.facts.free(onto)
+            && !reads(onto)
+            && self.needs(n).iter().all(|h| *h == g || !has(&self.groups[*h].before, g))
+            && self.fits(&[&group.nodes[..], &[n]]))
+        .then_some(g)
+    }
+
     fn group_of(&self, v: Value) -> Option<usize> {
         self.facts.maker[v.0 as usize].and_then(|n| self.of[n])
     }
@@ -172,11 +214,16 @@ impl<'a> Groups<'a> {
         }
     }
 
-    /// Groups whose results a node reads.
-    fn needs(&self, n: usize) -> Vec<usize> {
+    /// Values in memory that a node reads.
+    fn reads(&self, n: usize) -> Vec<Value> {
         let mut bases = vec![];
         self.f.nodes[n].operands.iter().for_each(|o| self.facts.bases(self.f, *o, &mut bases));
-        bases.into_iter().filter_map(|v| self.group_of(v)).collect()
+        bases
+    }
+
+    /// Groups whose results a node reads.
+    fn needs(&self, n: usize) -> Vec<usize> {
+        self.reads(n).into_iter().filter_map(|v| self.group_of(v)).collect()
     }
 
     fn may_join(&self, g: usize, n: usize, shape: &[usize]) -> bool {
@@ -279,11 +326,8 @@ impl<'a> Groups<'a> {
         let nodes = parts.concat();
         let mut reads = vec![];
         for n in &nodes {
-            let mut bases = vec![];
-            self.f.nodes[*n].operands.iter().for_each(|o| self.facts.bases(self.f, *o, &mut bases));
-            reads.extend(
-                bases.into_iter().filter(|v| !self.facts.maker[v.0 as usize].is_some_and(|m| nodes.contains(&m))),
-            );
+            let inside = |v: &Value| self.facts.maker[v.0 as usize].is_some_and(|m| nodes.contains(&m));
+            reads.extend(self.reads(*n).into_iter().filter(|v| !inside(v)));
         }
         reads.sort_unstable();
         reads.dedup();
