@@ -9,7 +9,7 @@ use std::time::Duration;
 pub enum Launcher {
     /// Open MPI's `mpirun`.
     OpenMpi,
-    /// A launcher that speaks PMI: `mpiexec` of MPICH and of Intel MPI.
+    /// A launcher that speaks PMI: `mpiexec` of MPICH and of Intel MPI, `srun --mpi=pmi2`.
     Pmi,
     /// Slurm's `srun`.
     Slurm,
@@ -128,7 +128,7 @@ impl std::fmt::Display for Launcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Launcher::OpenMpi => "mpirun (Open MPI)",
-            Launcher::Pmi => "mpiexec (PMI)",
+            Launcher::Pmi => "mpiexec or srun (PMI)",
             Launcher::Slurm => "srun",
             Launcher::Environment => "the environment (RANK, WORLD_SIZE)",
         })

@@ -83,6 +83,11 @@ impl Hosts {
         ip(&["-n", &self.names[1], "link", "set", "wire", if whole { "up" } else { "down" }]).unwrap();
     }
 
+    /// Kills all that runs on a host.
+    pub fn clear(&self, host: usize) {
+        clear(&self.names[host]);
+    }
+
     /// Has all that leaves either host come 5 ms later, or else, where the kernel cannot, at 200 Mbit/s. Yields which.
     pub fn slow(&self) -> Result<&'static str, String> {
         let late = ["netem", "delay", "5ms"];
@@ -118,14 +123,18 @@ fn run(program: &str, args: &[&str]) -> Result<(), String> {
     if done.status.success() { Ok(()) } else { Err(format!("{}: {}", line(), said.trim())) }
 }
 
-/// Kills what runs on a host, and removes it.
-fn remove(name: &str) {
+fn clear(name: &str) {
     let pids = Command::new("ip").args(["netns", "pids", name]).output().map(|o| o.stdout).unwrap_or_default();
     let pids = String::from_utf8_lossy(&pids);
     let pids: Vec<&str> = pids.split_whitespace().collect();
     if !pids.is_empty() {
         let _ = Command::new("kill").arg("-KILL").args(pids).output();
     }
+}
+
+/// Removes a host, and what runs on it.
+fn remove(name: &str) {
+    clear(name);
     let _ = ip(&["netns", "del", name]);
 }
 
