@@ -10,7 +10,7 @@ mod common;
 mod launcher;
 
 use common::{Run, column, curve, ended, kept, named, near, recipe, train, until, weights, whole};
-use launcher::{flags, launcher, mpich};
+use launcher::{flags, launcher, mpich, told};
 use std::cell::Cell;
 use std::path::Path;
 use std::process::Command;
@@ -146,7 +146,7 @@ fn kill(draw: &mut Draw, recipe: &Path, out: &Path, ranks: usize, starts: Durati
     assert!(named.iter().all(|(_, whom)| *whom == victim), "not rank {victim}: {said}");
     if mpich() {
         // Its launcher kills the others before they can say anything, and names the rank itself.
-        assert!(said.contains(&format!("RANK {victim} PID")), "{said}");
+        assert!(told(&said, pid), "{said}");
     } else if met {
         assert_eq!(named.len(), ranks - 1, "all others name rank {victim}: {said}");
         assert!(said.contains("of step") && said.contains("resume the last checkpoint"), "{said}");

@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, id};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// Where each host is reached. Only the two see these addresses, so that two runs may have the same.
 pub const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
@@ -46,6 +48,7 @@ impl Hosts {
             ip(&["-n", name, "link", "set", "lo", "up"])?;
             ip(&["-n", name, "link", "set", "wire", "up"])?;
         }
+        self.names.iter().try_for_each(|name| ready(name))?;
         self.on(1, "true").output().map_err(|e| e.to_string()).and_then(|o| match o.status.success() {
             true => Ok(()),
             false => Err(String::from_utf8_lossy(&o.stderr).trim().into()),
@@ -109,6 +112,21 @@ impl Drop for Hosts {
     fn drop(&mut self) {
         self.names.iter().for_each(|name| remove(name));
         let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Waits until a host sees its end of the wire up, which Linux says up to a second late: some carriers leave it out before.
+fn ready(name: &str) -> Result<(), String> {
+    let begun = Instant::now();
+    loop {
+        let seen = Command::new("ip").args(["-n", name, "link", "show", "wire"]).output().map_err(|e| e.to_string())?;
+        if String::from_utf8_lossy(&seen.stdout).contains("state UP") {
+            return Ok(());
+        }
+        if begun.elapsed() > Duration::from_secs(10) {
+            return Err(format!("the wire of {name} is not up after 10 s"));
+        }
+        sleep(Duration::from_millis(10));
     }
 }
 

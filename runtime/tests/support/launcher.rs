@@ -4,7 +4,7 @@
 use omchat_runtime::collective::Mpi;
 use std::process::Command;
 
-/// Whether the library is MPICH, whose launcher kills the others at once when a rank dies; else it is Open MPI.
+/// Whether the library is MPICH, whose launcher kills the others by SIGKILL as soon as one ended badly; else it is Open MPI.
 pub fn mpich() -> bool {
     Mpi::library().starts_with("MPICH")
 }
@@ -27,4 +27,9 @@ pub fn flags(grace_s: u32) -> Vec<String> {
     }
     let fixed = ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--mca", "odls_base_sigkill_timeout"];
     fixed.iter().map(|s| s.to_string()).chain([grace_s.to_string()]).collect()
+}
+
+/// What MPICH's launcher says of a rank that was killed; it knows processes only.
+pub fn told(text: &str, process: u32) -> bool {
+    text.contains("BAD TERMINATION") && text.contains(&format!("PID {process} RUNNING"))
 }
