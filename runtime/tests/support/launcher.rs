@@ -28,8 +28,3 @@ pub fn flags(grace_s: u32) -> Vec<String> {
     let fixed = ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--mca", "odls_base_sigkill_timeout"];
     fixed.iter().map(|s| s.to_string()).chain([grace_s.to_string()]).collect()
 }
-
-/// What MPICH's launcher says of a rank that was killed; it knows processes only.
-pub fn told(text: &str, process: u32) -> bool {
-    text.contains("BAD TERMINATION") && text.contains(&format!("PID {process} RUNNING"))
-}
