@@ -4,7 +4,7 @@
 #   scripts/setup.sh [build] [test] [demo] [mpi] [nvrtc]      without a name: build test demo
 #
 #   build   a C++ toolchain, and LLVM for CubeCL's CPU and CUDA compilers
-#   test    a software Vulkan driver for the WGPU tests, ffmpeg for video
+#   test    a software Vulkan driver for the WGPU tests, ffmpeg for video, iproute2 for ranks on two hosts
 #   demo    ffmpeg
 #   mpi     Open MPI and libclang, for builds with `--features mpi`: ranks of one run as processes
 #   nvrtc   NVIDIA's run-time compiler and disassemblers, to compile CUDA kernels with no GPU
@@ -48,6 +48,12 @@ vulkan() {
   debian libvulkan1 mesa-vulkan-drivers || say "without a Vulkan driver: the WGPU tests are skipped"
 }
 
+# Only root makes hosts of network namespaces.
+hosts() {
+  if command -v ip >/dev/null; then say "found: $(ip -V)"; return; fi
+  debian iproute2 || say "without iproute2: the tests of ranks on two hosts are skipped"
+}
+
 # libclang reads mpi.h for the crate `mpi`; any version from 9 will do.
 mpi() {
   local missing=()
@@ -72,7 +78,7 @@ if [ $# = 0 ]; then set -- build test demo; fi
 for part in "$@"; do
   case "$part" in
     build) toolchain; llvm ;;
-    test) vulkan; ffmpeg_binary ;;
+    test) vulkan; ffmpeg_binary; hosts ;;
     demo) ffmpeg_binary ;;
     mpi) mpi ;;
     nvrtc) nvrtc ;;

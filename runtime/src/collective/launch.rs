@@ -9,7 +9,7 @@ use std::time::Duration;
 pub enum Launcher {
     /// Open MPI's `mpirun`.
     OpenMpi,
-    /// A launcher that speaks PMI: `mpiexec` of MPICH and of Intel MPI.
+    /// A launcher that speaks PMI: `mpiexec` of MPICH and of Intel MPI, `srun --mpi=pmi2`.
     Pmi,
     /// Slurm's `srun`.
     Slurm,
@@ -102,8 +102,8 @@ pub enum LaunchError {
     },
     /// MPI and the launcher do not belong together.
     #[error(
-        "{by} started rank {rank} of {ranks}, but MPI sees rank {seen} of {of}; use the `mpirun` of the MPI that this was built \
-         with, or `srun --mpi=pmix`"
+        "{by} started rank {rank} of {ranks}, but MPI sees rank {seen} of {of}; use the launcher of the MPI that this was built \
+         with, {library}, or `srun --mpi=pmix` or `--mpi=pmi2`, whichever it speaks"
     )]
     Other {
         /// What started it.
@@ -116,6 +116,8 @@ pub enum LaunchError {
         seen: usize,
         /// How many ranks MPI has.
         of: usize,
+        /// The MPI that this was built with.
+        library: String,
     },
     /// MPI does not start.
     #[error("{0}")]
@@ -126,7 +128,7 @@ impl std::fmt::Display for Launcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Launcher::OpenMpi => "mpirun (Open MPI)",
-            Launcher::Pmi => "mpiexec (PMI)",
+            Launcher::Pmi => "mpiexec or srun (PMI)",
             Launcher::Slurm => "srun",
             Launcher::Environment => "the environment (RANK, WORLD_SIZE)",
         })
@@ -230,7 +232,10 @@ fn carried(by: Launcher, rank: usize, ranks: usize) -> Result<World, LaunchError
     World::join(move || {
         let mpi = Mpi::start(Mpi::SILENCE).map_err(|e| LaunchError::Mpi(e.to_string()))?;
         let (seen, of) = (mpi.rank(), mpi.ranks());
-        if (seen, of) == (rank, ranks) { Ok(mpi) } else { Err(LaunchError::Other { by, rank, ranks, seen, of }) }
+        if (seen, of) == (rank, ranks) {
+            return Ok(mpi);
+        }
+        Err(LaunchError::Other { by, rank, ranks, seen, of, library: Mpi::library() })
     })
 }
 

@@ -10,15 +10,16 @@ use super::{Launched, Launcher};
 /// Errors: a variable that is no number.
 pub(crate) fn local_rank(get: impl Fn(&str) -> Option<String>) -> Result<usize, String> {
     let Some(started) = Launched::read(&get).map_err(|e| e.to_string())?.filter(|l| l.ranks > 1) else { return Ok(0) };
-    let name = match started.by {
-        Launcher::OpenMpi => "OMPI_COMM_WORLD_LOCAL_RANK",
-        Launcher::Pmi => "MPI_LOCALRANKID",
-        Launcher::Slurm => "SLURM_LOCALID",
-        Launcher::Environment => "LOCAL_RANK",
+    let names: &[&str] = match started.by {
+        Launcher::OpenMpi => &["OMPI_COMM_WORLD_LOCAL_RANK"],
+        // `srun --mpi=pmi2` speaks PMI too.
+        Launcher::Pmi => &["MPI_LOCALRANKID", "SLURM_LOCALID"],
+        Launcher::Slurm => &["SLURM_LOCALID"],
+        Launcher::Environment => &["LOCAL_RANK"],
     };
-    match get(name) {
+    match names.iter().find_map(|name| Some((name, get(name)?))) {
         None => Ok(started.rank),
-        Some(value) => value
+        Some((name, value)) => value
             .trim()
             .parse()
             .map_err(|_| format!("the environment has {name}={value}, which should be a number from 0")),
@@ -42,6 +43,7 @@ mod tests {
             ("HOME=/root", 0),
             ("OMPI_COMM_WORLD_RANK=9 OMPI_COMM_WORLD_SIZE=16 OMPI_COMM_WORLD_LOCAL_RANK=1 LOCAL_RANK=5", 1),
             ("PMI_RANK=3 PMI_SIZE=4 MPI_LOCALRANKID=2", 2),
+            ("PMI_RANK=3 PMI_SIZE=4 SLURM_PROCID=3 SLURM_STEP_NUM_TASKS=4 SLURM_LOCALID=1", 1),
             ("SLURM_PROCID=6 SLURM_STEP_NUM_TASKS=8 SLURM_LOCALID=2", 2),
             ("RANK=5 WORLD_SIZE=8 LOCAL_RANK=1", 1),
             ("RANK=5 WORLD_SIZE=8", 5),

@@ -79,6 +79,14 @@ impl Mpi {
     /// delays it are full memory and busy cores, by a second or two.
     pub const SILENCE: Duration = Duration::from_secs(5);
 
+    /// The library that this is linked with, by its own words: `Open MPI v4.1.4`, `MPICH Version: 4.0.2`. It may be asked
+    /// before MPI starts.
+    pub fn library() -> String {
+        let said = mpi::environment::library_version().unwrap_or_default();
+        let first = said.split(['\n', ',']).next().unwrap_or_default();
+        first.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
     /// Starts MPI: every rank of the run must. Ranks that are silent for longer than `silence` count as lost
     /// ([`Mpi::SILENCE`], less in tests).
     pub fn start(silence: Duration) -> Result<Mpi, MpiError> {

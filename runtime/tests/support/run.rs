@@ -59,6 +59,11 @@ impl Run {
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
+    /// Whether the first that was started still runs.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.children[0].try_wait(), Ok(None))
+    }
+
     /// Whether all ended well, and what was said. Fails the test, with all that was started killed, past the deadline.
     pub fn end(mut self, seconds: u64) -> (bool, String) {
         let (start, mut well) = (Instant::now(), true);

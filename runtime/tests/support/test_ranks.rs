@@ -8,6 +8,7 @@
 //! mpirun -n 4 test_ranks early RANK            this rank ends after 20 rounds, the others go on
 //! mpirun -n 4 test_ranks error RANK            this rank gives up after 20 steps
 //! mpirun -n 2 test_ranks speed                 latency and bandwidth between ranks 0 and 1
+//! mpirun -n 2 test_ranks large BYTES           ranks 0 and 1 send each other so many bytes at once, each byte checked
 //! mpirun -n 4 test_ranks world SEED            programs with every collective against the interpreter's ranks
 //! mpirun -n 4 test_ranks steps                 a program without end, while the device computes too
 //! mpirun -n 4 test_ranks apart                 rank 1 runs a program of another size
@@ -136,6 +137,20 @@ fn ping(carrier: &mut dyn Transport, bytes: usize, times: u32) -> Duration {
         go(carrier);
     }
     start.elapsed() / times / 2
+}
+
+/// Ranks 0 and 1 send each other so many bytes at once.
+fn large(carrier: &mut dyn Transport, bytes: usize) {
+    let (rank, words) = (carrier.rank() as u64, bytes.div_ceil(8) as u64);
+    let mut send = Vec::with_capacity(bytes + 8);
+    (0..words).for_each(|i| send.extend_from_slice(&draw(rank, i).to_le_bytes()));
+    let (other, start) = (1 - rank, Instant::now());
+    let got = carrier.exchange(Some(other as usize), &send[..bytes], Some(other as usize)).unwrap();
+    let took = start.elapsed();
+    assert_eq!(got.len(), bytes, "rank {rank}: bytes from rank {other}");
+    let wrong = (0..words).zip(got.chunks(8)).find(|(i, word)| draw(other, *i).to_le_bytes()[..word.len()] != **word);
+    assert!(wrong.is_none(), "rank {rank}: word {wrong:?} of rank {other}");
+    println!("rank {rank}: {bytes} bytes each way in {took:?}, all as sent");
 }
 
 /// One program with every collective, on this rank and in lockstep by the interpreter: the numbers must be near.
@@ -278,6 +293,7 @@ fn main() {
                 rounds(carrier, 1, 20..u64::MAX);
             }
         }
+        Some("large") => large(carrier, number(1) as usize),
         Some("speed") => {
             for (bytes, times) in [(8, 2000), (4096, 1000), (65536, 500), (1 << 20, 100), (64 << 20, 5)] {
                 let time = ping(carrier, bytes, times);

@@ -117,5 +117,8 @@ fn check(code: c_int) -> Result<(), Fault> {
     // SAFETY: there is more room than MPI_MAX_ERROR_STRING.
     let known = unsafe { ffi::MPI_Error_string(code, ptr::from_mut(&mut text).cast(), &mut length) } == 0;
     let bytes: Vec<u8> = text.iter().take(usize::try_from(length).unwrap_or(0)).map(|c| c.to_ne_bytes()[0]).collect();
-    Err(Fault(if known { String::from_utf8_lossy(&bytes).into_owned() } else { format!("MPI error {code}") }))
+    let text = String::from_utf8_lossy(&bytes);
+    // MPICH says a stack of calls, a line each; the last is the cause.
+    let cause = text.lines().map(str::trim).rfind(|line| !line.is_empty()).filter(|_| known);
+    Err(Fault(cause.map_or_else(|| format!("MPI error {code}"), str::to_string)))
 }
