@@ -514,8 +514,17 @@ fn einsum(seed: u64, wide: bool, out: bool) -> Case {
     let (strides, len) = dense(&axes, &order(d, [&batch, &m, &n]));
     let dtype = if out { d.pick(&[Dtype::F32, Dtype::F32, Dtype::Bf16]) } else { Dtype::F32 };
     narrow |= dtype == Dtype::Bf16;
-    let writes = vec![Write { result: 0, dtype, offset: 3, strides: strides[..kept.len()].to_vec(), at: None }];
-    let results = vec![Host { dtype, data: vec![f64::NAN; len + 3] }];
+    let mut write = Write { result: 0, dtype, offset: 3, strides: strides[..kept.len()].to_vec(), at: None };
+    let mut room = len + 3;
+    // Into a slice of a longer buffer, which a number read in the run places.
+    if d.chance(35) {
+        let last = d.below(4);
+        write.offset = d.pick(&[0, 8, 1]);
+        write.at = Some(Start { operand: operands.len(), last, stride: len });
+        operands.push(Host::new(Dtype::I32, vec![d.below(6) as f64 - 1.0]));
+        room = write.offset + len * (last + 1);
+    }
+    let (writes, results) = (vec![write], vec![Host { dtype, data: vec![f64::NAN; room] }]);
     Case {
         nest: Nest { kept, folded, fold: Some(Fold::Sum), reads, body, epilogue, writes },
         operands,
