@@ -196,6 +196,28 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_serves() {
     assert!(e.contains("no checkpoint is usable") && e.contains("run.json"), "{e}");
 }
 
+/// A recipe that got a stage more, with data of its own, goes on from the run that it was begun with.
+#[test]
+fn a_run_goes_on_with_stages_that_were_added() {
+    let whole = recipe("1e-3");
+    let mut first = whole.clone();
+    first.stages.truncate(1);
+    let (one, two) = (folder("in-one-go"), folder("added"));
+    run(&whole, &one, false, None).unwrap();
+    for until in [Some(2), None] {
+        run(&first, &two, until.is_none(), until).unwrap();
+    }
+    let mut more = whole.clone();
+    more.data.insert("other".into(), more.data["drawn"].clone());
+    assert_eq!(run(&more, &two, true, None).unwrap().0.steps, 9);
+    assert_eq!(curve(&two), curve(&one));
+    let model = |d: &Path| std::fs::read(d.join("stages/all/model.safetensors")).unwrap();
+    assert!(model(&two) == model(&one), "other weights");
+    // One stage less is another recipe.
+    let e = run(&first, &two, true, None).unwrap_err().to_string();
+    assert!(e.contains("recipe.stage was"), "{e}");
+}
+
 #[test]
 fn a_model_is_stored_in_the_element_type_that_the_recipe_names() {
     let mut recipe = recipe("1e-3");

@@ -113,6 +113,19 @@ pub(super) fn anywhere(mut recipe: Value) -> Value {
     recipe
 }
 
+/// A recipe without the stages that it has more, at its end, than the one that a run was begun with, and without data sets
+/// that only they can read.
+fn begun(mut recipe: Value, was: &Value) -> Value {
+    let most = was.get("stage").and_then(Value::as_array).map_or(0, Vec::len);
+    if let Some(stages) = recipe.get_mut("stage").and_then(Value::as_array_mut) {
+        stages.truncate(most);
+    }
+    if let (Some(sets), Some(old)) = (recipe.get_mut("data").and_then(Value::as_object_mut), was.get("data")) {
+        sets.retain(|name, _| old.get(name).is_some());
+    }
+    recipe
+}
+
 /// All ranks must go on from the same place.
 ///
 /// Errors: one that does not.
@@ -152,7 +165,7 @@ pub struct Outcome {
 ///
 /// The folder then holds `recipe.json`, `log.jsonl`, TensorBoard's event files, the newest `checkpoints/`, and the model
 /// after each stage under `stages/NAME`. A run that was killed goes on from its newest checkpoint with the same data; on
-/// the same device with the same numbers.
+/// the same device with the same numbers. One whose recipe has got more stages since, at its end, goes on with them.
 ///
 /// Errors: a stage that the model or the device cannot run; `Diverged` where a loss or a norm is not finite, with the
 /// file that holds the batch; what the system says.
@@ -242,7 +255,8 @@ impl<'a> Run<'a> {
         let (place, snapshot) = match found {
             Some(found) if options.resume => {
                 found.refused.iter().for_each(|why| watch(Watched::Note(format!("refused: {why}"))));
-                if let Some(what) = differs("recipe", &anywhere(found.place.recipe.clone()), &anywhere(told.clone())) {
+                let was = anywhere(found.place.recipe.clone());
+                if let Some(what) = differs("recipe", &was, &begun(anywhere(told.clone()), &was)) {
                     return Err(Error::Input(format!(
                         "{} was made by another recipe: {what}; resume with the one in {}",
                         found.path.display(),
