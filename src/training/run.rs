@@ -264,7 +264,7 @@ impl<'a> Run<'a> {
                     )));
                 }
                 watch(Watched::Note(format!("resumed at step {} from {}", found.place.step, found.path.display())));
-                (found.place, found.snapshot)
+                (Place { recipe: told.clone(), ..found.place }, found.snapshot)
             }
             Some(found) => {
                 return Err(Error::Input(format!(
