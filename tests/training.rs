@@ -213,9 +213,9 @@ fn a_run_goes_on_with_stages_that_were_added() {
     assert_eq!(curve(&two), curve(&one));
     let model = |d: &Path| std::fs::read(d.join("stages/all/model.safetensors")).unwrap();
     assert!(model(&two) == model(&one), "other weights");
-    // One stage less is another recipe.
+    // Less is another recipe.
     let e = run(&first, &two, true, None).unwrap_err().to_string();
-    assert!(e.contains("recipe.stage was"), "{e}");
+    assert!(e.contains("was made by another recipe: recipe.data.other was"), "{e}");
 }
 
 #[test]
