@@ -33,7 +33,8 @@ if [ -z "${OMCHAT:-}" ]; then
   (cd "$root" && git ls-files -z --cached --others --exclude-standard | tar -c --null -T -) | tar -x -C "$copy"
   # The driver's version: cudarc, with no toolkit to look at, would take its newest.
   (cd "$copy" && CUDARC_CUDA_VERSION=13000 cargo build -q --config "patch.crates-io.cubecl-llvm.path='$root/benches/gpu/llvm'" \
-    --profile travel --no-default-features --features cuda,nccl --bin omchat --target-dir "$target")
+    --profile travel -p omchat -p omchat-runtime --no-default-features --features omchat/cuda,omchat/nccl,omchat-runtime/nccl \
+    --bin omchat --bin test_ranks --target-dir "$target")
   OMCHAT="$target/travel/omchat"
 fi
 [ -x "$OMCHAT" ] || die "OMCHAT=$OMCHAT is not a program"
@@ -47,7 +48,8 @@ trap 'rm -rf "$work"' EXIT
 top="$work/omchat-gpu" load="$work/load"
 mkdir -p "$top" "$load/bin" "$load/cuda/lib" "$load/benches/peers" "$load/models"
 cp "$OMCHAT" "$load/bin/omchat.bin"
-strip "$load/bin/omchat.bin" 2>/dev/null || true
+if [ -x "$(dirname "$OMCHAT")/test_ranks" ]; then cp "$(dirname "$OMCHAT")/test_ranks" "$load/bin/test_ranks.bin"; fi
+strip "$load"/bin/* 2>/dev/null || true
 cp -rL "$cuda/include" "$load/cuda/include"
 if [ $nvrtc = 1 ]; then
   cp -L "$cuda"/lib/libnvrtc.so.13 "$cuda"/lib/libnvrtc-builtins.so.13.0 "$load/cuda/lib/"

@@ -63,10 +63,12 @@ if [ -z "${OMCHAT:-}" ]; then
   if [ "$device" = cuda ] && ! compgen -G "$lib/libnvrtc.so*" >/dev/null; then
     die "no NVRTC: not in the package, not in PyTorch's Python, not in $lib; pack without --no-nvrtc"
   fi
+  for program in omchat test_ranks; do
+    printf '#!/bin/sh\nexport CUDA_PATH="%s" LD_LIBRARY_PATH="%s${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"\nexec "%s" "$@"\n' \
+      "$root/cuda" "$lib" "$root/bin/$program.bin" >"$root/bin/$program"
+    chmod +x "$root/bin/$program"
+  done
   OMCHAT="$root/bin/omchat"
-  printf '#!/bin/sh\nexport CUDA_PATH="%s" LD_LIBRARY_PATH="%s${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"\nexec "%s" "$@"\n' \
-    "$root/cuda" "$lib" "$root/bin/omchat.bin" >"$OMCHAT"
-  chmod +x "$OMCHAT"
 fi
 version=$("$OMCHAT" --version 2>&1) || die "$OMCHAT does not start: $version"
 doctor=$("$OMCHAT" doctor 2>&1) || die "$OMCHAT doctor: $doctor"
@@ -115,18 +117,45 @@ part() {
     echo "omchat bench kernels --all $*: $(tail -n 1 "$to.log")" >"$to.failed"
 }
 
-# ranked HOW FILE: what rank 0 of two answers to a long question, exchanging so; GPUs that are not two are shared.
-ranked() {
-  local rank pids=() failed=0 shared=() port=$((20000 + RANDOM % 20000))
+# begin HOW FILE COMMAND...: that command as two ranks that exchange so, their processes in `pids`; they say what they say in FILE.0, FILE.1,
+# FILE.log0 and FILE.log1. GPUs that are not two are shared.
+begin() {
+  local how=$1 file=$2 rank each port=$((20000 + RANDOM % 20000)); shift 2
+  pids=()
   for rank in 0 1; do
+    each=(DEVICE="$device" EXCHANGE="$how" RANK=$rank WORLD_SIZE=2 LOCAL_RANK=$rank MASTER_ADDR=127.0.0.1 MASTER_PORT=$port)
     # NCCL takes ranks with different names as of different machines, which may have the same GPU.
-    [ "$gpus" -ge 2 ] || shared=(NCCL_HOSTID="rank$rank")
-    env "${shared[@]}" RANK=$rank WORLD_SIZE=2 LOCAL_RANK=$rank MASTER_ADDR=127.0.0.1 MASTER_PORT=$port timeout 240 \
-      "$OMCHAT" chat --model "$root/models/tiny" --device "$device" --exchange "$1" --temperature 0 --max-new-tokens 12 \
-      --prompt-file "$shards/question" >"$2.$rank" 2>"$2.log$rank" & pids+=($!)
+    [ "$gpus" -ge 2 ] || each+=(NCCL_HOSTID="rank$rank")
+    # What NCCL_DEBUG asks for would stand among the answers.
+    env "${each[@]}" NCCL_DEBUG_FILE="$file.nccl$rank" timeout -k 5 120 "$@" >"$file.$rank" 2>"$file.log$rank" & pids+=($!)
   done
+}
+# two HOW FILE COMMAND...: as `begin`, and waits for both.
+two() {
+  local rank failed=0
+  begin "$@"
   for rank in 0 1; do wait "${pids[rank]}" || { failed=1; say "failed: rank $rank by $1: $(tail -n 1 "$2.log$rank")"; }; done
+  [ $failed = 0 ] || wrong=1
   return $failed
+}
+# killed HOW FILE: rank 1 of a program without end dies; rank 0 must name it and end.
+killed() {
+  local child i
+  begin "$1" "$2" "$ranks" steps
+  for ((i = 0; i < 600; i++)); do ! grep -qs 'round 16$' "$2.1" || break; sleep 0.1; done
+  child=$(sed -n 's/.*rank 1 of 2 is process //p' "$2.1")
+  kill -9 "$child"; i=$(date +%s%N)
+  if ! wait "${pids[0]}" && grep -q 'rank 1' "$2.log0"; then
+    say "ranks: rank 1 killed with -9 while exchanging by $1; rank 0 ended after $((($(date +%s%N) - i) / 1000000)) ms: $(grep -m 1 'rank 1' "$2.log0")"
+  else wrong=1; say "failed: rank 1 was killed, and rank 0 says by $1: $(tail -n 2 "$2.log0")"; fi
+  { wait "${pids[1]}" || true; } 2>/dev/null
+}
+# A recipe that trains all of the decoder for eight steps.
+lesson() {
+  for ((i = 0; i < 900; i++)); do printf 'word %d of the story. ' $((i * 7 % 31)); done >"$shards/story.txt"
+  printf '%s\n' "model = \"$root/models/tiny\"" 'seed = 3' '[data.story]' "path = \"$shards/story.txt\"" 'layout = "text"' \
+    'labels = "pretrain"' '[[stage]]' 'name = "all"' 'context = 256' 'mix = { story = 100 }' 'train = { decoder = 1e-3 }' \
+    'batch_tokens = 512' 'steps = 8' >"$shards/lesson.toml"
 }
 
 for stage in "${stages[@]}"; do
@@ -148,18 +177,38 @@ for line in sys.stdin:
       fi ;;
     ranks)
       # Two processes, by NCCL and through the host: the same answer.
-      if [ "$device" = cpu ]; then gpus=0 ways=(host host); else gpus=$(nvidia-smi -L | grep -c GPU) ways=(nccl host); fi
+      if [ "$device" = cpu ]; then gpus=0 ways=(auto host); else gpus=$(nvidia-smi -L | grep -c GPU) ways=(nccl host); fi
       nccl=$("$PYTHON" -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null || true)/lib/libnccl.so.2
       if [ -z "${OMCHAT_NCCL_LIB:-}" ] && [ -e "$nccl" ]; then export OMCHAT_NCCL_LIB="$nccl"; fi
       if [ "$device" = cuda ] && ! "$OMCHAT" doctor --quick | grep -Eq '^nccl +[0-9]'; then
         say "ranks: skipped: $("$OMCHAT" doctor --quick | grep '^nccl')"; continue
       fi
+      ranks="$(dirname "$OMCHAT")/test_ranks"
+      if [ -x "$ranks" ]; then
+        two "${ways[0]}" "$shards/all" "$ranks" world 7 && say "ranks: $(grep -h 'every collective' "$shards/all.0")"
+        killed "${ways[0]}" "$shards/dead"
+      fi
       for ((i = 0; i < 120; i++)); do printf 'Word %d of many. ' $i; done >"$shards/question"
-      if ranked "${ways[0]}" "$shards/first" && ranked "${ways[1]}" "$shards/second"; then
-        if [ -s "$shards/first.0" ] && cmp -s "$shards/first.0" "$shards/second.0"; then say "ranks: two processes on $gpus GPUs answer the same by ${ways[0]} and by ${ways[1]}"
-        else wrong=1; say "failed: two ranks answer otherwise by ${ways[0]} than by ${ways[1]}"; fi
-      else wrong=1; fi
-      rm -f "$shards"/first* "$shards"/second* "$shards/question" ;;
+      lesson
+      for how in "${ways[@]}"; do
+        two "$how" "$shards/chat-$how" "$OMCHAT" chat --model "$root/models/tiny" --device "$device" --exchange "$how" --temperature 0 \
+          --max-new-tokens 12 --prompt-file "$shards/question" || continue
+        two "$how" "$shards/train-$how" "$OMCHAT" train --device "$device" --exchange "$how" --ring 2 --config "$shards/lesson.toml" \
+          --out "$shards/run-$how" || continue
+        say "ranks: $(grep -h 'exchanged by rank 0' "$shards/train-$how.0" "$shards/train-$how.log0" | head -n 1)"
+      done
+      if [ -s "$shards/chat-${ways[0]}.0" ] && cmp -s "$shards/chat-${ways[0]}.0" "$shards/chat-${ways[1]}.0"; then
+        say "ranks: two processes ($device, GPUs: $gpus) answer the same by ${ways[0]} and by ${ways[1]}"
+      else wrong=1; say "failed: two ranks answer otherwise by ${ways[0]} than by ${ways[1]}"; fi
+      "$PYTHON" - "$shards/run-${ways[0]}/log.jsonl" "$shards/run-${ways[1]}/log.jsonl" <<'END' || wrong=1
+import json, sys
+a, b = ([[json.loads(line)[k] for k in ("loss", "norm")] for line in open(f)] for f in sys.argv[1:])
+far = max(abs(x - y) / abs(y) for p, q in zip(a, b) for x, y in zip(p, q))
+good = len(a) == len(b) == 8 and far < 1e-3
+print(f"omchat: {'ranks' if good else 'failed'}: {len(a)} and {len(b)} steps, losses and norms differ by {far:.1e}; losses {[round(x, 4) for x, _ in a]}")
+sys.exit(not good)
+END
+      rm -rf "$shards"/* ;;
     kernels)
       bench "$base-kernels.jsonl" kernels --all --time 100 "${sizes[@]}"
       say "kernels: $(rows "$base-kernels.jsonl") rows" ;;

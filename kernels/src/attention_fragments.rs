@@ -154,14 +154,19 @@ pub(crate) fn framed(n: &Sizes, q: &Type, schedule: &Schedule) -> Frame {
 
 /// Refuses devices without matrix units that multiply halves in registers, and what those do not multiply.
 pub(crate) fn multiplies(target: &Target, n: &Sizes, q: &Type) -> Result<(), Refusal> {
+    multiplies_by(target, n, q, FRAGMENT)
+}
+
+/// The same where heads may be any multiple of `by` wide.
+pub(crate) fn multiplies_by(target: &Target, n: &Sizes, q: &Type, by: usize) -> Result<(), Refusal> {
     if target.family != Family::Cuda || target.sm < 80 {
         return Err(Refusal(format!("needs CUDA of compute capability 8.0, not {}", target.name)));
     }
     if !matches!(q.dtype, Dtype::Bf16 | Dtype::F16) {
         return Err(Refusal(format!("matrix units multiply bf16 or f16, not {}: f32 would be rounded", q.dtype)));
     }
-    if n.d > 256 || !n.d.is_multiple_of(FRAGMENT) || n.d == 0 {
-        return Err(Refusal(format!("heads must be a multiple of {FRAGMENT} wide and at most 256, not {}", n.d)));
+    if n.d > 256 || !n.d.is_multiple_of(by) || n.d == 0 {
+        return Err(Refusal(format!("heads must be a multiple of {by} wide and at most 256, not {}", n.d)));
     }
     Ok(())
 }

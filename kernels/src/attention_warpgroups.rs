@@ -6,19 +6,19 @@ use omchat_ir::Type;
 
 use crate::attention::Sizes;
 use crate::attention_fragments::{Frame, differentiates};
-use crate::warpgroups::{Pack, Set, Tile};
+use crate::warpgroups::{Pack, STEP, Set, Tile};
 
 /// Widest head of which a unit has room for all sums of a backward.
 const WIDEST: usize = 128;
 
 /// A cube's rows.
 pub(crate) fn block(f: &Frame) -> Tile {
-    Tile { rows: f.m, wide: f.d }
+    Tile { rows: f.m, wide: f.d.next_multiple_of(STEP), line: f.d }
 }
 
 /// What it walks over.
 pub(crate) fn tile(f: &Frame) -> Tile {
-    Tile { rows: f.n, wide: f.d }
+    Tile { rows: f.n, wide: f.d.next_multiple_of(STEP), line: f.d }
 }
 
 /// Scores.

@@ -7,7 +7,7 @@
 //!
 //! Implements  `@attention`, `@attention_partial`, `@attention_onto`
 //! Schedule    a cube `m` queries, a warpgroup 64 of them; `n` keys a tile, two tiles of keys and two of values under way
-//! Needs       CUDA of compute capability 9.0 (sm_90a); bf16 or f16; D a multiple of 16, at most 256; 32 queries a group
+//! Needs       CUDA of compute capability 9.0 (sm_90a); bf16 or f16; D a multiple of 8, at most 256; 32 queries a group
 //! Cost        4·D FLOP a visible pair in f32 sums of exact products; weights are rounded to halves before they weigh
 //! Source      Shah et al. 2024, FlashAttention-3, arXiv:2407.08608; PTX ISA, `wgmma.mma_async`
 
@@ -16,17 +16,17 @@ use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::attention::{FORWARD, blocks, instance, places};
 use crate::attention_fragments::{
-    FRAGMENT, Frame, Lines, Shape, Sums, framed, hide_keys, multiplies, schedules, seek, view, zero,
+    FRAGMENT, Frame, Lines, Shape, Sums, framed, hide_keys, multiplies_by, schedules, seek, view, zero,
 };
 use crate::attention_softmax::{Plan, Softmax, carry_on, finish, softmax, weigh};
 use crate::attention_warpgroups::{block, on_warpgroups, scores, tile};
 use crate::bind::{Buffers, Slot};
-use crate::einsum_copies::{commit, shared_address, wait};
+use crate::einsum_copies::{CHUNK, commit, shared_address, wait};
 use crate::grid::{address, one_each};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::warpgroups::{
-    ATOM, GROUP, LINE, Pack, ROWS, Set, Side, bring_tile, close_products, declare, declare_pack, descriptor, multiply,
-    multiply_packed, order, pack_sums, read_sums, scale_row, show, wait_products, write_sums,
+    ATOM, GROUP, LINE, Pack, ROWS, STEP, Set, Side, bring_tile, close_products, declare, declare_pack, descriptor,
+    multiply, multiply_packed, order, pack_sums, read_sums, scale_row, show, wait_products, write_sums,
 };
 use crate::{Launch, LaunchError};
 
@@ -41,7 +41,7 @@ pub struct AttentionWgmma;
 
 /// The registers of products.
 fn sums(f: &Frame) -> Set {
-    Set { name: "o", columns: f.d, dtype: f.dtype }
+    Set { name: "o", columns: f.d.next_multiple_of(STEP), dtype: f.dtype }
 }
 
 fn weights(f: &Frame) -> Pack {
@@ -70,12 +70,13 @@ impl Kernel for AttentionWgmma {
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let (n, operands, _) = instance(work)?;
-        multiplies(target, &n, &operands[0])?;
+        multiplies_by(target, &n, &operands[0], CHUNK)?;
         on_warpgroups(target)?;
         if n.g * n.t < LEAST {
             return Err(Refusal(format!("a block takes at least {LEAST} queries a group, not {}", n.g * n.t)));
         }
-        schedules(target, n.d, (n.b * n.h, n.g * n.t), &SHAPES, words, held)
+        // A head that ends inside a step is filled up with zeros.
+        schedules(target, n.d.next_multiple_of(STEP), (n.b * n.h, n.g * n.t), &SHAPES, words, held)
     }
 }
 
@@ -130,8 +131,9 @@ fn attention_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[co
         let sight = view(operands, batch * times + first / groups, until - first / groups, plan.mask);
 
         let mut softmax = softmax(operands, batch * times, first, last, groups, plan);
-        let mut out = Sums::new(comptime![f.sums()]);
-        zero(&mut out, comptime![f.sums()]);
+        let held = comptime![sums(&f).count() / 4];
+        let mut out = Sums::new(held);
+        zero(&mut out, held);
         carry_on(operands, &mut softmax, &mut out, &queries, first, last, plan);
         write_sums(&out, comptime![sums(&f)]);
 
@@ -176,12 +178,11 @@ fn attention_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[co
             let mut slot = 0u32.runtime();
             while next * f.n < keys {
                 let other = 1u32 - slot;
-                // The next keys and these values are there, for all units.
+                // The next keys and these values are there, for all units, and nobody reads the tiles before these.
                 wait(0usize);
                 show();
-                sync_cube();
-                // Only here: ahead of the barrier the compiler would wait before it makes weights.
                 wait_products(0usize);
+                sync_cube();
                 lower(&falls, &p, f);
                 order();
                 multiply(
@@ -195,8 +196,7 @@ fn attention_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[co
                 close_products();
                 multiply_packed(v + tile_at(slot, f), comptime![weights(&f)], comptime![tile(&f)], comptime![sums(&f)]);
                 close_products();
-                // Nobody reads the tiles before these.
-                sync_cube();
+                // Beside the products.
                 now = next;
                 whole = next_whole;
                 let (after, after_whole) = seek(operands, &sight, batch, keys, now + 1, plan.mask, f);

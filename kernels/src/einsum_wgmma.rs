@@ -8,12 +8,13 @@
 //! Source      PTX ISA, `wgmma.mma_async` and its matrix descriptors; the canonical layouts as CUTLASS 3 names them
 
 use cubecl::prelude::*;
+use half::f16;
 use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 use omchat_ir::Dtype;
 
-use crate::bind::Buffers;
+use crate::bind::{Buffers, Storage};
 use crate::einsum::Roles;
-use crate::einsum_copies::{CHUNK, Panel, chunk, commit, shared_address, wait};
+use crate::einsum_copies::{CHUNK, Panel, commit, copy_16, shared_address, wait};
 use crate::einsum_mma::suits;
 use crate::einsum_split::{parts, prepared, scratch, steps_of, with_cuts};
 use crate::einsum_tiles::{Factor, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
@@ -176,10 +177,13 @@ fn einsum_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[compt
         let width = meta[comptime![g.t.e.plan.rank - 1]] as usize;
         let turns = (width.div_ceil(g.t.k)) as u32;
         let (from, steps) = steps_of(&s, depth(meta, g.t.e.plan.clone()) * turns, g.t.clone());
+        let ways = Ways { x: way(&x, comptime![g.a]), y: way(&y, comptime![g.b]), turns, steps, width };
         let ahead = comptime![g.stages as u32 - 2];
+        let all = comptime![copies(&g.a) + copies(&g.b)];
         #[unroll]
         for i in 0..ahead {
-            bring(meta, operands, &mut memory, &x, &y, from + i, steps, turns, width, g.clone());
+            bring(meta, operands, &mut memory, &x, &y, &ways, from + i, 0usize, all, g.clone());
+            commit();
         }
         for step in from..steps {
             // This step's tiles are there for all units, and in the eyes of the matrix units too; and nobody multiplies
@@ -187,9 +191,8 @@ fn einsum_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[compt
             wait(comptime![g.stages - 3]);
             gpu_asm!("fence.proxy.async.shared::cta;");
             sync_cube();
-            multiply(base, step % comptime![g.stages as u32], g.clone());
+            multiply(meta, operands, &mut memory, &x, &y, &ways, base, step, g.clone());
             gpu_asm!("wgmma.wait_group.sync.aligned 1;");
-            bring(meta, operands, &mut memory, &x, &y, step + ahead, steps, turns, width, g.clone());
         }
         wait(0usize);
         gpu_asm!("wgmma.wait_group.sync.aligned 0;");
@@ -198,7 +201,78 @@ fn einsum_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[compt
     }
 }
 
-/// Starts to bring the tiles of a step, if there is such a step; closes the group in any case, so that groups are steps.
+/// Where a unit's copies of a factor's tile start: the same in every tile.
+#[derive(CubeType)]
+struct Way {
+    /// Elements from the tile's first one to each of its parts of 16 bytes.
+    from: Array<usize>,
+    /// The word of shared memory, from the tile's first on, where the first part goes; others follow at even distances.
+    to: usize,
+    /// Elements along k from the tile's first one to the first part.
+    along: usize,
+    /// Whether the part's rows are inside, where rows lie side by side.
+    inside: bool,
+}
+
+/// A unit's ways over both factors, and how many steps there are.
+#[derive(CubeType)]
+struct Ways {
+    x: Way,
+    y: Way,
+    /// Steps along k, for each row of outer folded axes; and all.
+    turns: u32,
+    steps: u32,
+    width: usize,
+}
+
+/// Parts of 16 bytes in a line of a tile, a row along k or a k along rows; a unit has the same part of each of its lines.
+const fn parts_of(p: &Panel) -> usize {
+    (if p.along_k { LINE } else { p.rows }) / CHUNK
+}
+
+/// Copies of a tile that a unit makes.
+const fn copies(p: &Panel) -> usize {
+    p.rows * LINE / CHUNK / p.units
+}
+
+/// Lines from a unit's copy to its next: a multiple of 8, so that all are swizzled alike.
+const fn apart(p: &Panel) -> usize {
+    p.units / parts_of(p)
+}
+
+#[cube]
+fn way(f: &Factor, #[comptime] p: Panel) -> Way {
+    let parts = comptime![parts_of(&p)];
+    let (outer, inner) = (UNIT_POS as usize / parts, UNIT_POS as usize % parts);
+    let mut from = Array::<usize>::new(comptime![copies(&p)]);
+    #[unroll]
+    for i in 0..comptime![copies(&p)] {
+        let mut row = inner * CHUNK;
+        let mut along = outer + comptime![i * apart(&p)];
+        if comptime![p.along_k] {
+            row = outer + comptime![i * apart(&p)];
+            along = inner * CHUNK;
+            // A row past the end repeats the last.
+            if comptime![p.m_tail] {
+                row = min(row, f.rows - 1);
+            }
+        }
+        from[i] = row * f.row_step + along * f.k_step;
+    }
+    let mut line = outer;
+    let mut part = inner;
+    let mut along = inner * CHUNK;
+    if comptime![!p.along_k] {
+        line = inner / comptime![LINE / CHUNK] * LINE + outer;
+        part = inner % comptime![LINE / CHUNK];
+        along = outer;
+    }
+    let to = line * comptime![LINE / 2] + (part ^ (line % 8)) * 4;
+    Way { from, to, along, inside: inner * CHUNK < f.rows }
+}
+
+/// Starts copies `first..last` of a step's tiles, those of the first factor and then the second's. Behind the last step they
+/// are zeros that nobody reads: a branch between products would part them.
 #[cube]
 fn bring(
     meta: &[u32],
@@ -206,59 +280,93 @@ fn bring(
     memory: &mut Shared<[f32]>,
     x: &Factor,
     y: &Factor,
+    ways: &Ways,
     step: u32,
-    steps: u32,
-    turns: u32,
-    width: usize,
+    #[comptime] first: usize,
+    #[comptime] last: usize,
     #[comptime] g: Key<Groups>,
 ) {
-    if step < steps {
-        let outer = step / turns;
-        let k = (step % turns) as usize * LINE;
-        let at = (step % comptime![g.stages as u32]) as usize * comptime![g.stage()];
-        let x_at = fold_offset(meta, outer, g.t.e.a, g.t.clone());
-        let y_at = fold_offset(meta, outer, g.t.e.b, g.t.clone());
-        fill(operands, memory, at, x, x_at, k, width, comptime![g.a]);
-        fill(operands, memory, at + comptime![Groups::words(g.t.m)], y, y_at, k, width, comptime![g.b]);
+    let there = step < ways.steps;
+    let number = min(step, ways.steps - 1);
+    let mut outer = 0u32.runtime();
+    let mut k = number as usize * LINE;
+    if comptime![g.t.e.plan.rank - 1 > g.t.e.plan.kept] {
+        outer = number / ways.turns;
+        k = (number % ways.turns) as usize * LINE;
     }
-    commit();
+    let at = (step % comptime![g.stages as u32]) as usize * comptime![g.stage()];
+    let of_x = comptime![copies(&g.a)];
+    #[unroll]
+    for i in first..last {
+        if comptime![i < of_x] {
+            let offset = fold_offset(meta, outer, g.t.e.a, g.t.clone());
+            copy(operands, memory, at, x, &ways.x, offset, k, ways.width, there, i, comptime![g.a]);
+        } else {
+            let offset = fold_offset(meta, outer, g.t.e.b, g.t.clone());
+            let at = at + comptime![Groups::words(g.t.m)];
+            copy(operands, memory, at, y, &ways.y, offset, k, ways.width, there, comptime![i - of_x], comptime![g.b]);
+        }
+    }
 }
 
-/// Starts to copy a factor's tile to word `into` of shared memory, 16-byte parts of each line exchanged as the matrix
-/// units want them. Lines are rows, along k; or, for each 64 rows, a line a k.
+/// Starts a unit's copy number `i` of a factor's tile to shared memory from word `into` on, 16-byte parts of each line
+/// exchanged as the matrix units want them. Lines are rows, along k; or, for each 64 rows, a line a k.
 #[cube]
-fn fill(
+fn copy(
     operands: &Buffers,
     memory: &mut Shared<[f32]>,
     into: usize,
     f: &Factor,
+    way: &Way,
     offset: usize,
     k: usize,
     width: usize,
+    there: bool,
+    #[comptime] i: usize,
     #[comptime] p: Panel,
 ) {
-    let parts = comptime![(if p.along_k { LINE } else { p.rows }) / CHUNK];
-    #[unroll]
-    for i in 0..comptime![p.rows * LINE / CHUNK / p.units] {
-        let v = UNIT_POS as usize + i * p.units;
-        let (outer, inner) = (v / parts, v % parts);
-        let mut line = outer;
-        let mut part = inner;
-        if comptime![!p.along_k] {
-            line = inner / comptime![LINE / CHUNK] * LINE + outer;
-            part = inner % comptime![LINE / CHUNK];
-        }
-        let at = into + line * comptime![LINE / 2] + (part ^ (line % 8)) * 4;
-        chunk::<f32>(operands, memory, at, f, offset, k, width, outer, inner * CHUNK, 4usize, p);
+    // Past the end there are zeros.
+    let mut inside = there;
+    if comptime![p.k_tail && p.along_k] {
+        inside = inside && k + way.along < width;
+    } else if comptime![p.k_tail] {
+        inside = inside && k + way.along + comptime![i * apart(&p)] < width;
+    }
+    if comptime![p.m_tail && !p.along_k] {
+        inside = inside && way.inside;
+    }
+    let at = f.at + offset + k * f.k_step + way.from[i];
+    let from = select(inside, at, f.at + offset);
+    // Lengths count words: both are 16 bytes.
+    let length = select(inside, 4usize, 0usize);
+    let to = into + way.to + comptime![i * apart(&p) * LINE / 2];
+    let slot = comptime![p.slot];
+    if comptime![slot.storage == Storage::Bf16] {
+        copy_16::<u16, f32>(&operands.bf16s.index(slot.index)[from..from + length], &mut memory[to..to + 4]);
+    } else {
+        copy_16::<f16, f32>(&operands.f16s.index(slot.index)[from..from + length], &mut memory[to..to + 4]);
     }
 }
 
-/// Starts the products of a warpgroup's 64 rows with all columns of a stage.
+/// Starts the products of a warpgroup's 64 rows with all columns of a step, and between them the copies of a later one's
+/// tiles: an instruction waits until the matrix units take it.
 #[cube]
-fn multiply(base: u64, slot: u32, #[comptime] g: Key<Groups>) {
+fn multiply(
+    meta: &[u32],
+    operands: &Buffers,
+    memory: &mut Shared<[f32]>,
+    x: &Factor,
+    y: &Factor,
+    ways: &Ways,
+    base: u64,
+    step: u32,
+    #[comptime] g: Key<Groups>,
+) {
     let (n, dtype, sums) = comptime![(g.t.n, g.dtype, g.sums())];
     let (turn_a, turn_b) = comptime![(u32::from(!g.a.along_k), u32::from(!g.b.along_k))];
+    let (all, ahead) = comptime![(copies(&g.a) + copies(&g.b), g.stages as u32 - 2)];
     let group = UNIT_POS / comptime![GROUP as u32];
+    let slot = step % comptime![g.stages as u32];
     let a_at = slot * comptime![4 * g.stage() as u32] + group * comptime![(ROWS * LINE * 2) as u32];
     let b_at = slot * comptime![4 * g.stage() as u32] + comptime![4 * Groups::words(g.t.m) as u32];
     let a_from = descriptor(base + a_at as u64, comptime![g.a]);
@@ -272,8 +380,11 @@ fn multiply(base: u64, slot: u32, #[comptime] g: Key<Groups>) {
             "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{dtype}.{dtype} {{{sums}}}, {a}, {b}, 1, 1, 1, {turn_a}, {turn_b};",
             a = in(_) a, b = in(_) b,
         );
+        let (first, last) = comptime![(i * all / (LINE / STEP), (i + 1) * all / (LINE / STEP))];
+        bring(meta, operands, memory, x, y, ways, step + ahead, first, last, g.clone());
     }
     gpu_asm!("wgmma.commit_group.sync.aligned;");
+    commit();
 }
 
 /// Sixteenths of bytes from a tile's first k to that of instruction `i`: within a line, or lines further on.

@@ -36,6 +36,8 @@ pub(crate) struct Tile {
     pub(crate) rows: usize,
     /// Halves of a row, a multiple of 16.
     pub(crate) wide: usize,
+    /// Halves of a row in memory, a multiple of 8; zeros behind them.
+    pub(crate) line: usize,
 }
 
 impl Tile {
@@ -284,45 +286,85 @@ pub(crate) fn bring_tile(
 ) {
     let parts = comptime![tile.wide / CHUNK];
     let chunks = comptime![tile.rows * parts];
+    // A unit that has the same part of each of its rows, and the same place in their swizzle, says so.
+    let even = comptime![chunks % units == 0 && units % (8 * parts) == 0 && tile.line == tile.wide];
+    if comptime![even && !grouped] {
+        if first + comptime![tile.rows] <= l.times {
+            let (row, part) = (UNIT_POS as usize / parts, UNIT_POS as usize % parts);
+            let from = line(l, first + row, grouped) * tile.wide + part * CHUNK;
+            let to = into + place(row, part, tile);
+            #[unroll]
+            for i in 0..comptime![chunks / units] {
+                let rows = comptime![i * units / parts];
+                bring_part(operands, memory, to + rows * LINE / 2, from + rows * tile.wide, 4usize, slot);
+            }
+        } else {
+            bring_rows(operands, memory, into, l, first, tile, slot, grouped, units);
+        }
+    } else {
+        bring_rows(operands, memory, into, l, first, tile, slot, grouped, units);
+    }
+}
+
+/// The same, row by row.
+#[cube]
+fn bring_rows(
+    operands: &Buffers,
+    memory: &mut Shared<[f32]>,
+    into: usize,
+    l: &Lines,
+    first: usize,
+    #[comptime] tile: Tile,
+    #[comptime] slot: Slot,
+    #[comptime] grouped: bool,
+    #[comptime] units: usize,
+) {
+    let parts = comptime![tile.wide / CHUNK];
+    let chunks = comptime![tile.rows * parts];
+    let last = l.times * l.groups - 1;
     #[unroll]
     for i in 0..comptime![chunks.div_ceil(units)] {
-        // A unit that has the same part of each of its rows says so.
         let mut row = UNIT_POS as usize / parts + comptime![i * units / parts];
         let mut part = UNIT_POS as usize % parts;
         if comptime![units % parts != 0] {
             row = (UNIT_POS as usize + comptime![i * units]) / parts;
             part = (UNIT_POS as usize + comptime![i * units]) % parts;
         }
-        if comptime![chunks % units == 0] {
-            bring_part(operands, memory, into, l, first, row, part, tile, slot, grouped);
-        } else if row < comptime![tile.rows] {
-            bring_part(operands, memory, into, l, first, row, part, tile, slot, grouped);
+        if row < comptime![tile.rows] {
+            let from = line(l, min(first + row, last), grouped) * tile.line;
+            let to = into + place(row, part, tile);
+            if comptime![tile.line == tile.wide] {
+                bring_part(operands, memory, to, from + part * CHUNK, 4usize, slot);
+            } else {
+                let there = part < comptime![tile.line / CHUNK];
+                let from = from + select(there, part * CHUNK, 0);
+                bring_part(operands, memory, to, from, select(there, 4usize, 0usize), slot);
+            }
         }
     }
 }
 
-/// Starts to copy 16 bytes of a row.
+/// The word of a tile where a row's part of 16 bytes lies.
+#[cube]
+fn place(row: usize, part: usize, #[comptime] tile: Tile) -> usize {
+    let panel = part / comptime![LINE / CHUNK] * comptime![tile.rows * LINE / 2];
+    panel + row * comptime![LINE / 2] + ((part % 8) ^ (row % 8)) * 4
+}
+
+/// Starts to copy 16 bytes to word `to` of shared memory, or zeros if `length` is 0 and not 4.
 #[cube]
 fn bring_part(
     operands: &Buffers,
     memory: &mut Shared<[f32]>,
-    into: usize,
-    l: &Lines,
-    first: usize,
-    row: usize,
-    part: usize,
-    #[comptime] tile: Tile,
+    to: usize,
+    from: usize,
+    length: usize,
     #[comptime] slot: Slot,
-    #[comptime] grouped: bool,
 ) {
-    let last = l.times * l.groups - 1;
-    let from = line(l, min(first + row, last), grouped) * tile.wide + part * CHUNK;
-    let panel = part / comptime![LINE / CHUNK] * comptime![tile.rows * LINE / 2];
-    let to = into + panel + row * comptime![LINE / 2] + ((part % 8) ^ (row % 8)) * 4;
     // Lengths count words: both are 16 bytes.
     if comptime![slot.storage == Storage::Bf16] {
-        copy_16::<u16, f32>(&operands.bf16s.index(slot.index)[from..from + 4], &mut memory[to..to + 4]);
+        copy_16::<u16, f32>(&operands.bf16s.index(slot.index)[from..from + length], &mut memory[to..to + 4]);
     } else {
-        copy_16::<half::f16, f32>(&operands.f16s.index(slot.index)[from..from + 4], &mut memory[to..to + 4]);
+        copy_16::<half::f16, f32>(&operands.f16s.index(slot.index)[from..from + length], &mut memory[to..to + 4]);
     }
 }

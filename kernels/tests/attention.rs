@@ -78,13 +78,16 @@ fn attention_of_every_mask() {
 }
 
 /// Sizes for warpgroups: several tiles, their ends, and so many unseen keys that they go by together.
-const TILED: [(usize, usize, usize, usize, usize, usize); 6] = [
+const TILED: [(usize, usize, usize, usize, usize, usize); 9] = [
     (1, 1, 7, 19, 300, 128),
     (2, 1, 1, 33, 1290, 64),
     (1, 2, 7, 10, 129, 48),
     (2, 1, 2, 20, 1350, 16),
     (1, 1, 1, 65, 64, 112),
     (1, 1, 5, 13, 150, 256),
+    (1, 2, 1, 129, 140, 72),
+    (2, 1, 3, 30, 300, 40),
+    (1, 1, 2, 40, 130, 8),
 ];
 
 #[test]

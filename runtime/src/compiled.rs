@@ -88,13 +88,28 @@ impl Compiled {
     pub(crate) fn run(&self, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<Vec<HostTensor>, Error> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let bound = self.fed(inputs, store)?;
+        self.queue(bound)?;
+        self.read(bound)
+    }
+
+    /// Runs once more over the inputs that are on the device, and waits; results stay there.
+    pub(crate) fn again(&self, store: &mut Store) -> Result<(), Error> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let bound = store.bound(self.id, |store| self.bind(store))?;
+        self.queue(bound)?;
+        let _open = window::open();
+        let results = bound.results.iter().map(|(_, handle)| handle);
+        cubecl::future::block_on(self.client.sync_buffers(results)).map_err(|e| self.failed(format!("{e:?}")))?;
+        self.faultless(())
+    }
+
+    fn queue(&self, bound: &mut Bound) -> Result<(), Error> {
         if bound.replay(self)? {
             self.replays.fetch_add(1, Ordering::Relaxed);
-        } else {
-            let _open = window::open();
-            self.launch(bound)?;
+            return Ok(());
         }
-        self.read(bound)
+        let _open = window::open();
+        self.launch(bound)
     }
 
     /// Runs once by launches, and says what the device then holds.

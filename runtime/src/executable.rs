@@ -216,6 +216,17 @@ impl Executable {
         }
     }
 
+    /// Runs once more over the inputs of the run before, and waits: what the device alone takes. Where there is one, inputs are
+    /// not written again, and results that are no state stay there.
+    ///
+    /// Errors: as [`Executable::run`].
+    pub fn run_again(&self, inputs: &[(&str, HostTensor)], store: &mut Store) -> Result<(), Error> {
+        match &self.body {
+            Body::Interpreted { .. } => self.run(inputs, store).map(drop),
+            Body::Compiled(c) => c.again(store),
+        }
+    }
+
     /// Runs once and waits after each launch: how long each took, by the values it yields and its kernel.
     ///
     /// The sum exceeds a run's time by the waiting. The interpreter has no launches and yields nothing.

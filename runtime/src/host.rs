@@ -67,6 +67,9 @@ impl HostTensor {
 
     /// Every element as f32.
     pub fn to_f32(&self) -> Vec<f32> {
+        if self.ty.dtype == Dtype::F32 {
+            return bytemuck::pod_collect_to_vec(&self.bytes);
+        }
         self.elements(|d, b| match d {
             Dtype::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
             Dtype::Bf16 => half::bf16::from_le_bytes([b[0], b[1]]).to_f32(),

@@ -41,6 +41,8 @@ pub struct Step {
     store: Store,
     /// The inputs of each run of the program that make one step.
     feeds: Vec<Vec<(&'static str, HostTensor)>>,
+    /// Whether a step is timed without what goes to the device and comes from it: one run, of which the host needs nothing.
+    stays: bool,
 }
 
 impl Step {
@@ -67,7 +69,11 @@ impl Step {
         let budget = &options.budget;
         while seconds.len() < budget.least || (begun.elapsed() < 4 * budget.time && seconds.len() < budget.most) {
             let start = Instant::now();
-            self.run()?;
+            if self.stays {
+                self.feeds.iter().try_for_each(|feed| self.exe.run_again(feed, &mut self.store))?;
+            } else {
+                self.run()?;
+            }
             seconds.push(start.elapsed().as_secs_f64());
         }
         seconds.sort_unstable_by(f64::total_cmp);
@@ -142,6 +148,7 @@ pub fn vision(whole: &Whole) -> Result<Step, Error> {
     let mut step = loaded(whole, "vision", name, &shape, &module, (tiles, "tiles/s"))?;
     let ty = omchat_ir::Type::new(Dtype::F32, [tiles, 3, v.image_size, v.image_size]);
     step.feeds.push(vec![("pixels", drawn(&ty, &Draw::Range(-2.0, 2.0), 1))]);
+    step.stays = true;
     // A tile's rows see each other, whatever there are of them.
     step.count(Seen { pairs: u64::MAX, keys: u64::MAX })?;
     Ok(step)
@@ -259,7 +266,7 @@ fn loaded(
         note: Some(weights.into()),
         ..Row::default()
     };
-    Ok(Step { row, items, amount: Amount::default(), exe, store, feeds: vec![] })
+    Ok(Step { row, items, amount: Amount::default(), exe, store, feeds: vec![], stays: false })
 }
 
 /// Rows of a large matrix that are drawn; the device repeats them.

@@ -15,7 +15,8 @@
 //! mpirun -n 4 test_ranks busy SECONDS          rank 1 computes for so long while the others wait for it
 //! ```
 //!
-//! Over TCP: one process a rank, each with `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`.
+//! Over TCP: one process a rank, each with `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`. `DEVICE` names the device on which programs
+//! run (cpu, if nothing is said), `EXCHANGE` how ranks exchange what is on it, as `--exchange` of the command.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use omchat_ir::{Mode, Tensor, interpret, parse};
@@ -226,9 +227,14 @@ fn worldly(mode: &str, seed: u64) {
     if mode == "busy" {
         return busy(&world, Duration::from_secs(seed));
     }
-    let device = Device::open("cpu").unwrap();
+    let said = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.into());
+    let device = Device::open(&said("DEVICE", "cpu")).unwrap_or_else(|e| panic!("{e}"));
+    world.exchange_by(said("EXCHANGE", "auto").parse().unwrap_or_else(|e| panic!("EXCHANGE: {e}")));
     match mode {
-        "world" => [1, 7, 30, 1009, 70_001].iter().for_each(|n| program(&device, &world, *n, seed)),
+        "world" => {
+            [1, 7, 30, 1009, 70_001].iter().for_each(|n| program(&device, &world, *n, seed));
+            println!("rank {}: every collective as the interpreter has it, by {:?}", world.rank(), world.carrier());
+        }
         _ => {
             let n = if mode == "apart" && world.rank() == 1 { 8 } else { 7 };
             let last = if mode == "error" && world.rank() as u64 == seed { 20 } else { u64::MAX };
