@@ -172,8 +172,8 @@ impl Engine {
     }
 
     /// The numbers of each rank, in order.
-    pub(crate) fn gathered(&self, what: &str, own: &[f32]) -> Result<Vec<Vec<f32>>, Error> {
-        let Some(world) = self.world.as_ref().filter(|w| w.ranks() > 1) else { return Ok(vec![own.to_vec()]) };
+    pub(crate) fn gathered(&self, what: &str, own: Vec<f32>) -> Result<Vec<Vec<f32>>, Error> {
+        let Some(world) = self.world.as_ref().filter(|w| w.ranks() > 1) else { return Ok(vec![own]) };
         let bytes = own.iter().flat_map(|x| x.to_le_bytes()).collect();
         let parts = world.gather(what, bytes, None).map_err(omchat_runtime::Error::from)?;
         let numbers = |part: &Vec<u8>| part.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
@@ -322,7 +322,8 @@ impl Engine {
             done += n;
             progress(Progress { stage: "encoding", done, total: end });
         }
-        let out = self.gathered("image features", &out)?.concat();
+        let mut parts = self.gathered("image features", out)?;
+        let out = if parts.len() == 1 { parts.swap_remove(0) } else { parts.concat() };
         finite("image features", &out)?;
         Ok(out)
     }

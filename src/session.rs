@@ -300,7 +300,7 @@ impl Session {
         let width = rows.len() / chunk.plan.size;
         rows.truncate(chunk.read_by(chunk.rank).len() * width);
         let Spread::Parts(ranks) = chunk.plan.spread else { return Ok(rows) };
-        let parts = self.engine.gathered("rows of a chunk", &rows)?;
+        let parts = self.engine.gathered("rows of a chunk", rows)?;
         let mut out = vec![0.0; chunk.part.len() * width];
         for (rank, part) in (0..ranks).zip(parts) {
             for (token, row) in chunk.read_by(rank).into_iter().zip(part.chunks(width)) {
