@@ -121,3 +121,19 @@ fn stores_and_threads_take_turns() {
         });
     }
 }
+
+#[test]
+fn a_run_again_has_the_inputs_of_the_one_before() {
+    let _turn = turn();
+    let (m, f) = module();
+    let last = |device: &Device| {
+        let exe = Executable::load(device, &m, f).unwrap();
+        let mut store = fresh(device);
+        let feed = [("x", input(0)), ("w", weight())];
+        exe.run(&feed, &mut store).unwrap();
+        (0..3).for_each(|_| exe.run_again(&feed, &mut store).unwrap());
+        exe.run(&[("x", input(1)), ("w", weight())], &mut store).unwrap().remove(0).to_f32()
+    };
+    let want = last(&Device::Interp);
+    devices().iter().for_each(|(device, _)| assert_eq!(last(device), want, "{}", device.name()));
+}
