@@ -1,6 +1,6 @@
 //! A chat: questions with pictures and videos in, answers out, the history kept.
 
-use crate::{Engine, Error, Progress, Rows, Sampler, Sampling, Session};
+use crate::{Engine, Error, Progress, Sampler, Sampling, Session};
 use omchat_model::chat::{Conversation, SYSTEM, Visual};
 use omchat_model::format::Format;
 use omchat_model::splice::{Slot, splice};
@@ -135,7 +135,7 @@ impl Chat {
         self.conversation.user(text, visuals)?;
         let (slots, features, tiles) = self.unread(progress)?;
         let mut seen: Vec<u32> = self.conversation.ids().iter().filter_map(|id| u32::try_from(*id).ok()).collect();
-        let first = self.next(&slots, &features, &seen, progress)?;
+        let first = self.session.sample(&slots, &features, &mut self.sampler, &seen, progress)?;
         self.read = self.conversation.ids().len();
         let mut answer = Answer {
             text: String::new(),
@@ -174,21 +174,6 @@ impl Chat {
         Ok((slots, features, tiles))
     }
 
-    /// Reads positions and draws the id that follows them, on the device where the likeliest is taken.
-    fn next(
-        &mut self,
-        slots: &[Slot],
-        features: &[f32],
-        seen: &[u32],
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<u32, Error> {
-        if self.sampler.greedy() {
-            return self.session.likeliest(slots, features, progress);
-        }
-        let logits = self.session.read(slots, features, Rows::Last, progress)?;
-        Ok(self.sampler.pick(&logits, seen))
-    }
-
     /// Takes ids until one stops the answer, and reads each but the last.
     fn answer(
         &mut self,
@@ -215,7 +200,7 @@ impl Chat {
                 break;
             }
             let step = Instant::now();
-            id = self.next(&[Slot::Text(id)], &[], seen, &mut |_| {})?;
+            id = self.session.sample(&[Slot::Text(id)], &[], &mut self.sampler, seen, &mut |_| {})?;
             self.read += 1;
             if answer.ids.len() > 1 {
                 answer.steps += 1;

@@ -2,16 +2,15 @@
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::cmp::Ordering;
 
 /// How ids are drawn. The default is greedy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// 0 always takes the likeliest.
     pub temperature: f32,
-    /// Draws among that many of the likeliest; 0 for all.
+    /// Draws among that many of the likeliest, and those as likely as the last of them; 0 for all.
     pub top_k: usize,
-    /// Draws among the likeliest that hold that probability together; 1 for all.
+    /// Draws among the likeliest that hold that probability together, and those as likely as the last of them; 1 for all.
     pub top_p: f32,
     /// Draws among those with at least that share of the likeliest one's probability.
     pub min_p: f32,
@@ -67,6 +66,16 @@ impl Sampler {
         self.how.temperature == 0.0 && self.how.repetition_penalty == 1.0
     }
 
+    /// How ids are drawn.
+    pub fn how(&self) -> &Sampling {
+        &self.how
+    }
+
+    /// The chance of the next draw, in [0, 1): 24 bits, which an f32 holds.
+    pub fn chance(&mut self) -> f32 {
+        self.rng.random()
+    }
+
     /// The next id.
     ///
     /// Shapes: `logits` [V]; `seen` are ids that occurred, in any order.
@@ -78,7 +87,7 @@ impl Sampler {
         }
         let kept = self.kept(&logits);
         let total: f64 = kept.iter().map(|(_, p)| p).sum();
-        let mut left = self.rng.random::<f64>() * total;
+        let mut left = f64::from(self.chance()) * total;
         for (id, p) in &kept {
             left -= p;
             if left < 0.0 {
@@ -103,7 +112,8 @@ impl Sampler {
         }
     }
 
-    /// Ids that may be drawn, with their weights: top-k, then min-p, then top-p.
+    /// Ids that may be drawn, with their weights, in the order of ids: top-k, then min-p, then top-p; with the last that a
+    /// filter keeps, all that are as likely. It is what `@draw` of the library keeps.
     ///
     /// Only ids that top-p may keep are sorted: those that each hold less than an even share of what it leaves out hold less
     /// than that together.
@@ -114,29 +124,26 @@ impl Sampler {
         let mut all: Vec<(u32, f64)> =
             logits.iter().enumerate().map(|(i, l)| (i as u32, ((f64::from(*l) - top) / heat).exp())).collect();
         if (1..all.len()).contains(&self.how.top_k) {
-            all.select_nth_unstable_by(self.how.top_k - 1, likelier);
-            all.truncate(self.how.top_k);
+            let mut order: Vec<f64> = all.iter().map(|(_, p)| *p).collect();
+            let bar = *order.select_nth_unstable_by(self.how.top_k - 1, |a, b| b.total_cmp(a)).1;
+            all.retain(|(_, p)| *p >= bar);
         }
         all.retain(|(_, p)| *p >= min_p);
         if top_p < 1.0 {
             let total: f64 = all.iter().map(|(_, p)| p).sum();
             let share = (1.0 - top_p) * total / all.len() as f64;
-            all.retain(|(_, p)| *p >= share);
-            all.sort_unstable_by(likelier);
+            let mut likely: Vec<f64> = all.iter().map(|(_, p)| *p).filter(|p| *p >= share).collect();
+            likely.sort_unstable_by(|a, b| b.total_cmp(a));
             let mut sum = 0.0;
-            let enough = all.iter().position(|(_, p)| {
+            let enough = likely.iter().position(|p| {
                 sum += p;
                 sum >= top_p * total
             });
-            all.truncate(enough.map_or(all.len(), |last| last + 1));
+            let bar = enough.map_or(share, |last| likely[last]);
+            all.retain(|(_, p)| *p >= bar);
         }
         all
     }
-}
-
-/// The likelier first; of equals the smaller id.
-fn likelier(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
-    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
 /// The first largest.
@@ -211,13 +218,14 @@ mod tests {
                 min_p: [0.0, 0.01][case % 2],
                 ..Sampling::default()
             };
-            let mut kept: Vec<u32> = Sampler::new(how.clone()).kept(&logits).iter().map(|(id, _)| *id).collect();
+            let kept: Vec<u32> = Sampler::new(how.clone()).kept(&logits).iter().map(|(id, _)| *id).collect();
             let top = logits.iter().copied().fold(f32::MIN, f32::max);
             let weigh = |l: &f32| ((f64::from(*l) - f64::from(top)) / f64::from(how.temperature)).exp();
             let mut all: Vec<(u32, f64)> = (0..).zip(logits.iter().map(weigh)).collect();
             all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            all.truncate(if how.top_k == 0 { n } else { how.top_k });
-            all.retain(|(_, p)| *p >= f64::from(how.min_p));
+            let of = |all: &[(u32, f64)], kept: usize| all.get(kept.max(1) - 1).or(all.last()).map_or(0.0, |(_, p)| *p);
+            let bar = of(&all, if how.top_k == 0 { n } else { how.top_k });
+            all.retain(|(_, p)| *p >= bar && *p >= f64::from(how.min_p));
             let total: f64 = all.iter().map(|(_, p)| p).sum();
             let enough = if how.top_p == 1.0 { f64::INFINITY } else { f64::from(how.top_p) * total };
             let mut sum = 0.0;
@@ -226,8 +234,8 @@ mod tests {
                 sum += p;
                 below
             });
-            let mut want: Vec<u32> = within.map(|(id, _)| *id).collect();
-            kept.sort_unstable();
+            let bar = of(&all, within.count());
+            let mut want: Vec<u32> = all.iter().filter(|(_, p)| *p >= bar).map(|(id, _)| *id).collect();
             want.sort_unstable();
             assert_eq!(kept, want, "{how:?}, {n} ids");
         }

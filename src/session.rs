@@ -11,9 +11,10 @@ mod chunk;
 
 use crate::engine::{finite, reset};
 use crate::owners::Owners;
-use crate::{Engine, Error, Progress};
+use crate::{Engine, Error, Progress, Sampler, Sampling};
 pub use chunk::Chunks;
-use chunk::{Chunk, Plan};
+use chunk::{Ask, Chunk, Plan};
+use omchat_codegen::Family;
 use omchat_model::graph::{DecoderSpec, Output, Spread};
 use omchat_model::splice::Slot;
 use omchat_runtime::{HostTensor, Store};
@@ -156,8 +157,7 @@ impl Session {
         let mut done = 0;
         while done < slots.len() {
             let part = self.next(&slots[done..]);
-            let output = if rows == Rows::All { Output::All } else { Output::Last };
-            let logits = self.rows(part, features, output, &[])?;
+            let logits = self.rows(part, features, if rows == Rows::All { Ask::All } else { Ask::Last })?;
             finite("logits", &logits)?;
             done += part.len();
             match rows {
@@ -180,13 +180,69 @@ impl Session {
         features: &[f32],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<u32, Error> {
+        self.id(slots, features, Ask::Likeliest, progress)
+    }
+
+    /// Reads positions and yields an id drawn after the last by that chance, in [0, 1): what [`Sampler::pick`] draws by
+    /// it, but for the rounding of sums. Logits stay on the device. Penalties do not count here, and a temperature of 0 is refused.
+    ///
+    /// Shapes and errors: as [`Session::read`]; numbers out of their range.
+    pub fn drawn(
+        &mut self,
+        slots: &[Slot],
+        features: &[f32],
+        how: &Sampling,
+        chance: f32,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<u32, Error> {
+        how.check().map_err(Error::Input)?;
+        if how.temperature == 0.0 || !(0.0..1.0).contains(&chance) {
+            let temperature = how.temperature;
+            return Err(Error::Input(format!(
+                "a draw by chance {chance} at temperature {temperature}; give a chance from 0 up to 1 and a temperature above 0"
+            )));
+        }
+        self.id(slots, features, Ask::Drawn(how, chance), progress)
+    }
+
+    /// Reads positions and yields the id that a sampler takes next, found where that costs least: on the device, but for
+    /// draws where the device is the CPU, which has the logits at hand, and for penalties.
+    ///
+    /// Shapes: `seen` are ids that occurred, in any order; the others and errors as [`Session::read`].
+    pub fn sample(
+        &mut self,
+        slots: &[Slot],
+        features: &[f32],
+        sampler: &mut Sampler,
+        seen: &[u32],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<u32, Error> {
+        if sampler.greedy() {
+            return self.likeliest(slots, features, progress);
+        }
+        let far = self.engine.device().target().family != Family::Cpu;
+        if far && sampler.how().temperature > 0.0 && sampler.how().repetition_penalty == 1.0 {
+            let (how, chance) = (sampler.how().clone(), sampler.chance());
+            return self.drawn(slots, features, &how, chance, progress);
+        }
+        let logits = self.read(slots, features, Rows::Last, progress)?;
+        Ok(sampler.pick(&logits, seen))
+    }
+
+    fn id(
+        &mut self,
+        slots: &[Slot],
+        features: &[f32],
+        ask: Ask,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<u32, Error> {
         self.room(slots)?;
         let start = Instant::now();
         let (mut id, mut done) = (0, 0);
         while done < slots.len() {
             let part = self.next(&slots[done..]);
             let chunk = self.chunk(part);
-            let results = self.run(&chunk, features, Output::Likeliest, &[])?;
+            let results = self.run(&chunk, features, ask)?;
             self.owners.add(&chunk.owners);
             finite("logits", &results.get(1).map(HostTensor::to_f32).unwrap_or_default())?;
             id = results.first().and_then(|r| r.to_i32().first().copied()).map_or(0, i32::unsigned_abs);
@@ -210,7 +266,7 @@ impl Session {
         while out.len() < slots.len() {
             let done = out.len();
             let part = self.next(&slots[done..]);
-            out.extend(self.rows(part, features, Output::Loss, &labels[done..done + part.len()])?);
+            out.extend(self.rows(part, features, Ask::Losses(&labels[done..done + part.len()]))?);
         }
         finite("losses", &out)?;
         Ok(out)
@@ -272,25 +328,19 @@ impl Session {
     }
 
     /// Runs one chunk, padded: what `@decode` yields.
-    fn run(
-        &mut self,
-        chunk: &Chunk,
-        features: &[f32],
-        output: Output,
-        labels: &[i32],
-    ) -> Result<Vec<HostTensor>, Error> {
-        let spec = self.spec(chunk.plan, output);
+    fn run(&mut self, chunk: &Chunk, features: &[f32], ask: Ask) -> Result<Vec<HostTensor>, Error> {
+        let spec = self.spec(chunk.plan, ask.output());
         let exe = self.engine.decoder(spec)?;
         let features = spec.features.then_some(features);
-        let feed = chunk.feed(&self.engine.model().config.text, features, output, labels)?;
+        let feed = chunk.feed(&self.engine.model().config.text, features, ask)?;
         Ok(exe.run(&feed, &mut self.store)?)
     }
 
     /// The logits of a chunk's last token, or what there is of each token, in order.
-    fn rows(&mut self, part: &[Slot], features: &[f32], output: Output, labels: &[i32]) -> Result<Vec<f32>, Error> {
+    fn rows(&mut self, part: &[Slot], features: &[f32], ask: Ask) -> Result<Vec<f32>, Error> {
         let chunk = self.chunk(part);
-        let rows = self.run(&chunk, features, output, labels)?.swap_remove(0).to_f32();
-        let rows = if output == Output::Last { rows } else { self.in_order(&chunk, rows)? };
+        let rows = self.run(&chunk, features, ask)?.swap_remove(0).to_f32();
+        let rows = if matches!(ask, Ask::Last) { rows } else { self.in_order(&chunk, rows)? };
         self.owners.add(&chunk.owners);
         Ok(rows)
     }

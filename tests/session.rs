@@ -1,7 +1,7 @@
 //! Sessions: however a sequence is fed, it is the same sequence.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use omchat::{Device, Engine, EngineOptions, Error, Model, Rows, Session};
+use omchat::{Device, Engine, EngineOptions, Error, Model, Rows, Sampler, Sampling, Session};
 use omchat_model::splice::Slot;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +10,13 @@ fn engine(device: &str) -> Engine {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-b");
     let model = Model::open(&dir.to_string_lossy()).unwrap();
     Engine::load(model, Device::open(device).unwrap(), &EngineOptions::default(), &mut |_| {}).unwrap()
+}
+
+/// The devices here that are not the CPU.
+fn cards() -> Vec<&'static str> {
+    let (here, rest): (Vec<_>, Vec<_>) = ["wgpu", "cuda"].into_iter().partition(|name| Device::open(name).is_ok());
+    rest.iter().for_each(|name| println!("skipped: {name} is not here"));
+    here
 }
 
 fn tokens(n: usize) -> Vec<Slot> {
@@ -57,6 +64,62 @@ fn the_likeliest_id_has_the_largest_logit() {
         }
         assert_eq!(a.len(), b.len());
         assert_eq!(a.stats().steps, b.stats().steps);
+    }
+}
+
+/// On every device here: by the same chance the device draws what the host draws from the logits.
+#[test]
+fn drawn_ids_are_those_of_the_sampler() {
+    let hows = [
+        Sampling { temperature: 1.0, ..Sampling::default() },
+        Sampling { temperature: 0.7, top_k: 20, ..Sampling::default() },
+        Sampling { temperature: 1.3, top_p: 0.8, ..Sampling::default() },
+        Sampling { temperature: 2.0, top_k: 100, top_p: 0.95, min_p: 0.02, ..Sampling::default() },
+        Sampling { temperature: 0.9, top_k: 100_000, min_p: 0.1, ..Sampling::default() },
+    ];
+    for device in ["cpu", "interp"].into_iter().chain(cards()) {
+        let e = Arc::new(engine(device));
+        let slots = tokens(60);
+        let (mut a, mut b) = (Session::new(e.clone(), 80).unwrap(), Session::new(e.clone(), 80).unwrap());
+        let mut ids = std::collections::BTreeSet::new();
+        for (turn, how) in hows.iter().enumerate() {
+            let mut done = 0;
+            for n in [40, 1, 1, 18] {
+                let part = &slots[done..done + n];
+                let how = Sampling { seed: (turn * 60 + done) as u64, ..how.clone() };
+                let (mut host, mut chance) = (Sampler::new(how.clone()), Sampler::new(how.clone()));
+                let want = host.pick(&read(&mut a, part), &[]);
+                let got = b.drawn(part, &[], &how, chance.chance(), &mut |_| {}).unwrap();
+                assert_eq!(got, want, "{device}, {how:?}, {n} tokens");
+                ids.insert(got);
+                done += n;
+            }
+            a.truncate(0).unwrap();
+            b.truncate(0).unwrap();
+        }
+        assert!(ids.len() > 5, "{device} drew {ids:?}");
+        let bad = b.drawn(&slots[..1], &[], &hows[0], 1.0, &mut |_| {}).unwrap_err().to_string();
+        assert!(bad.contains("chance 1") && bad.contains("from 0 up to 1"), "{bad}");
+    }
+}
+
+/// What a seed draws does not depend on the device.
+#[test]
+fn a_seed_draws_the_same_ids_on_every_device() {
+    let draws = |device: &str| -> Vec<u32> {
+        let e = Arc::new(engine(device));
+        let mut s = Session::new(e, 64).unwrap();
+        let mut sampler = Sampler::new(Sampling { temperature: 1.0, top_p: 0.9, seed: 4, ..Sampling::default() });
+        let mut ids = vec![s.sample(&tokens(9), &[], &mut sampler, &[], &mut |_| {}).unwrap()];
+        for _ in 0..12 {
+            let next = [Slot::Text(*ids.last().unwrap())];
+            ids.push(s.sample(&next, &[], &mut sampler, &ids, &mut |_| {}).unwrap());
+        }
+        ids
+    };
+    let cpu = draws("cpu");
+    for device in ["interp"].into_iter().chain(cards()) {
+        assert_eq!(cpu, draws(device), "{device}");
     }
 }
 

@@ -42,13 +42,14 @@ fn drawn(n: usize, vocab: usize, tiles: usize, each: usize, seed: u64) -> Vec<Sl
     slots
 }
 
-/// What is asked of a sequence: logits at several places, all rows, losses, greedy words.
+/// What is asked of a sequence: logits at several places, all rows, losses, greedy words, drawn ids.
 #[derive(Debug, Clone, PartialEq)]
 struct Said {
     logits: Vec<Vec<f32>>,
     rows: Vec<f32>,
     losses: Vec<f32>,
     words: Vec<u32>,
+    drawn: Vec<u32>,
 }
 
 /// Reads parts of those lengths, then words; truncates into the middle of a part, and reads on.
@@ -91,9 +92,13 @@ fn converse(e: &Arc<Engine>, parts: &[usize], tiles: usize, seed: u64) -> Said {
         next = s.likeliest(&[Slot::Text(next)], &[], &mut |_| {}).unwrap();
     }
     s.truncate(0).unwrap();
+    let how = Sampling { temperature: 1.5, top_k: 60, top_p: 0.9, ..Sampling::default() };
+    let mut drawn = vec![s.drawn(&slots, &features, &how, 0.37, &mut |_| {}).unwrap()];
+    drawn.push(s.drawn(&[Slot::Text(drawn[0])], &[], &how, 0.81, &mut |_| {}).unwrap());
+    s.truncate(0).unwrap();
     let labels: Vec<i32> = (0..total).map(|i| if i % 5 == 0 { -100 } else { (i % config.text.vocab) as i32 }).collect();
     let losses = s.losses(&slots, &features, &labels).unwrap();
-    Said { logits, rows, losses, words }
+    Said { logits, rows, losses, words, drawn }
 }
 
 #[track_caller]
@@ -112,7 +117,7 @@ fn same(model: &str, several: &[usize], parts: &[usize], tiles: usize, seed: u64
         let found = on_ranks(model, ranks, |e, _| converse(&e, parts, tiles, seed));
         assert!(found.iter().all(|x| *x == found[0]), "{what}: ranks differ");
         let many = &found[0];
-        assert_eq!(many.words, one.words, "{what}");
+        assert_eq!((&many.words, &many.drawn), (&one.words, &one.drawn), "{what}");
         many.logits.iter().zip(&one.logits).for_each(|(a, b)| near(&what, a, b));
         near(&what, &many.rows, &one.rows);
         near(&what, &many.losses, &one.losses);

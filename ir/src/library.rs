@@ -9,6 +9,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("activation.oir", include_str!("../library/activation.oir")),
     ("attention.oir", include_str!("../library/attention.oir")),
     ("attention_vjp.oir", include_str!("../library/attention_vjp.oir")),
+    ("draw.oir", include_str!("../library/draw.oir")),
     ("loss.oir", include_str!("../library/loss.oir")),
     ("norm.oir", include_str!("../library/norm.oir")),
     ("optim.oir", include_str!("../library/optim.oir")),

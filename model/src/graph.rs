@@ -25,7 +25,7 @@ mod tower;
 mod train;
 mod vision;
 
-pub use decoder::{DecoderSpec, Output, Spread, decoder_module};
+pub use decoder::{DecoderSpec, Draw, Output, Spread, decoder_module};
 pub use forward::{ForwardSpec, forward_module, ring_chunks};
 pub use shard::shard_elements;
 pub use step::{accumulate_module, apply_module, decays, step_module};

@@ -4,7 +4,7 @@
 
 use omchat_ir::{Action, Dtype, Module, Role};
 use omchat_model::config::OmChatConfig;
-use omchat_model::graph::{self, DecoderSpec, ForwardSpec, Output, Spread};
+use omchat_model::graph::{self, DecoderSpec, Draw, ForwardSpec, Output, Spread};
 use omchat_model::presets::{PRESETS, preset};
 use omchat_model::weights::tensors;
 use std::collections::BTreeMap;
@@ -95,8 +95,16 @@ fn modules_print_and_parse_to_themselves() {
 fn states_come_last_and_in_order() {
     let config = preset("mini").unwrap();
     use Dtype::{F32, I32};
-    let outputs: [(_, &[Dtype]); 4] =
-        [(Output::Last, &[F32]), (Output::Likeliest, &[I32, F32]), (Output::All, &[F32]), (Output::Loss, &[F32, F32])];
+    let draw = |top_k, top_p| (Output::Drawn(Draw { top_k, top_p }), [I32, F32].as_slice());
+    let outputs: [(_, &[Dtype]); 7] = [
+        (Output::Last, &[F32]),
+        (Output::Likeliest, &[I32, F32]),
+        draw(0, false),
+        draw(40, true),
+        draw(1 << 20, true),
+        (Output::All, &[F32]),
+        (Output::Loss, &[F32, F32]),
+    ];
     for (output, before) in outputs {
         let module = graph::decoder_module(&config, DecoderSpec { output, ..SPEC }, Dtype::Bf16).unwrap();
         let entry = graph::entry(&module).unwrap();

@@ -1,9 +1,9 @@
 //! What one run of a decoder is fed: a chunk of tokens, padded, as one rank of several reads it.
 
-use crate::Error;
+use crate::{Error, Sampling};
 use omchat_codegen::{Family, Target};
 use omchat_model::config::TextConfig;
-use omchat_model::graph::{Output, Spread};
+use omchat_model::graph::{Draw, Output, Spread};
 use omchat_model::rope::rope_table;
 use omchat_model::splice::Slot;
 use omchat_runtime::HostTensor;
@@ -71,6 +71,34 @@ pub(super) struct Plan {
     pub spread: Spread,
 }
 
+/// What is asked of a run.
+#[derive(Clone, Copy)]
+pub(super) enum Ask<'a> {
+    /// Logits of the last token.
+    Last,
+    /// The likeliest id after the last token.
+    Likeliest,
+    /// An id drawn after the last token, by that chance in [0, 1).
+    Drawn(&'a Sampling, f32),
+    /// Logits of all.
+    All,
+    /// Losses against the label of each token.
+    Losses(&'a [i32]),
+}
+
+impl Ask<'_> {
+    /// What the program yields.
+    pub fn output(self) -> Output {
+        match self {
+            Ask::Last => Output::Last,
+            Ask::Likeliest => Output::Likeliest,
+            Ask::Drawn(how, _) => Output::Drawn(Draw { top_k: how.top_k, top_p: how.top_p < 1.0 }),
+            Ask::All => Output::All,
+            Ask::Losses(_) => Output::Loss,
+        }
+    }
+}
+
 /// A chunk as this rank reads it.
 pub(super) struct Chunk<'a> {
     pub part: &'a [Slot],
@@ -103,8 +131,7 @@ impl Chunk<'_> {
         &self,
         t: &TextConfig,
         features: Option<&[f32]>,
-        output: Output,
-        labels: &[i32],
+        ask: Ask,
     ) -> Result<Vec<(&'static str, HostTensor)>, Error> {
         let size = self.plan.size;
         let mine = self.read_by(self.rank);
@@ -135,17 +162,22 @@ impl Chunk<'_> {
             let rows = rows_of(mine.iter().map(|i| self.part[*i]), size, t.hidden, features)?;
             feed.push(("features", HostTensor::f32([size, t.hidden], &rows)));
         }
-        match output {
+        match ask {
             // The row of the last token, on the rank that reads it.
-            Output::Last | Output::Likeliest => {
+            Ask::Last | Ask::Likeliest | Ask::Drawn(..) => {
                 let row = mine.iter().position(|i| *i + 1 == self.part.len()).map_or(-1, |row| row as i32);
                 feed.push(("last", HostTensor::i32([1], &[row])));
             }
-            Output::Loss => {
+            Ask::Losses(labels) => {
                 let label = |i: usize| labels.get(i).copied().unwrap_or(-100);
                 feed.push(("labels", HostTensor::i32([size], &self.padded(&mine, &label, -100))));
             }
-            Output::All => {}
+            Ask::All => {}
+        }
+        if let Ask::Drawn(how, chance) = ask {
+            feed.push(("u", HostTensor::f32([1], &[chance])));
+            let numbers = [("temperature", how.temperature), ("min_p", how.min_p), ("top_p", how.top_p)];
+            feed.extend(numbers.map(|(name, x)| (name, HostTensor::f32([], &[x]))));
         }
         Ok(feed)
     }

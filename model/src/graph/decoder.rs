@@ -31,7 +31,7 @@ pub enum Spread {
     /// is the same on all, bit for bit.
     Same(usize),
     /// That many ranks read T tokens each. What comes out is of each rank's own tokens, but [`Output::Last`] and
-    /// [`Output::Likeliest`] are of the one token that one rank names, the same on all.
+    /// [`Output::Likeliest`] and [`Output::Drawn`] are of the one token that one rank names, the same on all.
     Parts(usize),
 }
 
@@ -45,6 +45,15 @@ impl Spread {
     }
 }
 
+/// By what an id is drawn, as far as a program is made for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Draw {
+    /// The k of top-k; 0 for none.
+    pub top_k: usize,
+    /// Whether top-p filters.
+    pub top_p: bool,
+}
+
 /// What `@decode` yields before the next states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Output {
@@ -53,6 +62,8 @@ pub enum Output {
     /// The id i32[1] with the largest logit of the row that `%last: i32[1]` names, the first of equals; then f32[1],
     /// the sum of its logits, finite only where all are. Logits stay on the device.
     Likeliest,
+    /// The id i32[1] that is drawn by the logits of the row that `%last: i32[1]` names; then f32[1], their sum, as above.
+    Drawn(Draw),
     /// Logits f32[T, V].
     All,
     /// Loss f32[T] of each token against `%labels: i32[T]`, which are already shifted: the label of token t is
@@ -67,7 +78,8 @@ pub enum Output {
 /// (P = head size / 2, by [`crate::rope::rope_table`]), `lo: i32[1, T]` and `hi: i32[1, T]` (what each token sees), `slots: i32[1, T]`
 /// (the `at` that each token's slot gets; `i32::MAX` for padding), `start: i32` (the first slot written), and `last`
 /// or `labels` by the output. Of several ranks with tokens of their own, `lo` and `hi` are i32[R, 1, T], row s of the
-/// rank s to the left, and `last` is −1 on every rank but one. Then weights. Then states: `cache.at: i32[1, S]` (`i32::MAX` where a slot is empty),
+/// rank s to the left, and `last` is −1 on every rank but one. What draws an id takes the same on all ranks: `u: f32[1]`
+/// (the chance, in [0, 1)), `temperature: f32`, `min_p: f32`, `top_p: f32`. Then weights. Then states: `cache.at: i32[1, S]` (`i32::MAX` where a slot is empty),
 /// and `cache.k.N: E[1, H, S, D]`, `cache.v.N` of each layer N.
 ///
 /// Results: see [`Output`]; then the next states, in the order of the states.
@@ -100,7 +112,7 @@ pub fn decoder_module(config: &OmChatConfig, spec: DecoderSpec, dtype: Dtype) ->
         x = out[0];
         next.extend(&out[1..]);
     }
-    let mut results = head(&mut e, &spec, &weights, x, eps, given.asked)?;
+    let mut results = head(&mut e, &spec, &weights, x, eps, &given)?;
     results.extend(next);
     e.finish(results);
     verified(module)
@@ -124,9 +136,9 @@ fn head(
     w: &Weights,
     x: Value,
     eps: Value,
-    asked: Option<Value>,
+    given: &Given,
 ) -> Result<Vec<Value>, Diagnostics> {
-    match (spec.output, asked) {
+    match (spec.output, given.asked) {
         (Output::Loss, Some(labels)) => {
             let x = e.call("x", "rms_norm", &[x, w.norm, eps])?;
             e.calls(&["nll", "lse"], "linear_cross_entropy", &[x, w.head, labels])
@@ -142,12 +154,27 @@ fn head(
             };
             let x = e.call("x", "rms_norm", &[x, w.norm, eps])?;
             let logits = e.call("logits", "logits", &[x, w.head])?;
-            match spec.output {
-                Output::Likeliest => e.calls(&["id", "sum"], "likeliest", &[logits]),
+            match (spec.output, given.chance) {
+                (Output::Likeliest, _) => e.calls(&["id", "sum"], "likeliest", &[logits]),
+                (Output::Drawn(draw), Some(chance)) => drawn(e, draw, logits, chance),
                 _ => Ok(vec![logits]),
             }
         }
     }
+}
+
+/// An id of each row by chance, and the row's sum.
+fn drawn(e: &mut Entry, draw: Draw, logits: Value, chance: [Value; 4]) -> Result<Vec<Value>, Diagnostics> {
+    let vocab = e.ty(logits).shape[1];
+    let filters = (1..vocab).contains(&draw.top_k);
+    let letters = [
+        ("J", usize::from(filters)),
+        ("K", if filters { draw.top_k } else { 1 }),
+        ("N", usize::from(draw.top_p)),
+        ("B", vocab.div_ceil(256)),
+    ];
+    let [u, temperature, min_p, top_p] = chance;
+    e.calls_with(&["id", "sum"], "draw", &letters, &[logits, u, temperature, min_p, top_p])
 }
 
 /// What is given at each run.
@@ -161,6 +188,8 @@ struct Given {
     slots: Value,
     start: Value,
     asked: Option<Value>,
+    /// What an id is drawn with: u, temperature, min_p, top_p.
+    chance: Option<[Value; 4]>,
 }
 
 impl Given {
@@ -180,10 +209,16 @@ impl Given {
             slots: e.input("slots", Dtype::I32, &[1, n]),
             start: e.input("start", Dtype::I32, &[]),
             asked: match spec.output {
-                Output::Last | Output::Likeliest => Some(e.input("last", Dtype::I32, &[1])),
+                Output::Last | Output::Likeliest | Output::Drawn(_) => Some(e.input("last", Dtype::I32, &[1])),
                 Output::Loss => Some(e.input("labels", Dtype::I32, &[n])),
                 Output::All => None,
             },
+            chance: matches!(spec.output, Output::Drawn(_)).then(|| {
+                let u = e.input("u", Dtype::F32, &[1]);
+                let [temperature, min_p, top_p] =
+                    ["temperature", "min_p", "top_p"].map(|name| e.input(name, Dtype::F32, &[]));
+                [u, temperature, min_p, top_p]
+            }),
         }
     }
 }

@@ -9,7 +9,7 @@ use omchat_ir::text::{Template, instantiate_call};
 use omchat_ir::{Action, Bind, Builder, Diagnostics, Dtype, Func, Module, Scope, Value};
 use omchat_model::OmChatConfig;
 use omchat_model::graph::{
-    DecoderSpec, ForwardSpec, Output, Recompute, Spread, TrainSpec, decoder_module, step_module, vision_module,
+    DecoderSpec, Draw, ForwardSpec, Output, Recompute, Spread, TrainSpec, decoder_module, step_module, vision_module,
 };
 use omchat_model::presets::preset;
 use std::collections::BTreeMap;
@@ -35,8 +35,8 @@ pub struct Selection {
     /// What free letters of the function stand for, as `T=16,E=f32`.
     #[arg(long, value_name = "LETTER=VALUE", value_delimiter = ',')]
     bind: Vec<String>,
-    /// Takes a model's programs, by its folder or preset, instead of a text: `vision`, `prompt` and `decode`, which
-    /// `--function` tells apart.
+    /// Takes a model's programs, by its folder or preset, instead of a text: `vision`, `prompt`, `loss`, `decode`, `draw`
+    /// (a decode that draws an id) and `step`, which `--function` tells apart.
     #[arg(long, value_name = "DIR|PRESET", conflicts_with = "bind")]
     model: Option<String>,
     /// The element type of a model's programs.
@@ -216,6 +216,8 @@ fn of_model(model: &str, dtype: &str, name: Option<&str>, chunks: Chunks) -> Res
     all.push(("prompt", decoder_module(&config, spec(chunks.large, features, Output::Last), dtype)?));
     all.push(("loss", decoder_module(&config, spec(chunks.small, features, Output::Loss), dtype)?));
     all.push(("decode", decoder_module(&config, spec(1, false, Output::Last), dtype)?));
+    let drawn = Output::Drawn(Draw { top_k: 50, top_p: true });
+    all.push(("draw", decoder_module(&config, spec(1, false, drawn), dtype)?));
     let names: Vec<&str> = all.iter().map(|(n, _)| *n).chain(["step"]).collect();
     let taken: Vec<Picked> = all
         .iter()
