@@ -13,8 +13,8 @@ use omchat_ir::{Dtype, Type};
 use crate::attention::Sizes;
 use crate::attention_sight::{Mask, at};
 pub(crate) use crate::attention_sight::{reach, seek, view};
-use crate::bind::{Buffers, Slot, Storage};
-use crate::einsum_copies::{CHUNK, commit, copy_16};
+use crate::bind::{Buffers, Slot};
+use crate::einsum_copies::{CHUNK, bring_16, commit};
 use crate::vector::{Lane, write_float};
 
 /// Rows (and depth) of a fragment.
@@ -240,12 +240,7 @@ fn part(
     let row = min(first + v / parts, l.times * l.groups - 1);
     let from = line(l, row, grouped) * f.d + v % parts * CHUNK;
     let to = into + v / parts * comptime![f.pitch()] + v % parts * 4;
-    // Lengths count words: both are 16 bytes.
-    if comptime![slot.storage == Storage::Bf16] {
-        copy_16::<u16, f32>(&operands.bf16s.index(slot.index)[from..from + 4], &mut memory[to..to + 4]);
-    } else {
-        copy_16::<half::f16, f32>(&operands.f16s.index(slot.index)[from..from + 4], &mut memory[to..to + 4]);
-    }
+    bring_16::<f32>(operands, memory, to, from, 4usize, 4usize, slot);
 }
 
 /// Starts to bring tile number `tile` of a head's rows, if there is one; closes the group of copies in any case.

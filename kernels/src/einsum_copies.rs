@@ -102,11 +102,11 @@ impl Roles {
 /// Starts to copy 16 bytes from global to shared memory, or zeros if `from` is empty. The two may name their bits
 /// differently; lengths count what the copy is named by, elements of `to`.
 #[allow(unused_variables)]
-pub(crate) fn copy_16<S: CubePrimitive, D: CubePrimitive>(from: &[S], to: &mut [D]) {
+fn copy_16<S: CubePrimitive, D: CubePrimitive>(from: &[S], to: &mut [D]) {
     cubecl::unexpanded!()
 }
 
-pub(crate) mod copy_16 {
+mod copy_16 {
     use cubecl::prelude::*;
 
     pub fn expand<S: CubePrimitive, D: CubePrimitive>(scope: &Scope, from: &SliceExpand<S>, to: &mut SliceExpand<D>) {
@@ -260,7 +260,21 @@ pub(crate) fn chunk<F: Float>(
     let at = f.at + offset + row * f.row_step + along * f.k_step;
     let from = select(inside, at, f.at + offset);
     let length = select(inside, unit, 0);
-    let slot = comptime![p.slot];
+    bring_16::<F>(operands, to, into, from, length, unit, comptime![p.slot]);
+}
+
+/// Starts to copy 16 bytes of a buffer, from its element `from` on, to element `into` of shared memory, where they are `unit`
+/// elements; zeros if `length` is 0 and not `unit`.
+#[cube]
+pub(crate) fn bring_16<F: Float>(
+    operands: &Buffers,
+    to: &mut Shared<[F]>,
+    into: usize,
+    from: usize,
+    length: usize,
+    #[comptime] unit: usize,
+    #[comptime] slot: Slot,
+) {
     if comptime![slot.storage == Storage::Bf16] {
         copy_16::<u16, F>(&operands.bf16s.index(slot.index)[from..from + length], &mut to[into..into + unit]);
     } else if comptime![slot.storage == Storage::F32] {

@@ -8,13 +8,12 @@
 //! Source      PTX ISA, `wgmma.mma_async` and its matrix descriptors; the canonical layouts as CUTLASS 3 names them
 
 use cubecl::prelude::*;
-use half::f16;
 use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 use omchat_ir::Dtype;
 
-use crate::bind::{Buffers, Storage};
+use crate::bind::Buffers;
 use crate::einsum::Roles;
-use crate::einsum_copies::{CHUNK, Panel, commit, copy_16, shared_address, wait};
+use crate::einsum_copies::{CHUNK, Panel, bring_16, commit, shared_address, wait};
 use crate::einsum_mma::suits;
 use crate::einsum_split::{parts, prepared, scratch, steps_of, with_cuts};
 use crate::einsum_tiles::{Factor, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
@@ -337,15 +336,9 @@ fn copy(
     }
     let at = f.at + offset + k * f.k_step + way.from[i];
     let from = select(inside, at, f.at + offset);
-    // Lengths count words: both are 16 bytes.
     let length = select(inside, 4usize, 0usize);
     let to = into + way.to + comptime![i * apart(&p) * LINE / 2];
-    let slot = comptime![p.slot];
-    if comptime![slot.storage == Storage::Bf16] {
-        copy_16::<u16, f32>(&operands.bf16s.index(slot.index)[from..from + length], &mut memory[to..to + 4]);
-    } else {
-        copy_16::<f16, f32>(&operands.f16s.index(slot.index)[from..from + length], &mut memory[to..to + 4]);
-    }
+    bring_16::<f32>(operands, memory, to, from, length, 4usize, comptime![p.slot]);
 }
 
 /// Starts the products of a warpgroup's 64 rows with all columns of a step, and between them the copies of a later one's

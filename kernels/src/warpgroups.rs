@@ -14,8 +14,8 @@
 use cubecl::prelude::*;
 
 use crate::attention_fragments::{Lines, Sums, line};
-use crate::bind::{Buffers, Slot, Storage};
-use crate::einsum_copies::{CHUNK, copy_16};
+use crate::bind::{Buffers, Slot};
+use crate::einsum_copies::{CHUNK, bring_16};
 
 /// Units of a warpgroup, and the rows that it multiplies.
 pub(crate) const GROUP: usize = 128;
@@ -296,7 +296,7 @@ pub(crate) fn bring_tile(
             #[unroll]
             for i in 0..comptime![chunks / units] {
                 let rows = comptime![i * units / parts];
-                bring_part(operands, memory, to + rows * LINE / 2, from + rows * tile.wide, 4usize, slot);
+                bring_16::<f32>(operands, memory, to + rows * LINE / 2, from + rows * tile.wide, 4usize, 4usize, slot);
             }
         } else {
             bring_rows(operands, memory, into, l, first, tile, slot, grouped, units);
@@ -334,11 +334,11 @@ fn bring_rows(
             let from = line(l, min(first + row, last), grouped) * tile.line;
             let to = into + place(row, part, tile);
             if comptime![tile.line == tile.wide] {
-                bring_part(operands, memory, to, from + part * CHUNK, 4usize, slot);
+                bring_16::<f32>(operands, memory, to, from + part * CHUNK, 4usize, 4usize, slot);
             } else {
                 let there = part < comptime![tile.line / CHUNK];
                 let from = from + select(there, part * CHUNK, 0);
-                bring_part(operands, memory, to, from, select(there, 4usize, 0usize), slot);
+                bring_16::<f32>(operands, memory, to, from, select(there, 4usize, 0usize), 4usize, slot);
             }
         }
     }
@@ -349,22 +349,4 @@ fn bring_rows(
 fn place(row: usize, part: usize, #[comptime] tile: Tile) -> usize {
     let panel = part / comptime![LINE / CHUNK] * comptime![tile.rows * LINE / 2];
     panel + row * comptime![LINE / 2] + ((part % 8) ^ (row % 8)) * 4
-}
-
-/// Starts to copy 16 bytes to word `to` of shared memory, or zeros if `length` is 0 and not 4.
-#[cube]
-fn bring_part(
-    operands: &Buffers,
-    memory: &mut Shared<[f32]>,
-    to: usize,
-    from: usize,
-    length: usize,
-    #[comptime] slot: Slot,
-) {
-    // Lengths count words: both are 16 bytes.
-    if comptime![slot.storage == Storage::Bf16] {
-        copy_16::<u16, f32>(&operands.bf16s.index(slot.index)[from..from + length], &mut memory[to..to + 4]);
-    } else {
-        copy_16::<half::f16, f32>(&operands.f16s.index(slot.index)[from..from + length], &mut memory[to..to + 4]);
-    }
 }
