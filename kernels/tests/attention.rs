@@ -64,7 +64,7 @@ fn forward(p: &Present, d: &mut Draw, n: reference::Sizes, dtype: Dtype, out: Dt
 fn attention_of_every_mask() {
     for p in devices() {
         // The same cases for each device: what is emulated for one is known for the next.
-        let d = &mut Draw(77);
+        let d = &mut Draw::of(77);
         let (wide, writes) = (p.target.reads(Dtype::Bf16), p.target.holds(Dtype::Bf16));
         let mut ran = Runs::new();
         for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate() {
@@ -93,7 +93,7 @@ const TILED: [(usize, usize, usize, usize, usize, usize); 9] = [
 #[test]
 fn attention_by_warpgroups() {
     for p in devices().into_iter().filter(|p| p.target.sm == 90) {
-        let d = &mut Draw(81);
+        let d = &mut Draw::of(81);
         let mut ran = Runs::new();
         for (i, (b, h, g, t, s, width)) in TILED.into_iter().enumerate() {
             let n = reference::Sizes { b, h, g, t, s, d: width };
@@ -156,7 +156,7 @@ fn within(what: &str, got: &[f64], want: &[f64], slack: f64, more: &[f64]) {
 fn attention_goes_on_from_what_was_seen() {
     for p in devices() {
         // The same cases for each device: what is emulated for one is known for the next.
-        let d = &mut Draw(79);
+        let d = &mut Draw::of(79);
         let wide = p.target.reads(Dtype::Bf16);
         let (mut runs, mut counts) = (0, [0; 4]);
         for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate() {
@@ -227,7 +227,7 @@ const FEW: [(usize, usize, usize, usize, usize, usize, usize); 9] = [
 fn attention_in_parts() {
     let kernel = omchat_kernels::by_name("attention.split").unwrap();
     for p in devices() {
-        let d = &mut Draw(81);
+        let d = &mut Draw::of(81);
         let mut runs = 0;
         let mut counts = [0; 4];
         for (i, (b, h, g, t, s, width, parts)) in FEW.into_iter().enumerate() {
@@ -352,7 +352,7 @@ fn ring_error(run: &Hop, block: &[Host], want: &[f64], ranks: usize) -> [f64; 2]
 fn attention_in_hops_does_not_lose_by_ranks() {
     let n = reference::Sizes { b: 1, h: 1, g: 2, t: 8, s: 256, d: 32 };
     for p in devices() {
-        let d = &mut Draw(80);
+        let d = &mut Draw::of(80);
         let mut floats =
             |n: usize| Host::new(Dtype::F32, (0..n).map(|_| Dtype::Bf16.round(d.real(-2.0, 2.0))).collect());
         let (q, k, v) = (floats(n.g * n.t * n.d), floats(n.s * n.d), floats(n.s * n.d));

@@ -52,7 +52,7 @@ const HALVES: [(usize, usize, usize, usize, usize, usize); 5] = [
 fn backward_of_every_mask() {
     for p in devices() {
         // The same cases for each device: what is emulated for one is known for the next.
-        let d = &mut Draw(78);
+        let d = &mut Draw::of(78);
         let wide = p.target.reads(Dtype::Bf16);
         let mut ran = Runs::new();
         for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate() {

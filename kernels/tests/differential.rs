@@ -156,7 +156,7 @@ impl F32Bits for f64 {
 
 /// A nest of 1 to 4 kept axes, with drawn views, gathers, updates and programs.
 fn case(seed: u64, fold: Option<Fold>, wide: bool, out: bool) -> Case {
-    let d = &mut Draw(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1);
+    let d = &mut Draw::of(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1);
     let kept = sizes(d, 4, 4000);
     let folded = if fold.is_some() { sizes(d, 2, 200) } else { vec![] };
     let axes = [kept.clone(), folded.clone()].concat();
@@ -307,7 +307,7 @@ fn kth_largest_counts_ties() {
     let mut ran: std::collections::BTreeMap<&str, usize> = Default::default();
     for p in devices() {
         for (i, (rows, width, k)) in SIZES.into_iter().enumerate() {
-            let d = &mut Draw(rows as u64 * 31 + width as u64);
+            let d = &mut Draw::of(rows as u64 * 31 + width as u64);
             // Ties, both zeros, infinities, numbers that differ in their last bits, and all equal.
             let x: Vec<f64> = (0..rows * width)
                 .map(|_| {
@@ -413,7 +413,7 @@ fn long_fold(d: &mut Draw, fold: Fold, dtype: Dtype, rows: usize, folded: &[usiz
 
 #[test]
 fn long_folds_of_every_kind() {
-    let d = &mut Draw(91);
+    let d = &mut Draw::of(91);
     for p in devices() {
         let mut ran: std::collections::BTreeMap<&str, usize> = Default::default();
         let dtypes = [Dtype::F32, Dtype::I32, Dtype::Bf16].into_iter().filter(|d| p.target.reads(*d));
@@ -462,7 +462,7 @@ fn dense(axes: &[usize], of: &[usize]) -> (Vec<usize>, usize) {
 
 /// An einsum whose letters are up to two axes each, in drawn orders, with a drawn epilogue.
 fn einsum(seed: u64, wide: bool, out: bool) -> Case {
-    let d = &mut Draw(seed * 77 + 5);
+    let d = &mut Draw::of(seed * 77 + 5);
     let (nb, nm, nn, nk) = (d.below(2), d.below(3), 1 + d.below(2), 1 + d.below(2));
     let size = |d: &mut Draw| d.pick(&[1, 2, 3, 4, 5, 8, 16, 17, 24, 33]);
     let kept: Vec<usize> = (0..nb + nm + nn).map(|_| size(d)).collect();
@@ -583,7 +583,7 @@ fn add(kept: Vec<usize>, strides: [Vec<usize>; 3]) -> Nest {
 
 #[test]
 fn large_maps_are_cut_and_turn_to_a_second_row_of_cubes() {
-    let d = &mut Draw(9);
+    let d = &mut Draw::of(9);
     for p in devices() {
         for (kept, strides) in [
             (vec![3_000_001], [vec![1], vec![0], vec![1]]),
@@ -610,7 +610,7 @@ fn large_maps_are_cut_and_turn_to_a_second_row_of_cubes() {
 #[test]
 fn long_einsums_run_in_turns() {
     // k so long that the rows of one factor do not stay in the cache together: several runs of tiles.
-    let d = &mut Draw(11);
+    let d = &mut Draw::of(11);
     // In the last case they do not stay for one tile: sums wait from turn to turn.
     let (m, n, k) = (70, 21, 4100);
     let short = [([k, 0, 1], [0, k, 1]), ([k, 0, 1], [0, 1, n]), ([1, 0, m], [0, 1, n])].map(|s| (m, n, k, s));
@@ -749,7 +749,7 @@ fn refusals_name_the_limit() {
 #[test]
 fn norms_of_rows() {
     const SIZES: [(usize, usize); 7] = [(1, 1), (3, 576), (257, 33), (5, 64), (2, 47), (9, 1024), (1, 3001)];
-    let d = &mut Draw(21);
+    let d = &mut Draw::of(21);
     let mut ran: std::collections::BTreeMap<&str, usize> = Default::default();
     for p in devices() {
         for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16].into_iter().filter(|d| p.target.reads(*d)) {

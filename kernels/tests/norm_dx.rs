@@ -31,7 +31,7 @@ fn drawn(d: &mut Draw, dtype: Dtype, n: usize, shift: f64) -> Host {
 
 #[test]
 fn rows_get_their_cotangent() {
-    let d = &mut Draw(77);
+    let d = &mut Draw::of(77);
     let mut ran: std::collections::BTreeMap<&str, usize> = Default::default();
     for p in devices() {
         for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16].into_iter().filter(|d| p.target.reads(*d)) {

@@ -88,7 +88,7 @@ fn case(
 fn products_of_halves() {
     for p in devices().into_iter().filter(|p| p.target.holds(Dtype::Bf16)) {
         let mut ran: BTreeMap<&str, usize> = BTreeMap::new();
-        let d = &mut Draw(5);
+        let d = &mut Draw::of(5);
         let all = SIZES.len() * LAYOUTS.len();
         for at in 0..p.draws(all as u64) as usize {
             // Each size comes with another layout before one comes again.

@@ -33,7 +33,7 @@ struct Case {
 
 /// Ids from -2 to two beyond the table; the last ones are equal.
 fn case((height, width, tokens): (usize, usize, usize), dtype: Dtype) -> Case {
-    let d = &mut Draw((height * 31 + width * 7 + tokens) as u64);
+    let d = &mut Draw::of((height * 31 + width * 7 + tokens) as u64);
     let mut draw = |n: usize| Host::new(dtype, (0..n).map(|_| d.real(-2.0, 2.0)).collect());
     let (table, rows) = (draw(height * width), draw(tokens * width));
     let mut ids: Vec<f64> = (0..tokens).map(|_| d.below(height + 4) as f64 - 2.0).collect();

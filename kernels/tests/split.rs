@@ -21,7 +21,7 @@ const KERNELS: [&str; 4] = ["einsum.wgmma", "einsum.mma", "einsum.tf32", "einsum
 
 /// The schedules of a kernel for large work, by the smallest tile first, without a cut; what it must have to take it.
 fn tiles(kernel: &dyn Kernel, dtype: Dtype, target: &Target) -> Vec<Schedule> {
-    let work = case(&mut Draw(0), Shape::of(160, 160, 64, dtype)).work();
+    let work = case(&mut Draw::of(0), Shape::of(160, 160, 64, dtype)).work();
     let mut all = kernel.schedules(&work, target).unwrap_or_default();
     all.retain(|s| !s.0.contains_key("split"));
     all.sort_by_key(|s| s.get("m") * s.get("n"));
@@ -66,7 +66,7 @@ fn tried(seed: u64, cases: u64) {
         let target = p.target.clone().with_tf32();
         for name in KERNELS {
             let kernel = by_name(name).unwrap();
-            let d = &mut Draw(seed);
+            let d = &mut Draw::of(seed);
             for i in 0..p.draws(cases) {
                 let dtype = match (name, i % 2) {
                     ("einsum.tf32", _) => Dtype::F32,
@@ -115,7 +115,7 @@ fn parts_of_k_make_the_whole_for_another_seed() {
 fn taken(m: usize, n: usize, k: usize) -> (Schedule, f64, f64) {
     let mut shape = Shape::of(1, 2, 1, Dtype::Bf16);
     (shape.m, shape.n, shape.k) = (2, 2, [1, 8]);
-    let mut c = case(&mut Draw(1), shape);
+    let mut c = case(&mut Draw::of(1), shape);
     (c.nest.kept, c.nest.folded) = (vec![1, m, n], vec![1, k]);
     (c.nest.reads[0].strides, c.nest.reads[1].strides) = (vec![m * k, k, 0, k, 1], vec![n * k, 0, k, k, 1]);
     c.nest.reads[3].strides = vec![m * n, n, 1, 0, 0];
@@ -171,7 +171,7 @@ fn more_parts_need_more_memory_and_are_bounded() {
     let target = Target::cuda(90);
     for (m, n, k) in [(64, 3584, 18944), (16, 64, 1 << 20), (4096, 4096, 4096), (64, 64, 64)] {
         let mut most = 0;
-        let mut c = case(&mut Draw(1), Shape::of(2, 2, 8, Dtype::Bf16));
+        let mut c = case(&mut Draw::of(1), Shape::of(2, 2, 8, Dtype::Bf16));
         (c.nest.kept, c.nest.folded) = (vec![1, m, n], vec![1, k]);
         (c.nest.reads[0].strides, c.nest.reads[1].strides) = (vec![m * k, k, 0, k, 1], vec![n * k, 0, k, k, 1]);
         for name in ["einsum.wgmma", "einsum.mma"] {

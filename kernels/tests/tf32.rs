@@ -54,7 +54,7 @@ fn factors_are_rounded_and_nothing_else() {
     ];
     for (i, shape) in shapes.into_iter().enumerate() {
         for p in devices().into_iter().filter(|p| p.target.sm >= 80) {
-            let c = case(&mut Draw(40 + i as u64), shape);
+            let c = case(&mut Draw::of(40 + i as u64), shape);
             let all = kernel.schedules(&c.work(), &p.target.clone().with_tf32()).unwrap();
             assert!(!all.is_empty());
             // Another tile for each shape: of emulated ones each is compiled.
@@ -73,7 +73,7 @@ fn factors_are_rounded_and_nothing_else() {
 fn f32_is_rounded_where_it_is_allowed_and_nowhere_else() {
     let kernel = by_name("einsum.tf32").unwrap();
     let list: Vec<&dyn Kernel> = LIST.iter().map(|k| *k as &dyn Kernel).collect();
-    let work = |dtype| case(&mut Draw(1), Shape::of(160, 160, 64, dtype)).work();
+    let work = |dtype| case(&mut Draw::of(1), Shape::of(160, 160, 64, dtype)).work();
     let chosen = |target: &Target| {
         let (all, _) = offers(&work(Dtype::F32), target, &list);
         all[preferred(&all).unwrap()].kernel.name()

@@ -39,7 +39,7 @@ fn nest([b, r, c]: [usize; 3], offset: usize, rows: usize, room: usize, dtypes: 
 fn windows_ids_and_rows_that_repeat() {
     let k = omchat_kernels::by_name("map.plain").unwrap();
     for p in devices() {
-        let d = &mut Draw(31);
+        let d = &mut Draw::of(31);
         let mut wide = 0;
         for (sizes, dtypes) in [
             ([3, 5, 32], [Dtype::F32; 2]),

@@ -1,7 +1,10 @@
 //! The recipes of the repository are recipes, and what is wrong with one is told with its value.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use omchat_model::presets::preset;
+use omchat_model::tiler::Tiler;
 use omchat_recipe::mixture::Plan;
+use omchat_recipe::spec::Layout;
 use omchat_recipe::{Recipe, Schedule};
 use std::path::Path;
 
@@ -38,10 +41,37 @@ fn the_published_chain_is_the_published_one() {
     assert_eq!(r.stages.iter().map(|s| s.ring).collect::<Vec<_>>(), [1, 1, 1, 8, 8]);
     let i = Recipe::read(&folder().join("omchat-instruct.toml")).unwrap();
     let plan = Plan::new(&i).unwrap();
-    assert_eq!(i.stages[0].rates(0), [0.0, 2e-5, 2e-5]);
+    assert_eq!(i.stages[0].rates(0), [2e-6, 2e-5, 2e-5]);
     assert!(plan.branches.iter().zip(&plan.ends).all(|(b, end)| {
-        b.stages[0].total_steps() == end.div_ceil(10) && b.stages[0].rates(0) == [0.0, 2e-5, 2e-5]
+        b.stages[0].total_steps() == end.div_ceil(10) && b.stages[0].rates(0) == [2e-6, 2e-5, 2e-5]
     }));
+}
+
+/// What a record of a set shows at most fits the packs of each stage that reads the set, and leaves room for words.
+#[test]
+fn what_the_published_sets_show_fits_their_stages() {
+    let config = preset("omchat-8b").unwrap();
+    let (tiler, each) = (Tiler::new(&config).unwrap(), config.tokens_per_tile());
+    for file in ["omchat.toml", "omchat-instruct.toml"] {
+        let r = Recipe::read(&folder().join(file)).unwrap();
+        for stage in &r.stages {
+            assert!(stage.tiles * each < stage.context, "{file}: {} tiles are more than {}", stage.tiles, stage.name);
+            for name in stage.mix.keys() {
+                let set = &r.data[name];
+                let tiler = set.max_tiles.map_or(tiler.clone(), |most| tiler.at_most(most));
+                let sizes = [(640, 480), (4000, 3000), (300, 4000), (4000, 300)];
+                let picture = sizes.map(|(w, h)| tiler.count(w, h, set.tiling.mode())).into_iter().max().unwrap();
+                let most = match set.layout {
+                    Layout::Text => 0,
+                    _ if name.contains("video") => set.frames,
+                    _ => picture,
+                };
+                // A twentieth of the positions for what is said of it, and the marks of frames and tiles.
+                let room = stage.context - stage.context / 20;
+                assert!(most <= stage.tiles && most * (each + 4) <= room, "{file}: {name} in {}", stage.name);
+            }
+        }
+    }
 }
 
 /// Curves by the formulas written out here.

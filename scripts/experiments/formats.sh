@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # F0 to F4 side by side: the same small model trained from the same first weights in each, judged by held-out scenes.
 #   scripts/experiments/formats.sh [WORK [STEPS]]
-# F0 to F3 see pictures and videos 80 to 20; F4 is F3's spelling with more videos, as OmChat's is: 50 to 50.
+# F0 to F3 see pictures and videos 80 to 20; F4 is F3's spelling with more videos, as OmChat's is; 50 to 50 is ours.
 # WORK (default: .omchat/formats) must not exist. The command `omchat` is taken from OMCHAT, else built.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
