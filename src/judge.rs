@@ -123,8 +123,8 @@ impl<'a> Asker<'a> {
         Ok(Shown { ids, tiles: turn.tiles().to_vec() })
     }
 
-    /// Reads what the cache does not hold yet; the logits after the prompt.
-    fn read(&mut self, shown: Shown) -> Result<Vec<f32>, Error> {
+    /// Reads what the cache does not hold yet, if an answer of `room` ids then has room too; the logits after the prompt.
+    fn read(&mut self, shown: Shown, room: usize) -> Result<Vec<f32>, Error> {
         let config = &self.engine.model().config;
         let (each, vocab) = (config.tokens_per_tile(), config.text.vocab);
         let kept = shared(&self.seen, &shown);
@@ -132,8 +132,10 @@ impl<'a> Asker<'a> {
         let held = kept - before + before * each;
         let tiles = marks(&shown.ids[kept..]);
         let slots = splice(&shown.ids[kept..], tiles, each, vocab)?.slots;
-        if held + slots.len() > self.session.context() {
-            return Err(Error::Context { need: held + slots.len(), have: self.session.context() });
+        // The last id of an answer is not read.
+        let need = held + slots.len() + room.saturating_sub(1);
+        if need > self.session.context() {
+            return Err(Error::Context { need, have: self.session.context() });
         }
         let features = match (&self.tiler, tiles) {
             (_, 0) => vec![],
@@ -162,7 +164,7 @@ impl<'a> Asker<'a> {
                 break;
             }
             ids.push(id);
-            if ids.len() == room || self.session.len() == self.session.context() {
+            if ids.len() == room {
                 break;
             }
             id = self.session.likeliest(&[Slot::Text(id)], &[], &mut |_| {})?;
@@ -194,12 +196,15 @@ impl Answer for Asker<'_> {
             Error::Context { .. } => Refusal::Skip(fault.to_string()),
             fault => Refusal::Stop(Box::new(fault)),
         };
-        let logits = self.read(shown).map_err(stop)?;
         match &question.expected {
             Expected::Choice { options, .. } if self.options.letters => {
+                let logits = self.read(shown, 0).map_err(stop)?;
                 self.letter(&logits, options.len()).map_err(stop)
             }
-            _ => self.words(&logits, question.room).map_err(stop),
+            _ => {
+                let logits = self.read(shown, question.room).map_err(stop)?;
+                self.words(&logits, question.room).map_err(stop)
+            }
         }
     }
 }

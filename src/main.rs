@@ -2,12 +2,11 @@
 
 mod cli;
 
-use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     quiet_drivers();
-    match cli::run(cli::Cli::parse()) {
+    match cli::run(cli::parsed()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => e.report(),
     }

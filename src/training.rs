@@ -16,7 +16,7 @@ mod score;
 mod stage;
 
 pub use checkpoint::{Found, Place, newest};
-pub use export::{Changed, export};
+pub use export::{Changed, export, exportable};
 pub use failed::Whence;
 pub use feeds::Feeds;
 pub use log::Line;

@@ -160,6 +160,50 @@ fn bad_usage_is_answered() {
     }
 }
 
+/// What would be lost is refused before anything runs.
+#[test]
+fn files_are_not_written_over_one_another() {
+    let case = "tests/fixtures/tiny-b/case.safetensors";
+    let model = ["--model", "tests/fixtures/tiny-b", "--device", "cpu", "--input", case];
+    let out = text("out.safetensors", "");
+    let with = |command: &'static str, more: &[&str]| {
+        let all: Vec<&str> = [&[command][..], &model, more].concat();
+        refused(&all)
+    };
+    for (command, more, part) in [
+        ("loss", &["--output", &out, "--grads", &out][..], "--output and --grads are both"),
+        ("loss", &["--output", case], "--input and --output are both"),
+        ("step", &["--output", "/no/such/losses.safetensors"], "cannot write /no/such/losses.safetensors"),
+        ("step", &["--output", &out, "--save", "tests/fixtures/tiny-b"], "the model's own folder"),
+        ("step", &["--output", &out, "--lr", "-1"], "-1"),
+    ] {
+        let (code, said) = with(command, more);
+        assert!(code == Some(2) && said.contains(part) && !said.contains("step 1:"), "{command} {more:?}: {said}");
+    }
+    assert_eq!(std::fs::read(&out).unwrap(), b"", "what is there stays as it is");
+}
+
+/// Operands of a file are the function's, under their names.
+#[test]
+fn operands_that_the_function_does_not_take_are_refused() {
+    let f = text("f.oir", "func @f(%x: i32[3]) -> i32[3] { %y = add %x, %x return %y }");
+    let file = |name: &str, dtype, bytes: &[u8]| {
+        let path = text(name, "");
+        let view = safetensors::tensor::TensorView::new(dtype, vec![3], bytes).unwrap();
+        std::fs::write(&path, safetensors::serialize([(name, view)], None).unwrap()).unwrap();
+        path
+    };
+    let ints = file("x", safetensors::Dtype::I32, &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]);
+    assert!(said(&["ir", "eval", &f, "--input", &ints]).contains("2 4 6"));
+    let floats = file("x", safetensors::Dtype::F32, &[0; 12]);
+    assert!(refused(&["ir", "eval", &f, "--input", &floats]).1.contains("f32[3], the function takes i32[3]"));
+    let long = [1i64 << 33, 0, 0].map(i64::to_le_bytes).concat();
+    let long = file("x", safetensors::Dtype::I64, &long);
+    assert!(refused(&["ir", "eval", &f, "--input", &long]).1.contains("8589934592, which no i32 holds"));
+    let other = file("z", safetensors::Dtype::I32, &[0; 12]);
+    assert!(refused(&["ir", "eval", &f, "--input", &other]).1.contains("holds `z`"));
+}
+
 #[test]
 fn presets_are_as_large_as_published() {
     for (preset, parameters) in [("omchat-13b", "13,176,433,536"), ("omchat-8b", "8,054,996,336")] {

@@ -195,9 +195,11 @@ fn a_benchmark_in_every_format() {
     assert!(words.contains("moving_count/1 cannot be used"), "{words}");
     assert_eq!(std::fs::read_to_string(dir.join("out/answers.jsonl")).unwrap().lines().count(), 5);
     assert_eq!(json(&dir.join("out/summary.json"))["asked"], 2);
-    // A context that is too small skips questions, one by one.
-    let (table, _) = said(eval(&["choice"], &dir.join("small"), &[&given[..], &["--context", "40"]].concat()));
-    assert!(table.contains("skipped moving_count/0") && table.contains("context of 40"), "{table}");
+    // A context that is too small skips questions, one by one; a score of none is no score.
+    let words = refused(eval(&["choice"], &dir.join("small"), &[&given[..], &["--context", "40"]].concat()));
+    assert!(words.contains("no question could be asked: moving_count/0") && words.contains("context of 40"), "{words}");
+    let page = std::fs::read_to_string(dir.join("small/report.html")).unwrap();
+    assert!(page.contains("moving_count/2"), "{page}");
 
     let more = [&given[..], &["--letters", "--formats", "F0,F3"]].concat();
     let (table, _) = said(eval(&["formats", "choice"], &dir.join("formats"), &more));

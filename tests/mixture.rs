@@ -88,6 +88,8 @@ fn trunk_and_branches_are_the_steps_that_they_say() {
 
     // Cut off at every few packs and run again: the same table.
     let cut = folder("mix-cut");
+    // As a kill leaves it while a branch forks.
+    std::fs::create_dir_all(cut.join("part-2/checkpoints/.part-1")).unwrap();
     let mut tries = 0;
     let again = loop {
         tries += 1;
@@ -99,6 +101,12 @@ fn trunk_and_branches_are_the_steps_that_they_say() {
     };
     assert!(tries > 2, "it was never cut off");
     assert_eq!(again, branches);
+
+    // What is there was made by that recipe.
+    let mut other = recipe("");
+    other.stages[0].train.insert("decoder".into(), 1e-4);
+    let e = mix(&other, &cpu(), &cut, &mut Source::default(), &mut |_| {}).unwrap_err().to_string();
+    assert!(e.contains("recipe.stage[0].train.decoder was 0.001, it is 0.0001"), "{e}");
 }
 
 #[test]

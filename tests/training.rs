@@ -189,6 +189,12 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_serves() {
     assert!(notes.iter().any(|n| n.contains("resumed at step 6")), "{notes:?}");
     assert_eq!(curve(&dir).len(), 9);
     assert!(!dir.join("checkpoints/.part-1").exists());
+    // Two processes do not write into one folder.
+    let other = std::fs::File::create(dir.join(".lock")).unwrap();
+    other.lock().unwrap();
+    let e = run(&recipe, &dir, true, None).unwrap_err().to_string();
+    assert!(e.contains("another process trains into"), "{e}");
+    drop(other);
     for path in std::fs::read_dir(dir.join("checkpoints")).unwrap().map(|e| e.unwrap().path()) {
         std::fs::write(path.join("run.json"), "{").unwrap();
     }

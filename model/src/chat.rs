@@ -215,7 +215,7 @@ impl Conversation {
         let format = &self.format;
         let mut number = self.pictures;
         let marks = if visuals.is_empty() { 0 } else { pieces(text).count() - 1 };
-        if format.lone_first && visuals.len() == 1 {
+        if format.lone_first && visuals.len() == 1 && marks <= 1 {
             self.visual(body, &visuals[0], format.before, &mut number);
             body.words(pieces(text).collect::<String>().trim());
         } else if marks == 0 {

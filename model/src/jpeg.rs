@@ -25,18 +25,42 @@ fn decode(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(pixels.into_flattened())
 }
 
-/// Whether a file is a JPEG that ends before its end marker; decoders fill the rest with grey and say nothing.
+/// Whether a file is a JPEG that ends before its end marker; decoders fill the rest with grey and say nothing. What
+/// comes after that marker is no part of the picture: phones append a film there.
 pub(crate) fn is_cut(bytes: &[u8], format: Option<ImageFormat>) -> bool {
-    // Inside a scan 0xff is always followed by a stuffed zero, so an end marker after the last scan's start is real.
-    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
-    format == Some(ImageFormat::Jpeg) && last(0xd9) < last(0xda)
+    format == Some(ImageFormat::Jpeg) && after_end(bytes).is_none()
+}
+
+/// What follows the first end marker after a scan; nothing where the bytes run out before it.
+fn after_end(bytes: &[u8]) -> Option<&[u8]> {
+    let mut rest = bytes;
+    let mut scanned = false;
+    loop {
+        // A marker is 0xff, once or more, and a code. All before it is a scan's data, or filling.
+        rest = rest.get(rest.iter().position(|byte| *byte == 0xff)?..)?;
+        let code = rest.iter().position(|byte| *byte != 0xff)?;
+        let (marker, tail) = rest.get(code..)?.split_first()?;
+        rest = tail;
+        match marker {
+            // A scan's own 0xff, and the markers that stand alone: TEM, the restarts, the start.
+            0x00 | 0x01 | 0xd0..=0xd8 => {}
+            0xd9 => return scanned.then_some(rest),
+            _ => {
+                scanned |= *marker == 0xda;
+                let (length, _) = rest.split_first_chunk()?;
+                rest = rest.get(usize::from(u16::from_be_bytes(*length))..)?;
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::{after_end, is_cut};
     use crate::picture::Picture;
     use image::{DynamicImage, ImageFormat, RgbImage};
+    use mozjpeg::{ColorSpace, Compress};
     use std::io::Cursor;
 
     fn made() -> Vec<u8> {
@@ -44,6 +68,16 @@ mod tests {
         let image = RgbImage::from_fn(40, 24, |x, y| image::Rgb([(x * 6) as u8, (y * 10) as u8, (x * y) as u8]));
         DynamicImage::from(image).write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
         bytes.into_inner()
+    }
+
+    /// The same picture in several scans.
+    fn progressive() -> Vec<u8> {
+        let mut coder = Compress::new(ColorSpace::JCS_RGB);
+        coder.set_size(40, 24);
+        coder.set_progressive_mode();
+        let mut started = coder.start_compress(Vec::new()).unwrap();
+        started.write_scanlines(&Picture::decode("made", &made()).unwrap().rgb).unwrap();
+        started.finish().unwrap()
     }
 
     #[test]
@@ -67,5 +101,52 @@ mod tests {
             let _ = Picture::decode("broken", &broken);
         }
         assert!(super::rgb(b"\xff\xd8nonsense").is_none());
+    }
+
+    #[test]
+    fn what_follows_the_end_marker_is_no_part_of_the_picture() {
+        for whole in [made(), progressive()] {
+            let want = Picture::decode("whole", &whole).unwrap();
+            let trailers: [&[u8]; 6] = [
+                b"\xff\xd8\xff\xda\0\x0c\x03\x01\0\x02\x11",
+                b"\xff\xda",
+                b"\xff",
+                b"\0\0\0\x18ftypmp42\xff\xda\xff\xd9\xff\xda",
+                &whole,
+                &whole[..whole.len() / 2],
+            ];
+            for trailer in trailers {
+                assert_eq!(Picture::decode("longer", &[&whole, trailer].concat()).unwrap(), want, "{trailer:x?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_refused() {
+        let progressive = progressive();
+        assert!(progressive.windows(2).filter(|pair| *pair == [0xff, 0xda]).count() > 3);
+        for whole in [made(), progressive] {
+            for length in 0..whole.len() {
+                assert!(Picture::decode("cut", &whole[..length]).is_err(), "{length}");
+                assert!(is_cut(&whole[..length], Some(ImageFormat::Jpeg)), "{length}");
+            }
+            let cut = whole.len() - 2;
+            let refused = Picture::decode("cut", &whole[..cut]).unwrap_err().to_string();
+            assert!(refused.contains(&format!("the file breaks off after {cut} bytes")), "{refused}");
+        }
+    }
+
+    /// A thumbnail in a segment has an end marker too, as has a comment that tells of one.
+    #[test]
+    fn only_the_end_marker_after_a_scan_counts() {
+        let mut framed = b"\xff\xd8\xff\xe1\0\x08\xff\xda\0\x02\xff\xd9".to_vec();
+        assert!(after_end(&framed).is_none());
+        framed.extend(b"\xff\xff\xda\0\x03\x01 data \xff\0\xd9 \xff\xd0 \xff\xd7 \xff\xff\0 ");
+        assert!(after_end(&framed).is_none());
+        framed.extend(b"\xff\xc4\0\x04\xff\xd9\xff\xda\0\x02 more \xff");
+        assert!(after_end(&framed).is_none());
+        framed.extend(b"\xd9film\xff\xda");
+        assert_eq!(after_end(&framed).unwrap(), b"film\xff\xda");
+        assert!(!is_cut(&framed[..4], Some(ImageFormat::Png)));
     }
 }

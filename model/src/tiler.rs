@@ -50,6 +50,12 @@ impl Tiles {
     }
 }
 
+/// The longest side that is padded to a square, JPEG's longest. A tall picture costs as much work as the square, which
+/// a file of a few hundred bytes could make endless.
+const MAX_SIDE: usize = 65_535;
+/// Rows of the square that are held at once.
+const BAND: usize = 64;
+
 const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 
@@ -137,7 +143,7 @@ impl Tiler {
 
     /// A picture's tiles: the overview first, then the canvas row by row.
     ///
-    /// Errors: `Image` if the picture has no pixel.
+    /// Errors: `Image` if the picture has no pixel, or is to be padded and has a side of more than 65535.
     pub fn cut(&self, picture: &Picture, mode: TileMode) -> Result<Tiles> {
         let Picture { width, height, .. } = *picture;
         if width == 0 || height == 0 {
@@ -146,7 +152,7 @@ impl Tiler {
         let size = self.tile;
         let mut grid = (1, 1);
         let mut rgb = match mode {
-            TileMode::Pad => resize(&self.pad(picture), size, size).rgb,
+            TileMode::Pad => self.padded(picture)?.rgb,
             TileMode::AnyRes | TileMode::Single => resize(picture, size, size).rgb,
         };
         if mode == TileMode::AnyRes {
@@ -176,11 +182,32 @@ impl Tiler {
         out
     }
 
-    fn pad(&self, picture: &Picture) -> Picture {
-        let side = picture.width.max(picture.height);
-        let mut square = Picture::filled(side, side, self.mean.map(|mean| (mean * 255.0) as u8));
-        square.paste(picture, (side - picture.width) / 2, (side - picture.height) / 2);
-        square
+    /// The picture padded to a square with the mean colour, at the size of a tile.
+    ///
+    /// A square is resized across first, row by row, so a band of rows at a time gives the same samples as the whole
+    /// square, which can be a thousand times the picture.
+    fn padded(&self, picture: &Picture) -> Result<Picture> {
+        let Picture { width, height, .. } = *picture;
+        let side = width.max(height);
+        if side > MAX_SIDE {
+            let cause = format!(
+                "it is {width}x{height}; to be padded to a square it may have {MAX_SIDE} pixels a side; make it smaller \
+                 first, or take the tiling `anyres` or `single`"
+            );
+            return Err(Error::image("given", cause));
+        }
+        let (size, color) = (self.tile, self.mean.map(|mean| (mean * 255.0) as u8));
+        let (left, above) = ((side - width) / 2, (side - height) / 2);
+        let blank = resize(&Picture::filled(side, 1, color), size, 1).rgb;
+        let mut rgb = blank.repeat(above);
+        for part in picture.rgb.chunks(BAND * width * 3) {
+            let rows = part.len() / (width * 3);
+            let mut band = Picture::filled(side, rows, color);
+            band.paste(&Picture { width, height: rows, rgb: part.to_vec() }, left, 0);
+            rgb.extend(resize(&band, size, rows).rgb);
+        }
+        rgb.extend(blank.repeat(side - height - above));
+        Ok(resize(&Picture { width: size, height: side, rgb }, size, size))
     }
 }
 
@@ -283,12 +310,57 @@ mod tests {
         assert!(tiler.cut(&empty, TileMode::Single).unwrap_err().to_string().contains("0x3"));
     }
 
+    /// The square that `padded` never builds.
+    fn square(picture: &Picture) -> Picture {
+        let side = picture.width.max(picture.height);
+        let mut square = Picture::filled(side, side, [123, 116, 103]);
+        square.paste(picture, (side - picture.width) / 2, (side - picture.height) / 2);
+        square
+    }
+
     #[test]
     fn padding_has_the_mean_colour() {
-        let tiler = Tiler::new(&presets::mini()).unwrap();
-        let padded = tiler.pad(&Picture::filled(2, 5, [1, 2, 3]));
+        let tiler = Tiler { tile: 5, ..Tiler::new(&presets::mini()).unwrap() };
+        let padded = tiler.padded(&Picture::filled(2, 5, [1, 2, 3])).unwrap();
         assert_eq!((padded.width, padded.height), (5, 5));
         assert_eq!(padded.rgb[..6], [123, 116, 103, 1, 2, 3]);
+    }
+
+    #[test]
+    fn padding_is_that_of_the_whole_square() {
+        let mut state = 1u32;
+        let mut noise = |count: usize| -> Vec<u8> {
+            let mut next = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            };
+            (0..count).map(|_| next()).collect()
+        };
+        let sides = [1, 2, 5, 63, 64, 65, 129, 224, 300, 701];
+        for (width, height) in sides.iter().flat_map(|width| sides.map(|height| (*width, height))) {
+            let picture = Picture { width, height, rgb: noise(width * height * 3) };
+            for tile in [1, 7, 64, 224] {
+                let tiler = Tiler { tile, ..Tiler::new(&presets::mini()).unwrap() };
+                let want = resize(&square(&picture), tile, tile);
+                assert!(tiler.padded(&picture).unwrap() == want, "{width}x{height} to {tile}");
+            }
+        }
+    }
+
+    /// The squares of these would take 12 and 120 GB.
+    #[test]
+    fn long_pictures_are_padded_or_refused() {
+        let tiler = Tiler::new(&presets::mini()).unwrap();
+        let tiles = tiler.cut(&Picture::filled(MAX_SIDE, 1, [9; 3]), TileMode::Pad).unwrap();
+        assert_eq!((tiles.count(), &tiles.rgb[..3]), (1, &[123, 116, 103][..]));
+        for (width, height) in [(200_000, 1), (1, 200_000), (MAX_SIDE + 1, 2)] {
+            let picture = Picture::filled(width, height, [9; 3]);
+            let refused = tiler.cut(&picture, TileMode::Pad).unwrap_err().to_string();
+            for part in [&format!("{width}x{height}"), "65535 pixels a side", "make it smaller"] {
+                assert!(refused.contains(part), "{refused}");
+            }
+            assert_eq!(tiler.cut(&picture, TileMode::Single).unwrap().count(), 1);
+        }
     }
 
     #[test]

@@ -92,6 +92,11 @@ fn marks_and_pictures_must_agree() {
     let error = chat.user("<image>", vec![Visual::Picture(tiles(1)), Visual::Picture(tiles(1))]).unwrap_err();
     assert!(error.to_string().contains("marks 1 places and there are 2"), "{error}");
     assert_eq!(chat.ids(), before, "a refused turn leaves nothing behind");
+    // Also where a lone picture goes first, wherever it is marked.
+    let mut chat = Conversation::new(&tokenizer(), OMCHAT_2_0, SYSTEM).unwrap();
+    let error = chat.user("<image> or <image>", vec![Visual::Picture(tiles(1))]).unwrap_err();
+    assert!(error.to_string().contains("marks 2 places and there are 1"), "{error}");
+    chat.user("what is <image>", vec![Visual::Picture(tiles(1))]).unwrap();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::report::Report;
 use crate::shards;
 use crate::spec::Dataset;
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// How a feed runs.
@@ -84,6 +84,15 @@ struct Stream {
     asked: VecDeque<(Origin, Answer)>,
 }
 
+/// A document that a position names.
+#[derive(Default)]
+struct Wanted {
+    /// How often the position still names it: a record that comes again may be in two open packs.
+    times: usize,
+    /// The document, from when its record is read until the last that wants it takes it.
+    document: Option<Document>,
+}
+
 impl Feed {
     /// A feed at its beginning.
     ///
@@ -127,12 +136,16 @@ impl Feed {
             stream.cursor = cursor.clone();
             stream.ahead = (cursor.epoch, cursor.index);
         }
+        let mut wanted: HashMap<&Origin, Wanted> = HashMap::new();
+        for origin in state.open.iter().flatten().chain(&state.waiting) {
+            wanted.entry(origin).or_default().times += 1;
+        }
         for origins in &state.open {
-            let documents = origins.iter().map(|origin| feed.again(origin)).collect::<Result<Vec<_>>>()?;
+            let documents = origins.iter().map(|origin| feed.again(origin, &mut wanted)).collect::<Result<Vec<_>>>()?;
             feed.packer.reopen(documents);
         }
         feed.packer.set_early_count(state.early);
-        feed.waiting = state.waiting.iter().map(|origin| feed.again(origin)).collect::<Result<_>>()?;
+        feed.waiting = state.waiting.iter().map(|origin| feed.again(origin, &mut wanted)).collect::<Result<_>>()?;
         feed.report = state.report.clone();
         Ok(feed)
     }
@@ -176,15 +189,32 @@ impl Feed {
     }
 
     /// A document that was read before.
-    fn again(&self, origin: &Origin) -> Result<Document> {
+    ///
+    /// A long text may have thousands of documents that wait, so reading a record finds all of its documents that are
+    /// wanted. The others are dropped at once: no more is held than the feed will hold.
+    fn again(&self, origin: &Origin, wanted: &mut HashMap<&Origin, Wanted>) -> Result<Document> {
         let lost = |why: String| {
             let (set, record) = (&origin.dataset, origin.record);
             Error::input(format!("record {record} of `{set}` was read before and is not now: {why}"), "restore it")
         };
-        let stream = self.streams.iter().find(|stream| stream.cursor.dataset == origin.dataset);
-        let stream = stream.ok_or_else(|| lost("there is no such data set".to_owned()))?;
-        let documents = stream.reader.read(origin.shard, origin.record)?.map_err(|fault| lost(fault.why))?;
-        let found = documents.into_iter().find(|document| document.origin == *origin);
+        // Where it is not there, its record was not read yet or has it no longer.
+        if wanted.get(origin).is_none_or(|entry| entry.document.is_none()) {
+            let stream = self.streams.iter().find(|stream| stream.cursor.dataset == origin.dataset);
+            let stream = stream.ok_or_else(|| lost("there is no such data set".to_owned()))?;
+            let documents = stream.reader.read(origin.shard, origin.record)?.map_err(|fault| lost(fault.why))?;
+            for document in documents {
+                if let Some(entry) = wanted.get_mut(&document.origin) {
+                    entry.document = Some(document);
+                }
+            }
+        }
+        let found = match wanted.get_mut(origin) {
+            Some(entry) if entry.times > 1 => {
+                entry.times -= 1;
+                entry.document.clone()
+            }
+            _ => wanted.remove(origin).and_then(|entry| entry.document),
+        };
         found.ok_or_else(|| lost(format!("it has no position {}", origin.offset)))
     }
 

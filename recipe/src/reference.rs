@@ -1,21 +1,24 @@
 //! Losses of a reference model, kept on disk: what token selection (Rho-1, OmChat's SVLM) compares with.
 //!
 //! A folder holds `meta.json`, what the losses were computed with; `index.bin`, a row a document: data set u32, file u32,
-//! record u64, offset u64, first loss u64, losses u32, little-endian; and `losses.f16`, one number a labelled position.
+//! record u64, offset u64, first loss u64, losses u32, checksum u32 of its ids, little-endian; and `losses.f16`, one number a labelled position.
 //! f16 has steps of 2⁻⁶ at a loss of 16 and finer below; bf16 would have 2⁻³.
 
 use crate::error::{Error, Result};
 use crate::pack::{Origin, Pack};
 use half::f16;
 use omchat_model::config::IGNORE;
+use omchat_model::splice::Slot;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Bytes of a row of the index.
-const ROW: usize = 36;
+const ROW: usize = 40;
 
 /// What losses were computed with. A loss depends on all of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,7 +58,7 @@ impl Meta {
         }
         for (name, spec) in &want.data {
             match self.data.get(name) {
-                Some(have) if have == spec => {}
+                Some(have) if same(have, spec) => {}
                 Some(have) => return differs(&format!("data set `{name}` as"), have.to_string(), spec.to_string()),
                 None => return differs("other data sets than", format!("`{name}`"), "its losses".into()),
             }
@@ -95,10 +98,10 @@ impl Writer {
         Ok(Writer { dir: dir.into(), part, meta, names, index, losses, written: 0, documents: 0 })
     }
 
-    /// The losses of a document's labelled positions, in order.
+    /// The losses of a document's labelled positions, in order; `ids` is the [`checksum`] of the document.
     ///
     /// Errors: a data set that the meta does not name; a loss that is not finite or below 0; what the system says.
-    pub fn push(&mut self, origin: &Origin, losses: &[f32]) -> Result<()> {
+    pub fn push(&mut self, origin: &Origin, ids: u32, losses: &[f32]) -> Result<()> {
         let Some(dataset) = self.names.iter().position(|n| *n == origin.dataset) else {
             return Err(Error::input(
                 format!("data set `{}` is not in the cache's meta", origin.dataset),
@@ -119,6 +122,7 @@ impl Writer {
         row.extend(origin.offset.to_le_bytes());
         row.extend(self.written.to_le_bytes());
         row.extend((losses.len() as u32).to_le_bytes());
+        row.extend(ids.to_le_bytes());
         self.index.write_all(&row).map_err(fail)?;
         for x in losses {
             self.losses.write_all(&f16::from_f32(*x).to_le_bytes()).map_err(fail)?;
@@ -145,8 +149,8 @@ impl Writer {
 pub struct Reference {
     dir: PathBuf,
     meta: Meta,
-    /// First loss and how many, by data set, file, record and offset.
-    index: HashMap<(u32, u32, u64, u64), (usize, usize)>,
+    /// First loss, how many, and the checksum of the ids, by data set, file, record and offset.
+    index: HashMap<(u32, u32, u64, u64), (usize, usize, u32)>,
     names: Vec<String>,
     losses: Vec<u8>,
 }
@@ -179,7 +183,7 @@ impl Reference {
                     losses.len() / 2
                 ));
             }
-            index.insert((u32_at(0), u32_at(4), u64_at(8), u64_at(16)), (first, count));
+            index.insert((u32_at(0), u32_at(4), u64_at(8), u64_at(16)), (first, count, u32_at(36)));
         }
         let names = meta.data.keys().cloned().collect();
         Ok(Reference { dir: dir.into(), meta, index, names, losses })
@@ -207,7 +211,7 @@ impl Reference {
                 || format!("record {} of file {} of `{}`, from position {}", o.record, o.shard, o.dataset, o.offset);
             let dataset = self.names.iter().position(|n| *n == o.dataset);
             let found = dataset.and_then(|d| self.index.get(&(d as u32, o.shard, o.record, o.offset)));
-            let Some((first, count)) = found else {
+            let Some((first, count, ids)) = found else {
                 return Err(Error::format(
                     &self.dir,
                     format!("{} was not scored", told()),
@@ -222,6 +226,13 @@ impl Reference {
                     "score again: the data changed",
                 ));
             }
+            if checksum(pack, &part.range) != *ids {
+                return Err(Error::format(
+                    &self.dir,
+                    format!("{} has other words than those that were scored", told()),
+                    "score again: the data changed",
+                ));
+            }
             let held = self.losses[2 * first..2 * (first + count)].chunks_exact(2);
             for (i, b) in places.into_iter().zip(held) {
                 out[i] = f16::from_le_bytes([b[0], b[1]]).to_f32();
@@ -229,6 +240,39 @@ impl Reference {
         }
         Ok(out)
     }
+}
+
+/// Whether two values are the same, but for [`same_number`].
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
+        }
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        _ => same_number(a, b),
+    }
+}
+
+/// Whether two values that are no lists are the same. A number that went through JSON's text may be a rounding off.
+pub fn same_number(a: &Value, b: &Value) -> bool {
+    match (a.as_f64(), b.as_f64()) {
+        (Some(x), Some(y)) if a.is_f64() && b.is_f64() => (x - y).abs() <= 4.0 * f64::EPSILON * x.abs(),
+        _ => a == b,
+    }
+}
+
+/// CRC-32 of what stands at positions of a pack, and of their labels.
+pub fn checksum(pack: &Pack, range: &Range<usize>) -> u32 {
+    let mut bytes = vec![];
+    for (slot, label) in pack.slots[range.clone()].iter().zip(&pack.labels[range.clone()]) {
+        let id = match slot {
+            Slot::Text(id) => i64::from(*id),
+            Slot::Image(_) => -1,
+        };
+        bytes.extend(id.to_le_bytes());
+        bytes.extend(label.to_le_bytes());
+    }
+    crc32fast::hash(&bytes)
 }
 
 /// What scores say of the labelled positions of a batch.

@@ -231,6 +231,96 @@ fn rotations_that_the_file_holds_are_one_group() {
 }
 
 #[test]
+fn records_of_one_name_are_told_apart() {
+    let dir = folder("names");
+    let row = |id: &str, answer: &str| {
+        json!({ "id": id, "question_type": "multi-choice", "question": "?", "images": [],
+            "options": ["x", "y"], "answer": answer })
+    };
+    put(&dir.join("a/test.json"), json!([row("0", "A"), row("1", "A"), row("1", "B")]).to_string());
+    put(&dir.join("b/test.json"), json!([row("0", "B"), row("5", "B")]).to_string());
+    put(&dir.join("c/alone.json"), json!([row("0", "B")]).to_string());
+    let reading = Reading { media: None, frames: 5, metric: None };
+    let ids = |paths: &[&str]| {
+        let paths: Vec<PathBuf> = paths.iter().map(|path| dir.join(path)).collect();
+        let ids = load(&paths, &reading).unwrap().records.into_iter().map(|record| record.id);
+        ids.map(|id| id.replace(&dir.display().to_string(), "DIR")).collect::<Vec<_>>()
+    };
+    // Without another of that name nothing changes.
+    assert_eq!(ids(&["b", "c"]), ["test/0", "test/5", "alone/0"]);
+    assert_eq!(ids(&["a"]), ["test/0", "test/1", "test/1#2"]);
+    let all = ids(&["b", "c", "a", "b/test.json"]);
+    let want = [
+        "DIR/b/test.json/0",
+        "DIR/b/test.json/5",
+        "alone/0",
+        "DIR/a/test.json/0",
+        "DIR/a/test.json/1",
+        "DIR/a/test.json/1#2",
+    ];
+    assert_eq!(all, want);
+    // Rotations stay beside the question that they are of.
+    let head = "index\tquestion\tA\tB\tanswer\timage";
+    let first = format!("5\t?\tx\ty\tA\t{PNG}");
+    let second = format!("1000005\t?\ty\tx\tB\t{PNG}");
+    put(&dir.join("d/mm.tsv"), [head, &first, &second].join("\n"));
+    put(&dir.join("e/mm.tsv"), [head, &first, &second, &first, &second].join("\n"));
+    let loaded = load(&[dir.join("d"), dir.join("e")], &reading).unwrap();
+    let outcomes: Vec<Outcome> = questions(&loaded.records, true)
+        .iter()
+        .map(|q| Outcome::of(q, if q.id.contains("/d/") { "A" } else { "" }.into()))
+        .collect();
+    let names: std::collections::HashSet<&String> = outcomes.iter().map(|o| &o.id).collect();
+    assert_eq!((outcomes.len(), names.len()), (6, 6), "{names:?}");
+    let whole = by_group(&outcomes);
+    let groups: Vec<&str> = whole.iter().map(|o| o.id.rsplit('/').next().unwrap()).collect();
+    assert_eq!(groups, ["5", "5", "5#2"]);
+}
+
+#[test]
+fn rotations_are_looked_for_in_each_file() {
+    let dir = folder("each");
+    let head = "index\tquestion\tA\tB\tC\tanswer\timage";
+    put(&dir.join("held.tsv"), [head, &format!("5\t?\tx\ty\t\tA\t{PNG}"), "1000005\t?\ty\tx\t\tB\t5"].join("\n"));
+    put(&dir.join("plain.tsv"), [head, &format!("5\t?\tx\ty\tz\tA\t{PNG}")].join("\n"));
+    let records = read(&dir).records;
+    assert_eq!(questions(&records, false).len(), 3);
+    let asked = questions(&records, true);
+    let ids: Vec<&str> = asked.iter().map(|q| q.id.as_str()).collect();
+    assert_eq!(ids, ["held/5", "held/1000005", "plain/5", "plain/5+1", "plain/5+2"]);
+    assert_eq!(by_group(&asked.iter().map(|q| Outcome::of(q, "A".into())).collect::<Vec<_>>()).len(), 2);
+}
+
+#[test]
+fn groups_without_all_their_answers_are_left_out() {
+    let dir = folder("partial");
+    let head = "index\tquestion\tA\tB\tanswer\timage";
+    let rows = [
+        head.to_owned(),
+        format!("5\t?\tx\ty\tA\t{PNG}"),
+        "1000005\t?\ty\tx\tB\t5".to_owned(),
+        // Of this question the first order, of the next the second one cannot be used.
+        "6\t?\tx\ty\tD\t5".to_owned(),
+        "1000006\t?\ty\tx\tB\t5".to_owned(),
+        "7\t?\tx\ty\tA\t5".to_owned(),
+        "1000007\t?\ty\tx\tB\tgone".to_owned(),
+    ];
+    put(&dir.join("mm.tsv"), rows.join("\n"));
+    put(&dir.join("plain.tsv"), [head, &rows[1]].join("\n"));
+    let asked = questions(&read(&dir).records, true);
+    let answered = |skipped: &str| {
+        let right =
+            |q: &omchat_recipe::judge::Question| Outcome::of(q, right(&q.expected).1[right(&q.expected).0].into());
+        let outcomes: Vec<Outcome> = asked.iter().filter(|q| q.id != skipped).map(right).collect();
+        by_group(&outcomes).into_iter().map(|whole| whole.id).collect::<Vec<_>>()
+    };
+    assert_eq!(answered(""), ["mm/5", "plain/5"]);
+    assert_eq!(answered("mm/5"), ["plain/5"]);
+    assert_eq!(answered("mm/1000005"), ["plain/5"]);
+    assert_eq!(answered("plain/5+1"), ["mm/5"]);
+}
+
+#[test]
 fn files_that_hold_no_questions() {
     let dir = folder("none");
     let refused = |name: &str, text: &str| {

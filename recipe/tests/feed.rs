@@ -6,7 +6,7 @@ mod common;
 use common::{Folder, options, senses};
 use omchat_recipe::feed::{Feed, State};
 use omchat_recipe::mix::Mix;
-use omchat_recipe::pack::Pack;
+use omchat_recipe::pack::{Origin, Pack};
 use omchat_recipe::report::Reason;
 use omchat_recipe::spec::{Dataset, Labelling, Layout, Split};
 use omchat_recipe::{Error, Result};
@@ -63,6 +63,57 @@ fn a_feed_goes_on_from_every_point() {
         assert!(take(&mut again, packs.len() - at) == packs[at..], "resumed at {at}");
         assert_eq!(again.state(), end, "resumed at {at}");
     }
+}
+
+/// Bytes that this thread asked the system for so far, where the system counts them.
+fn bytes_read() -> Option<u64> {
+    let counts = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+    counts.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok())
+}
+
+/// Two long texts, and a feed in the middle of one: hundreds of its documents wait.
+#[test]
+fn going_on_in_a_long_text_reads_it_once() {
+    let folder = Folder::new();
+    let text = |word: &str| (0..1500).map(|n| format!("{word} {n} ")).collect::<String>();
+    let texts = [text("lorem"), text("ipsum dolor")];
+    folder.write("a.txt", &texts[0]);
+    let second = folder.write("b.txt", &texts[1]);
+    let set = [Dataset::new("book", folder.0.clone(), Layout::Text, Labelling::Pretrain)];
+    let (senses, options) = (senses(), options(64, 1, 3, 1));
+    let mut feed = Feed::open(&set, &Mix::new(), &senses, options).unwrap();
+    while feed.state().cursors[0].epoch < 2 || feed.state().waiting.len() < 100 {
+        take(&mut feed, 1);
+    }
+    take(&mut feed, 5);
+    let state = feed.state();
+    // The ends of the texts wait in open packs, those of the first epoch beside those of the second.
+    let mut ends: Vec<_> = state.open.iter().flatten().collect();
+    let named = ends.len();
+    ends.sort();
+    ends.dedup();
+    assert!(named > ends.len() && ends.len() == 2 && state.waiting.len() > 100, "{state:?}");
+
+    let before = bytes_read();
+    let mut again = Feed::resume(&set, &Mix::new(), &senses, options, &state).unwrap();
+    if let (Some(before), Some(after)) = (before, bytes_read()) {
+        let all: usize = texts.iter().map(String::len).sum();
+        let read = (after - before) as usize;
+        assert!((all..all + 4096).contains(&read), "{read} bytes read of texts of {all}");
+    }
+    assert_eq!(again.state(), state);
+    let more = state.waiting.len() + 50;
+    assert!(take(&mut again, more) == take(&mut feed, more));
+    assert_eq!(again.state(), feed.state());
+
+    let last = state.waiting.last().unwrap();
+    let mut beyond = state.clone();
+    beyond.waiting.push(Origin { offset: last.offset + 1, ..last.clone() });
+    let error = Feed::resume(&set, &Mix::new(), &senses, options, &beyond).err().unwrap().to_string();
+    assert!(error.contains(&format!("it has no position {}", last.offset + 1)), "{error}");
+    std::fs::write(second, "short").unwrap();
+    let error = Feed::resume(&set, &Mix::new(), &senses, options, &state).err().unwrap().to_string();
+    assert!(error.contains("was read before and is not now: it has no position"), "{error}");
 }
 
 #[test]

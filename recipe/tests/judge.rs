@@ -164,12 +164,35 @@ fn needles_that_cannot_be_hidden() {
 #[test]
 fn numbers_are_read_from_answers() {
     let score = |given: &str| Expected::Number("1234567".into()).judge(given).score;
-    for right in ["1234567", " 1234567.", "The number is 1,234,567", "1234567 or 7654321", "**1234567**"] {
+    for right in [
+        "1234567",
+        " 1234567.",
+        "The number is 1,234,567",
+        "1234567 or 7654321",
+        "**1234567**",
+        "1 234 567.",
+        "1\u{a0}234\u{a0}567",
+        "it is 1\u{202f}234\u{202f}567 5",
+        "1 234 567 8901",
+    ] {
         assert_eq!(score(right), 1.0, "{right}");
     }
-    for wrong in ["", "123456", "12345678", "7654321, not 1234567", "one", "1 234 567"] {
+    for wrong in ["", "123456", "12345678", "7654321, not 1234567", "one", "1,234 567", "1 2 34567", "1  234 567"] {
         assert_eq!(score(wrong), 0.0, "{wrong}");
     }
+    let read = |given: &str| Expected::Number("0".into()).judge(given).read;
+    for (given, number) in [
+        ("between 1 and 234 apples", "1"),
+        ("1 2345", "1"),
+        ("1 23 456", "1"),
+        ("in 2024 123 apples", "2024"),
+        ("12 345 or more", "12345"),
+        ("1234,567", "1234567"),
+        ("1,2345", "1"),
+    ] {
+        assert_eq!(read(given).as_deref(), Some(number), "{given}");
+    }
+    assert_eq!(read("none"), None);
 }
 
 /// Figures worked out by hand from the definitions.
@@ -293,6 +316,19 @@ fn temporal_questions_that_cannot_be_asked() {
     assert!(refused(Temporal { depths: vec![-1.0], ..temporal() }).contains("-1 %"));
     let few = digits(8)[..3].to_vec();
     assert!(temporal().check(&few).unwrap_err().to_string().contains("3 pictures"));
+    let mut twice = digits(8);
+    twice[7].name = twice[2].name.clone();
+    assert!(temporal().check(&twice).unwrap_err().to_string().contains("called `2`"));
+}
+
+#[test]
+fn orders_that_read_the_same_are_asked_once() {
+    let mut pool = digits(8)[..2].to_vec();
+    (pool[0].name, pool[1].name) = ("a".into(), "a, a".into());
+    let order = Temporal { needles: 2, kinds: vec![Kind::Order], ..temporal() };
+    for question in order.questions(&pool, "letters", &mut |n| Ok(blank(n, 8, 0))).unwrap() {
+        assert!(matches!(question.expected, Expected::Choice { options, right: 0 } if options == ["a, a, a"]));
+    }
 }
 
 fn small(id: &str) -> Question {
@@ -340,10 +376,39 @@ fn a_run_that_broke_off_goes_on() {
     let other = Log::open(&dir, &json!({ "model": "m", "x": 2 }), false).unwrap_err().to_string();
     assert!(other.contains("x was 1 and is 2") && other.contains("--fresh"), "{other}");
     assert_eq!(Log::open(&dir, &json!({ "x": 2 }), true).unwrap().found, 0);
+    // What the answers belong to is written whole, once, and beside nothing else.
+    let run = dir.join("run.json");
+    let written = std::fs::metadata(&run).unwrap().modified().unwrap();
+    Log::open(&dir, &json!({ "x": 2 }), false).unwrap();
+    assert_eq!(std::fs::metadata(&run).unwrap().modified().unwrap(), written);
+    let mut names: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|item| item.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["answers.jsonl", "run.json"]);
     // A line in the middle that is no answer is no torn end.
     std::fs::write(&path, format!("nonsense\n{whole}")).unwrap();
     let fault = Log::open(&dir, &json!({ "x": 2 }), false).unwrap_err().to_string();
     assert!(fault.contains("line 1"), "{fault}");
+}
+
+#[test]
+fn a_setup_that_cannot_be_written_leaves_the_old_one() {
+    let dir = folder("unwritable");
+    Log::open(&dir, &json!({ "x": 1 }), false).unwrap();
+    let before = std::fs::read(dir.join("run.json")).unwrap();
+    // A folder stands where the new one is written.
+    let part = dir.join(format!("run.part-{}", std::process::id()));
+    std::fs::create_dir(&part).unwrap();
+    assert!(Log::open(&dir, &json!({ "x": 2 }), false).is_err());
+    assert_eq!(std::fs::read(dir.join("run.json")).unwrap(), before);
+    Log::open(&dir, &json!({ "x": 1 }), false).unwrap();
+}
+
+#[test]
+fn questions_of_one_name_are_refused() {
+    let mut log = Log::open(&folder("twice"), &json!({}), false).unwrap();
+    let mut model = Script(perfect, 0);
+    let fault = ask_all(&["1", "2", "1"].map(small), &mut log, &mut model, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(fault.contains("called `1`") && model.1 == 0, "{fault}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use omchat_model::splice::Slot;
 use omchat_recipe::Pack;
 use omchat_recipe::pack::{Origin, Part};
-use omchat_recipe::reference::{Meta, Reference, Scores, Writer};
+use omchat_recipe::reference::{Meta, Reference, Scores, Writer, checksum};
 use std::path::{Path, PathBuf};
 
 const IGNORE: i32 = -100;
@@ -41,13 +41,18 @@ fn pack(documents: &[(Origin, Vec<i32>)]) -> Pack {
     p
 }
 
+/// The checksum of a document of those labels.
+fn sum(labels: &[i32]) -> u32 {
+    checksum(&pack(&[(origin("a", 0, 0), labels.to_vec())]), &(0..labels.len()))
+}
+
 #[test]
 fn losses_come_back_where_the_labels_are() {
     let dir = folder("back");
     let mut w = Writer::create(&dir, meta()).unwrap();
-    w.push(&origin("b", 7, 0), &[0.5, 17.03, 3.0]).unwrap();
-    w.push(&origin("a", 7, 0), &[1.0]).unwrap();
-    w.push(&origin("a", 7, 40), &[]).unwrap();
+    w.push(&origin("b", 7, 0), sum(&[3, IGNORE, 4, 5]), &[0.5, 17.03, 3.0]).unwrap();
+    w.push(&origin("a", 7, 0), sum(&[IGNORE, 9]), &[1.0]).unwrap();
+    w.push(&origin("a", 7, 40), sum(&[IGNORE]), &[]).unwrap();
     assert!(!dir.exists(), "half a cache must not be there");
     assert_eq!(w.finish().unwrap(), (3, 4));
     let r = Reference::open(&dir, &meta()).unwrap();
@@ -64,6 +69,9 @@ fn losses_come_back_where_the_labels_are() {
     assert!(e.contains("record 8 of file 1 of `a`") && e.contains("not scored"), "{e}");
     let e = r.of(&pack(&[(origin("a", 7, 0), vec![1, 2])])).err().unwrap().to_string();
     assert!(e.contains("2 labels, 1 were scored"), "{e}");
+    // As many labels, of other words.
+    let e = r.of(&pack(&[(origin("a", 7, 0), vec![IGNORE, 8])])).err().unwrap().to_string();
+    assert!(e.contains("record 7 of file 1 of `a`") && e.contains("other words"), "{e}");
 }
 
 #[test]
@@ -71,6 +79,12 @@ fn what_does_not_fit_is_refused() {
     let dir = folder("fit");
     Writer::create(&dir, meta()).unwrap().finish().unwrap();
     type Change = fn(&mut Meta);
+    // A number that JSON's text rounded is the same number.
+    let near = |x: f64| Meta { data: [("a".to_string(), serde_json::json!({ "depth": x }))].into(), ..meta() };
+    let (told, dir_of_told) = (near(0.9700000286102295), folder("told"));
+    Writer::create(&dir_of_told, told).unwrap().finish().unwrap();
+    Reference::open(&dir_of_told, &near(0.9700000286102296)).unwrap();
+    assert!(Reference::open(&dir_of_told, &near(0.97)).is_err());
     let cases: [(&str, Change); 4] = [
         ("tokenizer", |m| m.tokenizer = "ffffffff".into()),
         ("context of 16, and 32", |m| m.context = 32),
@@ -88,13 +102,13 @@ fn what_does_not_fit_is_refused() {
     std::fs::write(dir.join("index.bin"), [0u8; 35]).unwrap();
     let e = Reference::open(&dir, &meta()).err().unwrap().to_string();
     assert!(e.contains("35 bytes"), "{e}");
-    let mut row = [0u8; 36];
+    let mut row = [0u8; 40];
     row[32] = 1;
     std::fs::write(dir.join("index.bin"), row).unwrap();
     let e = Reference::open(&dir, &meta()).err().unwrap().to_string();
     assert!(e.contains("0 losses, the index asks for 0 + 1"), "{e}");
     let bad = folder("bad");
-    let e = Writer::create(&bad, meta()).unwrap().push(&origin("a", 0, 0), &[f32::NAN]).err().unwrap().to_string();
+    let e = Writer::create(&bad, meta()).unwrap().push(&origin("a", 0, 0), 0, &[f32::NAN]).err().unwrap().to_string();
     assert!(e.contains("NaN"), "{e}");
 }
 

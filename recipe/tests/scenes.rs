@@ -327,6 +327,15 @@ fn files_hold_the_samples() {
         let off = a.rgb.iter().zip(&b.rgb).map(|(x, y)| f64::from(x.abs_diff(*y))).sum::<f64>() / a.rgb.len() as f64;
         assert!(off < 16.0, "a palette of 256 colours is off by {off} on the mean");
     }
+    // Written over by fewer frames: none of the old video stays.
+    let of = |frames| Scenes::new(&Options { frames: [frames; 2], ..options(Task::Needles, Split::Test) }).unwrap();
+    for frames in [8, 4] {
+        assert_eq!(write(&of(frames), 0, 1, &dir, false).unwrap(), 1);
+        let read = video::sample(&dir.join("media/000000"), 99, &mut |_, _| {}, Ok).unwrap();
+        assert_eq!(read.len(), frames);
+    }
+    let e = write(&of(4), u64::MAX, 2, &dir, false).unwrap_err().to_string();
+    assert!(e.contains("2 samples from number 18446744073709551615"), "{e}");
     std::fs::remove_dir_all(&dir).unwrap();
 }
 

@@ -83,10 +83,14 @@ pub fn read(path: &Path) -> Result<Vec<(String, Tensor)>, Error> {
                     view.data().as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
                     omchat_ir::Dtype::F32,
                 ),
-                Dtype::I64 => wide(
-                    view.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect(),
-                    omchat_ir::Dtype::I32,
-                ),
+                Dtype::I64 => {
+                    let data: Vec<i64> =
+                        view.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
+                    if let Some(x) = data.iter().find(|x| i32::try_from(**x).is_err()) {
+                        return Err(fail(&format!("`{name}` holds {x}, which no i32 holds")));
+                    }
+                    wide(data.into_iter().map(|x| x as f64).collect(), omchat_ir::Dtype::I32)
+                }
                 Dtype::BOOL | Dtype::U8 => {
                     wide(view.data().iter().map(|b| f64::from(*b)).collect(), omchat_ir::Dtype::Bool)
                 }

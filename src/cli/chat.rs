@@ -45,22 +45,22 @@ pub struct Args {
     #[arg(long, default_value_t = 256, value_name = "N")]
     pub max_new_tokens: usize,
     /// The temperature that tokens are drawn at; 0 always takes the likeliest.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     pub temperature: Option<f32>,
     /// Draws among that many of the likeliest tokens.
     #[arg(long)]
     pub top_k: Option<usize>,
     /// Draws among the likeliest tokens that have that probability together.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     pub top_p: Option<f32>,
     /// Draws among tokens with at least that share of the likeliest one's probability.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     pub min_p: Option<f32>,
     /// Makes tokens that occurred less likely by that factor.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     pub repetition_penalty: Option<f32>,
     /// Draws the same tokens again for the same number.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     pub seed: Option<u64>,
     /// Shares the cache of a long prompt among that many ranks, threads of this process. Started by `mpirun` or `torchrun`,
     /// its processes are the ranks.

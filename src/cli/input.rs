@@ -5,6 +5,31 @@ use omchat::Model;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::path::Path;
 
+/// That no two of those files are the same: one would be written over another.
+pub fn apart(files: &[(&str, &Path)]) -> Result<(), Error> {
+    let place = |path: &Path| std::path::absolute(path).map(|p| p.canonicalize().unwrap_or(p)).ok();
+    for (i, (name, path)) in files.iter().enumerate() {
+        if let Some((other, _)) = files[..i].iter().find(|(_, p)| place(p) == place(path)) {
+            return Err(Error::input(format!("{other} and {name} are both {}; name two files", path.display())));
+        }
+    }
+    Ok(())
+}
+
+/// That files can be written, before what goes into them is worked out. What is there stays as it is.
+pub fn writable(files: &[&Path]) -> Result<(), Error> {
+    for path in files {
+        let new = !path.exists();
+        let open = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        open.map_err(|e| Error::input(format!("cannot write {}: {e}", path.display())))?;
+        if new {
+            // It was made to see that it can be; if it cannot be taken away, it is written over.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    Ok(())
+}
+
 /// What a case feeds the model.
 pub struct Case {
     /// Ids, −200 where a tile's rows go.

@@ -3,9 +3,10 @@
 use super::case::{self, Data};
 use super::input::Case;
 use super::progress::Bars;
-use super::{Error, device, parity};
+use super::{Error, device, input, parity};
 use omchat::{Batch, ForwardSpec, Model, Part, Recompute, TrainSpec};
 use omchat_ir::Dtype;
+use omchat_model::config::IGNORE;
 use omchat_model::splice::splice;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -57,7 +58,13 @@ impl TrainArgs {
             loss_tiles: self.loss_tiles,
             ..ForwardSpec::text(batch.tokens())
         };
-        let parts = self.trainable.iter().map(part).collect::<Result<_, _>>()?;
+        let parts: Vec<Part> = self.trainable.iter().map(part).collect::<Result<_, _>>()?;
+        if batch.tiles() == 0 && !parts.is_empty() && !parts.contains(&Part::Decoder) {
+            return Err(Error::input(format!(
+                "the case has no tile, so {} has no part in its loss; give a case with a picture, or train the decoder",
+                self.trainable.join(" and ")
+            )));
+        }
         Ok(TrainSpec { parts, recompute, ..TrainSpec::whole(forward) })
     }
 }
@@ -69,7 +76,20 @@ pub fn batch(model: &Model, case: &Case, path: &std::path::Path) -> Result<Batch
     let Some(labels) = &case.labels else {
         return Err(Error::input(format!("{} holds no `labels`; training needs them", path.display())));
     };
-    Ok(Batch::sequence(model, &spliced, &spliced.labels(labels)?, &case.pixels)?)
+    let labels = spliced.labels(labels)?;
+    trained(&labels, path)?;
+    Ok(Batch::sequence(model, &spliced, &labels, &case.pixels)?)
+}
+
+/// That a position predicts something: the mean over none is no loss. The first label is predicted by nothing.
+pub fn trained(labels: &[i32], path: &std::path::Path) -> Result<(), Error> {
+    match labels.iter().skip(1).any(|l| *l != IGNORE) {
+        true => Ok(()),
+        false => Err(Error::input(format!(
+            "{}: no position has a next label that counts; give `labels` other than {IGNORE} after the first",
+            path.display()
+        ))),
+    }
 }
 
 /// The element type of that name.
@@ -80,6 +100,8 @@ pub fn dtype(name: &str) -> Result<Dtype, Error> {
 /// Runs `omchat loss`.
 pub fn loss(args: &LossArgs) -> Result<(), Error> {
     let Some(path) = &args.grads else { return parity::run(parity::Door::Loss, &args.common) };
+    input::apart(&[("--input", &args.common.input), ("--output", &args.common.output), ("--grads", path)])?;
+    input::writable(&[&args.common.output, path])?;
     let case = Case::read(&args.common.input)?;
     let model = Model::open(&args.common.model)?;
     let batch = batch(&model, &case, &args.common.input)?;

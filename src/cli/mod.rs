@@ -31,7 +31,7 @@ mod watch;
 
 pub use error::Error;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -41,6 +41,19 @@ use std::path::Path;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+}
+
+/// What was typed. Options take negative numbers, so that whoever reads them says what their range is.
+pub fn parsed() -> Cli {
+    fn numbers(command: clap::Command) -> clap::Command {
+        let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+        let command = names.into_iter().fold(command, |command, name| command.mut_subcommand(name, numbers));
+        command.mut_args(|arg| match arg.get_action().takes_values() && !arg.is_positional() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        })
+    }
+    Cli::from_arg_matches(&numbers(Cli::command()).get_matches()).unwrap_or_else(|e| e.exit())
 }
 
 #[derive(Subcommand)]

@@ -1,7 +1,8 @@
 //! `omchat logits`, `generate`, `loss`: a case in, what the model makes of it out.
 
 use super::case::{self, Data};
-use super::input::Case;
+use super::input::{self, Case};
+use super::loss::trained;
 use super::progress::Bars;
 use super::{Error, device};
 use omchat::{Engine, Model, Rows, Sampler, Sampling, Session};
@@ -46,6 +47,8 @@ pub enum Door {
 
 /// Runs one of the three.
 pub fn run(door: Door, args: &Args) -> Result<(), Error> {
+    input::apart(&[("--input", &args.input), ("--output", &args.output)])?;
+    input::writable(&[&args.output])?;
     let case = Case::read(&args.input)?;
     let model = Model::open(&args.model)?;
     let per_tile = model.tokens_per_tile();
@@ -56,7 +59,11 @@ pub fn run(door: Door, args: &Args) -> Result<(), Error> {
         (Door::Loss, None) => {
             return Err(Error::input(format!("{} holds no `labels`; `loss` needs them", args.input.display())));
         }
-        (Door::Loss, Some(labels)) => Some(spliced.labels(labels)?),
+        (Door::Loss, Some(labels)) => {
+            let labels = spliced.labels(labels)?;
+            trained(&labels, &args.input)?;
+            Some(labels)
+        }
         _ => None,
     };
     let device = device::open(args.device.as_deref())?;

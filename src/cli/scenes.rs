@@ -91,8 +91,12 @@ pub fn run(args: &Args) -> Result<(), Error> {
         ..Options::default()
     };
     let scenes = Scenes::new(&options).map_err(Error::input)?;
-    write(&scenes, args.first, args.count, &args.out, args.gif).map_err(Error::input)?;
-    note(format!("{}: {} samples", args.out.join("data.jsonl").display(), args.count));
+    let written = write(&scenes, args.first, args.count, &args.out, args.gif).map_err(Error::input)?;
+    let passed = match args.count - written {
+        0 => String::new(),
+        n => format!("; {n} passed over, which no question that is asked for fits"),
+    };
+    note(format!("{}: {written} samples{passed}", args.out.join("data.jsonl").display()));
     Ok(())
 }
 

@@ -1,11 +1,11 @@
 //! `omchat step`: some steps of AdamW on one case.
 
 use super::case::{self, Data};
-use super::input::Case;
+use super::input::{Case, apart, writable};
 use super::loss::{TrainArgs, batch, dtype};
 use super::progress::Bars;
 use super::{Error, device, note};
-use omchat::training::{Changed, export};
+use omchat::training::{Changed, export, exportable};
 use omchat::{AdamW, Device, Model, Select, Selection, Step, TrainSpec, Trainer};
 use omchat_ir::Dtype;
 use std::path::PathBuf;
@@ -70,8 +70,13 @@ pub struct Args {
 /// Runs `omchat step`.
 pub fn run(args: &Args) -> Result<(), Error> {
     let adamw = args.adamw()?;
+    apart(&[("--input", &args.input), ("--output", &args.output)])?;
+    writable(&[&args.output])?;
     let case = Case::read(&args.input)?;
     let model = Model::open(&args.model)?;
+    if let Some(dir) = &args.save {
+        exportable(&model, dir)?;
+    }
     let mut batch = batch(&model, &case, &args.input)?;
     let mut spec = TrainSpec { decay_all: args.decay_all, ..args.train.spec(&batch)? };
     if let Some(ratio) = args.keep {
@@ -99,11 +104,10 @@ pub fn run(args: &Args) -> Result<(), Error> {
         note(format!("step {}: loss {loss:.6}, gradient norm {norm:.4}{kept}{memory}", n + 1));
         losses.push(loss);
     }
-    case::write(&args.output, &[("adamw_losses".into(), Data::f32(vec![losses.len()], &losses))])?;
-    match &args.save {
-        Some(dir) => Ok(export(&model, &trainer.weights()?.into_iter().collect(), &Changed::default(), dir)?),
-        None => Ok(()),
+    if let Some(dir) = &args.save {
+        export(&model, &trainer.weights()?.into_iter().collect(), &Changed::default(), dir)?;
     }
+    case::write(&args.output, &[("adamw_losses".into(), Data::f32(vec![losses.len()], &losses))])
 }
 
 /// The first plan that fits, told on stderr with what was passed over.

@@ -66,6 +66,10 @@ pub fn save(run: &Path, place: &Place, snapshot: &Snapshot, keep: bool) -> Resul
     let to = at(run, place.step);
     let part = all.join(format!(".part-{}", std::process::id()));
     let fail = |path: &Path, e: std::io::Error| super::unwritable(path, &e);
+    // What a killed run left half written: nobody else writes here.
+    for left in entries(run)?.into_iter().filter(|path| name_of(path).starts_with(".part-")) {
+        fs::remove_dir_all(&left).map_err(|e| fail(&left, e))?;
+    }
     fs::create_dir_all(&part).map_err(|e| fail(&part, e))?;
     let state = part.join("state.safetensors");
     let bytes = pack(snapshot)?;
@@ -135,21 +139,26 @@ pub(super) fn before(run: &Path, step: u64) -> Result<Option<Found>, Error> {
     Err(Error::Input(format!("no checkpoint before step {step} is usable:\n{}", refused.join("\n"))))
 }
 
-/// The checkpoints of a run, oldest first. What a killed run left half written is removed.
+/// The checkpoints of a run, oldest first; none where there is no folder of them.
 fn list(run: &Path) -> Result<Vec<PathBuf>, Error> {
-    let all = run.join("checkpoints");
-    let Ok(entries) = fs::read_dir(&all) else { return Ok(vec![]) };
-    let mut out = vec![];
-    for path in entries.flatten().map(|e| e.path()) {
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with(".part-") {
-            fs::remove_dir_all(&path).map_err(|e| super::unwritable(&path, &e))?;
-        } else if name.len() == 8 && name.chars().all(|c| c.is_ascii_digit()) {
-            out.push(path);
-        }
-    }
+    let mut out = entries(run)?;
+    out.retain(|path| name_of(path).len() == 8 && name_of(path).chars().all(|c| c.is_ascii_digit()));
     out.sort();
     Ok(out)
+}
+
+fn entries(run: &Path) -> Result<Vec<PathBuf>, Error> {
+    let all = run.join("checkpoints");
+    let unreadable = |e: std::io::Error| Error::Input(format!("cannot read {}: {e}", all.display()));
+    match fs::read_dir(&all) {
+        Ok(entries) => entries.map(|e| e.map(|e| e.path()).map_err(unreadable)).collect(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(vec![]),
+        Err(e) => Err(unreadable(e)),
+    }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// A checkpoint in a folder.

@@ -24,14 +24,14 @@ pub struct Changed {
     pub context: Option<usize>,
 }
 
+/// The file that says what a model is.
+const CONFIG: &str = "config.json";
+
 /// The model's folder with other weights in place of its own; what is not given stays as it is stored.
 ///
 /// Errors: the model's own folder; a weight that its element type cannot hold; what the system says, with the path.
 pub fn export(model: &Model, weights: &BTreeMap<String, Vec<f32>>, changed: &Changed, dir: &Path) -> Result<(), Error> {
-    if model.dir.canonicalize().ok() == dir.canonicalize().ok() && dir.exists() {
-        return Err(Error::Input(format!("{} is the model's own folder; write to another", dir.display())));
-    }
-    std::fs::create_dir_all(dir).map_err(|e| unwritable(dir, &e))?;
+    exportable(model, dir)?;
     let path = dir.join("model.safetensors");
     let parts = parts(model, weights, changed.dtype.unwrap_or(Element::F32))?;
     let fail = |e: safetensors::SafeTensorError| Error::Input(format!("cannot write {}: {e}", path.display()));
@@ -42,11 +42,22 @@ pub fn export(model: &Model, weights: &BTreeMap<String, Vec<f32>>, changed: &Cha
     write_whole(&path, &safetensors::serialize(views, None).map_err(fail)?)?;
     for entry in std::fs::read_dir(&model.dir).map_err(|e| unwritable(&model.dir, &e))?.flatten() {
         let (from, name) = (entry.path(), entry.file_name());
-        if from.is_file() && !name.to_string_lossy().contains(".safetensors") {
+        if from.is_file() && !name.to_string_lossy().contains(".safetensors") && name != CONFIG {
             std::fs::copy(&from, dir.join(name)).map_err(|e| unwritable(dir, &e))?;
         }
     }
-    retell(dir, changed)
+    // Last: a folder with a configuration is whole.
+    retell(&model.dir.join(CONFIG), &dir.join(CONFIG), changed)
+}
+
+/// Makes the folder that a model is to be written to, before what is to be written is worked out.
+///
+/// Errors: the model's own folder; a folder that cannot be made.
+pub fn exportable(model: &Model, dir: &Path) -> Result<(), Error> {
+    if model.dir.canonicalize().ok() == dir.canonicalize().ok() && dir.exists() {
+        return Err(Error::Input(format!("{} is the model's own folder; write to another", dir.display())));
+    }
+    std::fs::create_dir_all(dir).map_err(|e| unwritable(dir, &e))
 }
 
 /// Every tensor of the checkpoint under its own spelling, given or as stored.
@@ -89,15 +100,14 @@ fn rounded(name: &str, x: &[f32], element: Element) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// Writes into `config.json` what it says otherwise than before.
-fn retell(dir: &Path, changed: &Changed) -> Result<(), Error> {
+/// Writes a configuration with what it says otherwise than the one that it comes from.
+fn retell(from: &Path, to: &Path, changed: &Changed) -> Result<(), Error> {
     let Changed { dtype, theta, context } = *changed;
+    let fail = |e: String| Error::Input(format!("cannot change {}: {e}", from.display()));
+    let text = std::fs::read_to_string(from).map_err(|e| fail(e.to_string()))?;
     if dtype.is_none() && theta.is_none() && context.is_none() {
-        return Ok(());
+        return write_whole(to, text.as_bytes());
     }
-    let path = dir.join("config.json");
-    let fail = |e: String| Error::Input(format!("cannot change {}: {e}", path.display()));
-    let text = std::fs::read_to_string(&path).map_err(|e| fail(e.to_string()))?;
     let mut all: Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
     if let (Some(dtype), Some(config)) = (dtype, all.as_object_mut()) {
         let name = match dtype {
@@ -119,5 +129,5 @@ fn retell(dir: &Path, changed: &Changed) -> Result<(), Error> {
         config.insert("max_position_embeddings".into(), context.into());
     }
     let text = serde_json::to_string_pretty(&all).map_err(|e| fail(e.to_string()))?;
-    write_whole(&path, format!("{text}\n").as_bytes())
+    write_whole(to, format!("{text}\n").as_bytes())
 }

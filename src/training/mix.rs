@@ -2,7 +2,7 @@
 
 use super::checkpoint::{self, Place};
 use super::losses::Losses;
-use super::run::{Supply, TrainOptions, Watched, train};
+use super::run::{Supply, TrainOptions, Watched, anywhere, differs, told, train};
 use super::{unwritable, write_whole};
 use crate::{Device, Error, Model, Snapshot};
 use omchat_recipe::Recipe;
@@ -23,6 +23,7 @@ pub fn mix(
     watch: &mut dyn FnMut(Watched),
 ) -> Result<Vec<Branch>, Error> {
     let plan = Plan::new(recipe)?;
+    begin(recipe, out)?;
     let mut branches: Vec<Branch> = vec![];
     for (i, (end, branch)) in plan.ends.iter().zip(&plan.branches).enumerate() {
         let trunk = out.join("trunk");
@@ -33,7 +34,7 @@ pub fn mix(
         }
         let dir = out.join(format!("part-{}", i + 1));
         let name = &branch.stages[0].name;
-        if !dir.join("checkpoints").is_dir() {
+        if checkpoint::newest(&dir)?.is_none() {
             fork(&checkpoint::at(&trunk, *end), &dir, branch)?;
         }
         if !dir.join("stages").join(name).join("config.json").is_file() {
@@ -58,6 +59,31 @@ pub fn mix(
         write_whole(&out.join("table.md"), table(&branches).as_bytes())?;
     }
     Ok(branches)
+}
+
+/// Writes the recipe down, or sees that it is the one that was.
+///
+/// Errors: another recipe: what is there was made by the old one.
+fn begin(recipe: &Recipe, out: &Path) -> Result<(), Error> {
+    let (path, told) = (out.join("recipe.json"), told(recipe)?);
+    let unreadable = |e: &dyn std::fmt::Display| Error::Input(format!("cannot read {}: {e}", path.display()));
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            let was = serde_json::from_slice(&bytes).map_err(|e| unreadable(&e))?;
+            match differs("recipe", &anywhere(was), &anywhere(told)) {
+                None => Ok(()),
+                Some(what) => Err(Error::Input(format!(
+                    "{} holds a search by another recipe: {what}; name another folder, or go on with that recipe",
+                    out.display()
+                ))),
+            }
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(out).map_err(|e| unwritable(out, &e))?;
+            write_json(&path, &told)
+        }
+        Err(e) => Err(unreadable(&e)),
+    }
 }
 
 /// A run that goes on from a checkpoint of another, by another recipe: weights, moments and place in the data are kept.

@@ -98,7 +98,7 @@ pub fn replay(
     let model = Model::open(&recipe.model)?;
     let options = TrainOptions { out: out.into(), resume: true, until: None, kept: None, world: None };
     let again = step - 1 - place.step;
-    let mut run = Run { recipe: &recipe, options: &options, model: &model, log: None, place, snapshot };
+    let mut run = Run { recipe: &recipe, options: &options, model: &model, log: None, place, snapshot, _lock: None };
     let stage = &recipe.stages[at];
     let spec_of = |stage: &Stage| spec(&model, device, dtype(&recipe.dtype)?, stage, 1);
     // The end of a stage is the beginning of the next.

@@ -10,12 +10,13 @@ use crate::{Batch, Begin, Device, Error, Model, Piece, Progress, Ranks, Select, 
 use omchat_ir::Dtype;
 use omchat_model::config::IGNORE;
 use omchat_recipe::pack::Origin;
-use omchat_recipe::reference::Scores;
+use omchat_recipe::reference::{Scores, same_number};
 use omchat_recipe::stage::{Normalizer, Score, Stage, Start, Weigh};
 use omchat_recipe::{Pack, Recipe};
 use omchat_runtime::collective::World;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -228,6 +229,22 @@ pub(super) struct Run<'a> {
     pub log: Option<Log>,
     pub place: Place,
     pub snapshot: Snapshot,
+    /// On the rank that writes: no other process writes into the folder as long as this is open.
+    pub _lock: Option<File>,
+}
+
+/// Takes a run's folder for this process; the system gives it back when the process ends, however it does.
+fn locked(out: &Path) -> Result<File, Error> {
+    let path = out.join(".lock");
+    let file = File::create(&path).map_err(|e| unwritable(&path, &e))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(Error::Input(format!(
+            "another process trains into {}; wait for it, stop it, or name another folder",
+            out.display()
+        ))),
+        // Where files cannot be locked, nobody is told.
+        _ => Ok(file),
+    }
 }
 
 /// What a stage holds while it runs.
@@ -279,14 +296,15 @@ impl<'a> Run<'a> {
             }
         };
         agree(options, &place)?;
-        let mut log = None;
+        let (mut log, mut lock) = (None, None);
         if options.writes() {
             std::fs::create_dir_all(out).map_err(|e| unwritable(out, &e))?;
+            lock = Some(locked(out)?);
             let text = serde_json::to_string_pretty(&told).map_err(|e| Error::Input(format!("the recipe: {e}")))?;
             write_whole(&out.join("recipe.json"), text.as_bytes())?;
             log = Some(Log::open(out, place.step)?);
         }
-        Ok(Run { recipe, options, model, log, place, snapshot })
+        Ok(Run { recipe, options, model, log, place, snapshot, _lock: lock })
     }
 
     /// Gives up the moments before the first step of a stage that begins with none.
@@ -466,7 +484,7 @@ pub(super) fn dtype(name: &str) -> Result<Dtype, Error> {
     found.ok_or_else(|| Error::Input(format!("the recipe names the element type `{name}`; give f32, bf16 or f16")))
 }
 
-/// The first place where two values differ, with both.
+/// The first place where two values differ, with both. Numbers that were written and read may be a rounding apart.
 pub(super) fn differs(at: &str, was: &Value, is: &Value) -> Option<String> {
     match (was, is) {
         (Value::Object(a), Value::Object(b)) => {
@@ -478,7 +496,7 @@ pub(super) fn differs(at: &str, was: &Value, is: &Value) -> Option<String> {
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
             a.iter().zip(b).enumerate().find_map(|(i, (a, b))| differs(&format!("{at}[{i}]"), a, b))
         }
-        _ if was == is => None,
+        _ if same_number(was, is) => None,
         _ => Some(format!("{at} was {was}, it is {is}")),
     }
 }

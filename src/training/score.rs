@@ -4,7 +4,7 @@ use super::losses::Losses;
 use super::run::Supply;
 use crate::{Device, Error, Model, Progress, Snapshot};
 use omchat_model::config::IGNORE;
-use omchat_recipe::reference::{Meta, Writer};
+use omchat_recipe::reference::{self, Meta, Writer};
 use omchat_recipe::{Recipe, Stage};
 use std::path::Path;
 
@@ -75,7 +75,7 @@ pub fn score(
             // Rounding may put the surest token's loss a little below 0.
             let own: Vec<f32> = labelled.map(|i| all[i].max(0.0)).collect();
             sum += own.iter().map(|x| f64::from(*x)).sum::<f64>();
-            writer.push(&part.origin, &own)?;
+            writer.push(&part.origin, reference::checksum(&pack, &part.range), &own)?;
         }
         progress(Progress { stage: "scoring", done: done + 1, total: 0 });
     }

@@ -4,6 +4,7 @@
 //! published. Every benchmark is asked in one wording of ours: the question, the options by letter, and the request for
 //! the letter.
 
+mod apart;
 mod base64;
 mod json;
 mod media;
@@ -13,18 +14,22 @@ use super::{Expected, Outcome, Prompt, Question, Sight, Skipped};
 use crate::error::{Error, Result};
 use media::Media;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// What asks for a letter.
 pub const BY_LETTER: &str = "Answer with the option's letter from the given choices directly.";
 /// What asks for words.
 pub const BY_WORDS: &str = "Answer the question using a single word or phrase.";
+/// What is kept beside an answer of a question in several orders: how many there are.
+const ROTATIONS: &str = "rotations";
 
 /// One record of a benchmark.
 #[derive(Debug, Clone)]
 pub struct Record {
-    /// Its name.
+    /// Where it is from.
+    pub file: PathBuf,
+    /// Its name, unlike every other of what was loaded together.
     pub id: String,
     /// What it counts for.
     pub task: String,
@@ -65,6 +70,7 @@ type Read = fn(usize, &Map<String, Value>, &Context) -> std::result::Result<Reco
 
 /// What records of a file share.
 struct Context<'a> {
+    file: &'a Path,
     name: String,
     media: Media,
     reading: &'a Reading,
@@ -72,7 +78,10 @@ struct Context<'a> {
     meta: Map<String, Value>,
 }
 
-/// The records of files, and of the `.json`, `.jsonl` and `.tsv` files of folders.
+/// The records of files, and of the `.json`, `.jsonl` and `.tsv` files of folders. A file named twice is read once.
+///
+/// A record is called by its file's name and its own; where two would be called the same, by its file's path, and by a
+/// number if that does not tell them apart.
 ///
 /// Errors: `File` for what cannot be read; `Format` for a file that is no list of records in a known layout, or of which
 /// no record is usable.
@@ -81,6 +90,8 @@ pub fn load(paths: &[PathBuf], reading: &Reading) -> Result<Loaded> {
     for path in paths {
         list(path, &mut files)?;
     }
+    let mut named = HashSet::new();
+    files.retain(|file| named.insert(file.clone()));
     let mut out = Loaded::default();
     for file in &files {
         let before = out.records.len();
@@ -97,6 +108,7 @@ pub fn load(paths: &[PathBuf], reading: &Reading) -> Result<Loaded> {
     if out.records.is_empty() {
         return Err(Error::input("there is no file with questions", LAYOUTS));
     }
+    apart::apart(&mut out.records);
     Ok(out)
 }
 
@@ -175,21 +187,25 @@ impl Record {
     }
 }
 
-/// Records as questions. With `circular` each question with options is asked once for each rotation of them, unless the
-/// records already are such rotations.
+/// Records as questions. With `circular` each question with options is asked once for each rotation of them, unless its
+/// file already holds such rotations.
 ///
 /// Source: MMBench, arXiv:2307.06281, CircularEval.
 pub fn questions(records: &[Record], circular: bool) -> Vec<Question> {
-    let rotated = records.iter().any(|record| record.group.as_ref().is_some_and(|group| *group != record.id));
+    let turned = |record: &&Record| record.group.as_ref().is_some_and(|group| *group != record.id);
+    let rotated: HashSet<&Path> = records.iter().filter(turned).map(|record| record.file.as_path()).collect();
     let mut out = Vec::new();
     for record in records {
         let Expected::Choice { options, right } = &record.expected else {
             out.push(record.question());
             continue;
         };
-        let turns = if circular && !rotated { options.len() } else { 1 };
+        let turns = if circular && !rotated.contains(record.file.as_path()) { options.len() } else { 1 };
         for turn in 0..turns {
             let mut turned = record.clone();
+            if turns > 1 {
+                turned.params.insert(ROTATIONS.into(), json!(turns));
+            }
             if turn > 0 {
                 let mut order = options.clone();
                 order.rotate_left(turn);
@@ -204,15 +220,17 @@ pub fn questions(records: &[Record], circular: bool) -> Vec<Question> {
     out
 }
 
-/// One outcome for each group: right only if all its questions are.
+/// One outcome for each group: right only if all its questions are. A group of which a question has no answer is left
+/// out: whether it is right is not known.
 pub fn by_group(outcomes: &[Outcome]) -> Vec<Outcome> {
-    let mut groups: BTreeMap<(String, String), Outcome> = BTreeMap::new();
+    let mut groups: BTreeMap<(String, String), (Outcome, u64)> = BTreeMap::new();
     let mut order = Vec::new();
     for outcome in outcomes {
         let name = outcome.params.get("group").and_then(Value::as_str).unwrap_or(&outcome.id).to_owned();
         let key = (outcome.row.clone(), name);
         match groups.get_mut(&key) {
-            Some(whole) => {
+            Some((whole, answers)) => {
+                *answers += 1;
                 whole.score = whole.score.min(outcome.score);
                 whole.right &= outcome.right;
                 whole.chance *= outcome.chance;
@@ -222,9 +240,13 @@ pub fn by_group(outcomes: &[Outcome]) -> Vec<Outcome> {
             }
             None => {
                 order.push(key.clone());
-                groups.insert(key, outcome.clone());
+                groups.insert(key, (outcome.clone(), 1));
             }
         }
     }
-    order.iter().filter_map(|key| groups.get(key).cloned()).collect()
+    let whole = |(outcome, answers): &(Outcome, u64)| {
+        let all = outcome.params.get(ROTATIONS).and_then(Value::as_u64).unwrap_or(1);
+        (*answers >= all).then(|| outcome.clone())
+    };
+    order.iter().filter_map(|key| groups.get(key).and_then(whole)).collect()
 }

@@ -12,7 +12,7 @@ pub fn letter(at: usize) -> char {
 /// The option that an answer means, counted from 0.
 pub fn option(given: &str, options: &[String]) -> Option<usize> {
     let given = given.trim();
-    leading(given, options.len())
+    leading(given, options)
         .or_else(|| cued(given, options.len()))
         .or_else(|| lone(given, options.len()))
         .or_else(|| by_words(given, options))
@@ -23,8 +23,9 @@ fn index(letter: char, count: usize) -> Option<usize> {
     (at < count.min(26)).then_some(at)
 }
 
-/// `B`, `(B) …`, `B. …`, `b)`.
-fn leading(given: &str, count: usize) -> Option<usize> {
+/// `B`, `(B) …`, `B. …`, `b)`, but not the first of several, as in `A, B` and `A. red B. green`.
+fn leading(given: &str, options: &[String]) -> Option<usize> {
+    let count = options.len();
     let bare = given.trim_start_matches(['(', '[', '*']);
     let mut letters = bare.chars();
     let first = letters.next()?;
@@ -32,9 +33,38 @@ fn leading(given: &str, count: usize) -> Option<usize> {
     match next {
         None => index(first.to_ascii_uppercase(), count),
         Some(')' | ']') => index(first.to_ascii_uppercase(), count),
-        Some('.' | ':' | ',' | '*' | '\n') => index(first, count),
+        Some(mark @ ('.' | ':' | ',' | '*' | '\n')) => index(first, count).filter(|at| {
+            // Letters within the option's own words are none of a list: `A. Vitamin C`.
+            let rest = after(letters.as_str(), options.get(*at).map_or("", |words| words.trim()));
+            !listed(first, mark, rest, count)
+        }),
         _ => None,
     }
+}
+
+/// What follows the words that a text begins with, marks and case aside; all of it if it does not.
+fn after<'a>(text: &'a str, words: &str) -> &'a str {
+    let mut rest = text.trim_start_matches(|c: char| c.is_whitespace() || ".:,*".contains(c)).chars();
+    let same = |word: char| rest.next().is_some_and(|c| c.to_lowercase().eq(word.to_lowercase()));
+    if words.chars().all(same) { rest.as_str() } else { text }
+}
+
+/// Whether the letter of another option goes on a list: next to the first one, or with the same mark behind it.
+fn listed(first: char, mark: char, rest: &str, count: usize) -> bool {
+    rest.char_indices().any(|(at, c)| {
+        let (before, behind) = (&rest[..at], &rest[at + c.len_utf8()..]);
+        let alone = !before.ends_with(char::is_alphanumeric) && !behind.starts_with(char::is_alphanumeric);
+        if !alone || c == first || index(c, count).is_none() {
+            return false;
+        }
+        let joins = |word: &str| ["and", "or"].contains(&word);
+        let next = before.split(|c: char| !c.is_alphanumeric()).all(|word| word.is_empty() || joins(word));
+        let ends = behind.trim().is_empty()
+            || behind.trim_start().starts_with(['.', ':', ',', ';', '*', ')', ']', '/', '&'])
+            || behind.split_whitespace().next().is_some_and(joins);
+        let again = behind.strip_prefix(mark).is_some_and(|more| !more.trim().is_empty());
+        next && ends || again
+    })
 }
 
 /// `the answer is (B)`, `Answer: B`, `option B`.
@@ -52,14 +82,18 @@ fn cued(given: &str, count: usize) -> Option<usize> {
 
 /// The only letter of an option among the answer's words.
 fn lone(given: &str, count: usize) -> Option<usize> {
-    let words: Vec<&str> =
-        given.split(|c: char| c.is_whitespace() || ".()[],:;!*#{}".contains(c)).filter(|w| !w.is_empty()).collect();
+    let ends = |c: char| c.is_whitespace() || ".()[],:;!*#{}".contains(c);
+    let words = given.split_inclusive(ends).map(|piece| (piece.trim_end_matches(ends), piece));
+    let words: Vec<(&str, &str)> = words.filter(|(word, _)| !word.is_empty()).collect();
     let mut found: Vec<usize> = Vec::new();
-    for (place, word) in words.iter().enumerate() {
+    for (place, (word, piece)) in words.iter().enumerate() {
         let mut letters = word.chars();
         let (Some(first), None) = (letters.next(), letters.next()) else { continue };
-        let next = words.get(place + 1).filter(|word| !["or", "and"].contains(word));
-        let article = first == 'A' && next.is_some_and(|word| word.starts_with(char::is_lowercase));
+        let next = words.get(place + 1).filter(|(word, _)| !["or", "and"].contains(word));
+        // `A ball`, but not `A. ball`.
+        let article = first == 'A'
+            && piece.ends_with(char::is_whitespace)
+            && next.is_some_and(|(word, _)| word.starts_with(char::is_lowercase));
         if let Some(at) = index(first, count).filter(|at| !article && !found.contains(at)) {
             found.push(at);
         }
@@ -109,6 +143,28 @@ mod tests {
         }
         assert_eq!(of("The answer is A"), Some(0));
         assert_eq!(of("A"), Some(0));
+        for given in [
+            "A. red",
+            "A, because the ball is red",
+            "A: a dog",
+            "A, not B.",
+            "A. The others, B and C, are wrong.",
+            "A. B is not red",
+            "A. red (B would be dark)",
+            "A\nB is wrong",
+            "**A** red",
+            "A. red B. dark red C. a ball\nThe answer is A",
+        ] {
+            assert_eq!(of(given), Some(0), "{given}");
+        }
+        // Options whose words hold the letters of others.
+        let vitamins = ["Vitamin C", "Vitamin B", "vitamin D, A, C"].map(String::from);
+        for (given, want) in
+            [("A. Vitamin C", 0), ("**A**: vitamin C.", 0), ("B. Vitamin B", 1), ("C, Vitamin D, A, C", 2)]
+        {
+            assert_eq!(option(given, &vitamins), Some(want), "{given}");
+        }
+        assert_eq!(option("A. Vitamin C B. Vitamin B", &vitamins), None);
     }
 
     #[test]
@@ -125,6 +181,24 @@ mod tests {
     #[test]
     fn no_answer() {
         for given in ["", "  ", "A or B", "dark red and a ball", "F", "Z", "scored", "none of them", "A man walks"] {
+            assert_eq!(of(given), None, "{given}");
+        }
+        // A list of options is no choice.
+        for given in [
+            "A, B, C",
+            "A, B",
+            "A,B",
+            "A, B and C",
+            "A, or B",
+            "A\nB\nC",
+            "A: B",
+            "**A**, **B**",
+            "A. red B. dark red",
+            "A. red B. dark red C. a ball",
+            "A. red\nB. dark red\nC. a ball",
+            "A: red, B: dark red",
+            "**A** red **B** dark red",
+        ] {
             assert_eq!(of(given), None, "{given}");
         }
         let long = format!("a ball {}", "and so on ".repeat(9));

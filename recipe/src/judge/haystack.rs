@@ -31,11 +31,12 @@ impl Haystack {
         }
         let (mut ids, mut sum) = (Vec::new(), 0u64);
         for file in &files {
-            if ids.len() >= wanted {
-                break;
-            }
+            // Of all files, also those that are not wanted yet: longer prompts later are of the same text.
             let text = text(file)?;
             sum = sum.rotate_left(1) ^ digest(text.as_bytes());
+            if ids.len() >= wanted {
+                continue;
+            }
             ids.extend(tokenizer.encode(text.trim())?);
             ids.extend(tokenizer.encode("\n\n")?);
         }

@@ -92,8 +92,11 @@ impl Log {
         let refused = |why| Error::file(&path, why);
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(refused)?;
         file.set_len(whole as u64).map_err(refused)?;
+        // Only now: answers of another setup are gone, if there were some.
         let text = format!("{setup:#}\n");
-        std::fs::write(&run, text).map_err(|why| Error::file(&run, why))?;
+        if read_if_there(&run)? != text.as_bytes() {
+            write_whole(&run, text.as_bytes()).map_err(|why| Error::file(&run, why))?;
+        }
         Ok(Log { found: known.len(), path, file, known })
     }
 
@@ -129,6 +132,23 @@ fn read_if_there(path: &Path) -> Result<Vec<u8>> {
         Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         read => read.map_err(|why| Error::file(path, why)),
     }
+}
+
+/// Writes a file whole or not at all: under another name beside it, then renamed.
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let part = path.with_extension(format!("part-{}", std::process::id()));
+    let write = || {
+        let mut file = File::create(&part)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&part, path)
+    };
+    let written = write();
+    if written.is_err() {
+        // What is half written helps nobody; it may not be there at all.
+        let _ = std::fs::remove_file(&part);
+    }
+    written
 }
 
 /// Answers of two models, or to two wordings, must not be counted together.

@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use omchat_model::picture::Picture;
 use omchat_model::video::Span;
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -127,18 +128,26 @@ pub struct Skipped {
 ///
 /// What the log already holds is not asked again. `told` hears how many are done, of how many.
 ///
-/// Errors: the log cannot be written; the model stops.
+/// Errors: `Input` naming what two questions are called; the log cannot be written; the model stops.
 pub fn ask_all(
     questions: &[Question],
     log: &mut Log,
     model: &mut dyn Answer,
     told: &mut dyn FnMut(usize, usize),
 ) -> Result<(Vec<Outcome>, Vec<Skipped>)> {
+    let mut names = HashSet::new();
+    if let Some(twice) = questions.iter().find(|question| !names.insert(question.id.as_str())) {
+        let what = format!("two questions are called `{}`, and one would get the other's answer", twice.id);
+        return Err(Error::input(what, "ask each once, under a name of its own"));
+    }
     let (mut outcomes, mut skipped) = (Vec::new(), Vec::new());
     for (done, question) in questions.iter().enumerate() {
         told(done, questions.len());
         if let Some(known) = log.known(&question.id) {
-            outcomes.push(known.clone());
+            let mut known = known.clone();
+            // An older log may lack what is kept beside answers by now.
+            known.params.extend(question.params.clone());
+            outcomes.push(known);
             continue;
         }
         match model.answer(question) {

@@ -130,20 +130,25 @@ impl fmt::Display for Expected {
     }
 }
 
-/// The first run of digits; commas and blanks are part of it where three digits follow.
+/// Blanks that stand between thousands; the last three keep a number on one line or are narrow.
+const BLANKS: [char; 4] = [' ', '\u{a0}', '\u{202f}', '\u{2009}'];
+
+/// The first run of digits, and the groups of just three digits that follow it, each after the same comma or blank.
+///
+/// Blanks also stand between numbers: they join only behind a first group of three digits at most.
 fn first_number(text: &str) -> Option<String> {
-    let start = text.find(|c: char| c.is_ascii_digit())?;
-    let mut out = String::new();
-    let rest: Vec<char> = text[start..].chars().collect();
-    for (at, c) in rest.iter().enumerate() {
-        let digit = |ahead: usize| rest.get(at + ahead).is_some_and(char::is_ascii_digit);
-        match c {
-            '0'..='9' => out.push(*c),
-            ',' if digit(1) && digit(2) && digit(3) && !digit(4) => {}
-            _ => break,
+    let rest: Vec<char> = text.chars().skip_while(|c| !c.is_ascii_digit()).collect();
+    let digits = |from: usize| rest.iter().skip(from).take_while(|c| c.is_ascii_digit()).count();
+    let first = digits(0);
+    let mut out: String = rest.iter().take(first).collect();
+    if let Some(mark) = rest.get(first).filter(|c| **c == ',' || first <= 3 && BLANKS.contains(c)) {
+        let mut at = first;
+        while rest.get(at) == Some(mark) && digits(at + 1) == 3 {
+            out.extend(rest.iter().skip(at + 1).take(3));
+            at += 4;
         }
     }
-    Some(out)
+    (first > 0).then_some(out)
 }
 
 /// Words in small letters, without punctuation and articles.

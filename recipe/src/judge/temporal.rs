@@ -101,6 +101,9 @@ pub fn column(length: usize) -> String {
 /// The column of questions that show one frame.
 pub const ONE: &str = "one frame";
 
+/// How often another order is drawn before there is taken to be none.
+const DRAWS: usize = 100;
+
 impl Temporal {
     /// Checks numbers against each other.
     ///
@@ -116,6 +119,11 @@ impl Temporal {
         if pool.len() < n {
             let what = format!("there are {} pictures to hide and {n} are wanted", pool.len());
             return Err(Error::input(what, "give more pictures, or hide fewer"));
+        }
+        let names = || pool.iter().map(|needle| needle.name.as_str());
+        if let Some((_, twice)) = names().enumerate().find(|(at, name)| names().take(*at).any(|other| other == *name)) {
+            let what = format!("two pictures to hide are called `{twice}`, so no answer could tell them apart");
+            return Err(Error::input(what, "give them names that differ in more than the ending, `_` and `-`"));
         }
         if let Some(depth) = self.depths.iter().find(|depth| !(0.0..=100.0).contains(*depth)) {
             return Err(Error::input(format!("a depth of {depth} %"), "give depths from 0 to 100"));
@@ -236,9 +244,12 @@ impl Kind {
             Kind::Order => {
                 let right = names.join(", ");
                 let mut all = vec![right.clone()];
-                // Two pictures have two orders, three have six.
+                // Two pictures have two orders, three have six; names with commas may make fewer that read differently.
                 let wanted = if names.len() == 2 { 2 } else { 4 };
-                while all.len() < wanted {
+                for _ in 0..DRAWS {
+                    if all.len() == wanted {
+                        break;
+                    }
                     let mut other = names.to_vec();
                     draw.shuffle(&mut other);
                     if !all.contains(&other.join(", ")) {

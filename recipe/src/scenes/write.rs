@@ -13,21 +13,34 @@ use std::path::Path;
 const FRAME_MS: u32 = 250;
 
 /// Writes the samples `first` to below `first + count` into a folder: `data.jsonl`, a record a line, and beside it
-/// `media/`. Videos are folders of PNG frames, without loss; with `gif` one animated GIF of 256 colours each.
+/// `media/`. Videos are folders of PNG frames, without loss; with `gif` one animated GIF of 256 colours each. Yields how
+/// many were written: a sample that none of the wanted questions fits is passed over.
 ///
-/// Errors: what cannot be written.
-pub fn write(scenes: &Scenes, first: u64, count: u64, dir: &Path, gif: bool) -> Result<()> {
+/// Errors: samples of which none has a question; what cannot be written.
+pub fn write(scenes: &Scenes, first: u64, count: u64, dir: &Path, gif: bool) -> Result<u64> {
+    let end = first.checked_add(count).ok_or_else(|| {
+        Error::input(format!("{count} samples from number {first} on"), format!("the last number is {}", u64::MAX - 1))
+    })?;
     let media = dir.join("media");
     std::fs::create_dir_all(&media).map_err(|why| Error::file(&media, why))?;
-    let mut lines = String::new();
-    for index in first..first + count {
+    let (mut lines, mut written) = (String::new(), 0);
+    for index in first..end {
         let sample = scenes.sample(index);
+        if sample.turns.is_empty() {
+            continue;
+        }
+        written += 1;
         let names = files(&sample, index, dir, gif)?;
         lines.push_str(&record(&sample, &names).to_string());
         lines.push('\n');
     }
+    if written == 0 && count > 0 {
+        let what = format!("none of {count} samples has a question of those that are asked for");
+        return Err(Error::input(what, "ask what the samples show, see docs/scenes.md, or ask everything"));
+    }
     let path = dir.join("data.jsonl");
-    std::fs::write(&path, lines).map_err(|why| Error::file(&path, why))
+    std::fs::write(&path, lines).map_err(|why| Error::file(&path, why))?;
+    Ok(written)
 }
 
 /// Writes a sample's frames; the names of its pictures, or of its video, below the folder.
@@ -42,11 +55,14 @@ fn files(sample: &Sample, index: u64, dir: &Path, gif: bool) -> Result<Vec<Strin
         }
         return Ok(vec![name]);
     }
-    let names: Vec<String> = (0..sample.frames.len()).map(|i| format!("media/{index:06}-{i}.png")).collect();
-    for (name, picture) in names.iter().zip(&sample.frames) {
+    // A picture that no turn shows is none of the record's.
+    let shown = sample.turns.iter().flat_map(|turn| turn.shows.clone());
+    let pictures: Vec<(String, &Picture)> =
+        shown.filter_map(|i| Some((format!("media/{index:06}-{i}.png"), sample.frames.get(i)?))).collect();
+    for (name, picture) in &pictures {
         png(picture, &dir.join(name))?;
     }
-    Ok(names)
+    Ok(pictures.into_iter().map(|(name, _)| name).collect())
 }
 
 /// A record of ms-swift: `messages`, and `images` or `videos`.
@@ -67,7 +83,11 @@ fn png(picture: &Picture, path: &Path) -> Result<()> {
     rgb(picture, path)?.save(path).map_err(|why| failed(path, why))
 }
 
+/// A folder of frames, in place of one that is there: frames of two videos would be one video.
 fn folder(frames: &[Picture], path: &Path) -> Result<()> {
+    if path.is_dir() {
+        std::fs::remove_dir_all(path).map_err(|why| Error::file(path, why))?;
+    }
     std::fs::create_dir_all(path).map_err(|why| Error::file(path, why))?;
     frames.iter().enumerate().try_for_each(|(i, frame)| png(frame, &path.join(format!("{i:05}.png"))))
 }

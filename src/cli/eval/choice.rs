@@ -1,12 +1,12 @@
 //! `omchat eval choice`.
 
-use super::{Common, View, ask, engine, finish, setup};
+use super::{Common, View, ask, engine, finish, once, setup};
 use crate::cli::{Error, note};
 use omchat::{AskOptions, Engine, Model};
 use omchat_model::format::Format;
 use omchat_recipe::judge::choice::{Loaded, Reading, by_group, load, questions};
 use omchat_recipe::judge::draw::digest;
-use omchat_recipe::judge::{Grid, Log, Metric, Question, Report, grid};
+use omchat_recipe::judge::{Grid, Log, Metric, Prompt, Question, Report, Sight, grid};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,7 +58,7 @@ impl Args {
             None => None,
         };
         let reading = Reading { media: self.media.clone(), frames: self.frames, metric };
-        let loaded = load(&self.data, &reading)?;
+        let loaded = load(&once(self.data.clone()), &reading)?;
         let mut records = loaded.records.clone();
         if let Some(limit) = self.limit {
             let mut counts = std::collections::HashMap::new();
@@ -82,11 +82,30 @@ impl Args {
         if loaded.bad.len() > 3 {
             note(format!("and {} more", loaded.bad.len() - 3));
         }
-        let questions = questions(&records, self.circular);
-        let words: String = questions.iter().map(|q| format!("{}{:?}{}", q.id, q.prompt, q.expected)).collect();
-        let digest = format!("{:016x}", digest(words.as_bytes()));
-        Ok(Task { questions, loaded, digest })
+        // Of all there are: a limit may be raised and the answers kept.
+        let sum = questions(&loaded.records, self.circular).iter().fold(0u64, |sum, q| {
+            sum.rotate_left(1) ^ digest(format!("{}{}{}", q.id, shown(&q.prompt), q.expected).as_bytes())
+        });
+        Ok(Task { questions: questions(&records, self.circular), loaded, digest: format!("{sum:016x}") })
     }
+}
+
+/// What tells a prompt from others: its words, the content of pictures, of videos, which may be gigabytes, size and time.
+fn shown(prompt: &Prompt) -> String {
+    let (text, sights) = match prompt {
+        Prompt::Ids(ids) => return format!("{ids:?}"),
+        Prompt::Turn { text, sights } => (text, sights),
+    };
+    let about = |sight: &Sight| match sight {
+        Sight::File(path) => format!("{:016x}", std::fs::read(path).map_or(0, |bytes| digest(&bytes))),
+        Sight::Picture(picture) => format!("{:016x}", digest(&picture.rgb)),
+        Sight::Frames(frames) => frames.iter().map(|frame| format!("{:016x}", digest(&frame.rgb))).collect(),
+        Sight::Video { path, frames, span } => {
+            let about = std::fs::metadata(path).ok().map(|m| (m.len(), m.modified().ok()));
+            format!("{} {frames} {span:?} {about:?}", path.display())
+        }
+    };
+    sights.iter().map(about).fold(text.clone(), |all, one| all + &one)
 }
 
 /// Asks a benchmark.

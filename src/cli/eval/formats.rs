@@ -1,6 +1,6 @@
 //! `omchat eval formats`: one evaluation in each layout of pictures.
 
-use super::{choice, engine, finish, temporal};
+use super::{choice, engine, finish, once, temporal};
 use crate::cli::{Error, note};
 use omchat::{Engine, Model};
 use omchat_model::format::Format;
@@ -54,7 +54,8 @@ fn compare(
     engine: &Arc<Engine>,
     judge: &dyn Fn(Format, &Path) -> Result<Report, Error>,
 ) -> Result<(), Error> {
-    let formats = names.split(',').map(|name| Format::named(name.trim())).collect::<Result<Vec<_>, _>>()?;
+    let names = once(names.split(',').map(str::trim).collect());
+    let formats = names.iter().map(|name| Format::named(name)).collect::<Result<Vec<_>, _>>()?;
     let (mut all, mut skipped, mut setups) = (vec![], vec![], serde_json::Map::new());
     for format in &formats {
         note(format!("format {}", format.name));
@@ -84,7 +85,7 @@ fn compare(
         .collect();
     let columns = std::iter::once("all".to_owned()).chain(tasks).collect();
     let mut notes = vec!["the spelling of the formats, and F1 and F2 as a whole, are ours".to_owned()];
-    if names.contains("F3") && names.contains("F4") {
+    if names.contains(&"F3") && names.contains(&"F4") {
         notes.push("F3 and F4 are one layout: what sets F4 apart is what the model was trained on".into());
     }
     let report = Report {

@@ -160,11 +160,31 @@ fn ask(
 }
 
 /// Writes and prints what was found.
+///
+/// Errors: nothing was asked, which is no score.
 fn finish(report: &Report, out: &Path) -> Result<(), Error> {
     report.write(out)?;
     say(report.text())?;
     note(format!("wrote {}", out.join("report.html").display()));
+    if report.outcomes.is_empty() {
+        let why = report.skipped.first().map_or(String::new(), |one| format!(": {} {}", one.what, one.why));
+        return Err(Error::input(format!(
+            "no question could be asked{why}; give what --data, --lengths or --context lack"
+        )));
+    }
     Ok(())
+}
+
+/// That many seeds, from one on.
+fn seeds(first: u64, count: u64) -> Result<Vec<u64>, Error> {
+    let most = 1 << 20;
+    match first.checked_add(count) {
+        Some(end) if count <= most => Ok((first..end).collect()),
+        _ => Err(Error::input(format!(
+            "--seeds {count} from --seed {first} on; give at most {most}, and none beyond {}",
+            u64::MAX
+        ))),
+    }
 }
 
 /// Whole numbers between commas; `K` is 1024.
@@ -179,7 +199,19 @@ fn counts(text: &str) -> Result<Vec<usize>, Error> {
             let found = digits.parse::<usize>().ok().and_then(|n| n.checked_mul(unit)).filter(|n| *n > 0);
             found.ok_or_else(|| Error::input(format!("`{part}` of `{text}` is no count; write 512,4K,128K")))
         })
-        .collect()
+        .collect::<Result<Vec<_>, _>>()
+        .map(once)
+}
+
+/// The same without repeats: what is asked twice is one answer.
+fn once<T: PartialEq>(all: Vec<T>) -> Vec<T> {
+    let mut out = Vec::with_capacity(all.len());
+    for one in all {
+        if !out.contains(&one) {
+            out.push(one);
+        }
+    }
+    out
 }
 
 /// Percents between commas; a lone number without `%` is how many, evenly from 0 to 100.
@@ -198,5 +230,6 @@ fn percents(text: &str) -> Result<Vec<f64>, Error> {
             let found = number.filter(|depth| (0.0..=100.0).contains(depth));
             found.ok_or_else(|| Error::input(format!("`{}` of `{text}` is no depth from 0 to 100 %", part.trim())))
         })
-        .collect()
+        .collect::<Result<Vec<_>, _>>()
+        .map(once)
 }

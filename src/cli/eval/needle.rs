@@ -1,6 +1,6 @@
 //! `omchat eval needle`.
 
-use super::{Common, ask, counts, engine, finish, percents, setup};
+use super::{Common, ask, counts, engine, finish, percents, seeds, setup};
 use crate::cli::{Error, note};
 use omchat::{AskOptions, Engine, Model, Session};
 use omchat_model::format::Format;
@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let mut needles = Needles {
         lengths,
         depths,
-        seeds: (args.seed..args.seed.saturating_add(args.seeds)).collect(),
+        seeds: seeds(args.seed, args.seeds)?,
         needle: args.needle.clone(),
         question: args.question.clone(),
         raw: common.raw,

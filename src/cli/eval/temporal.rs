@@ -1,6 +1,6 @@
 //! `omchat eval temporal-needle`.
 
-use super::{Common, View, ask, counts, engine, finish, percents, setup};
+use super::{Common, View, ask, counts, engine, finish, once, percents, seeds, setup};
 use crate::cli::Error;
 use crate::cli::progress::Bars;
 use omchat::{AskOptions, Engine, Model};
@@ -95,7 +95,7 @@ impl Args {
             depths: percents(&self.depths)?,
             digits: self.hide,
             kinds: named.unwrap_or_else(|| Rendered::kinds(self.faces.is_some())),
-            seeds: self.seeds(),
+            seeds: seeds(self.seed, self.seeds)?,
             single: self.single()?,
             side: tiler.tile(),
             faces: self.faces.clone(),
@@ -124,7 +124,7 @@ impl Args {
             gaps: counts(&self.gaps)?,
             needles: self.hide,
             kinds,
-            seeds: self.seeds(),
+            seeds: seeds(self.seed, self.seeds)?,
             single: self.single()?,
         };
         let pool = match &self.needles {
@@ -157,11 +157,7 @@ impl Args {
     }
 
     fn names(&self) -> Option<Vec<String>> {
-        self.kinds.as_ref().map(|names| names.split(',').map(|name| name.trim().to_owned()).collect())
-    }
-
-    fn seeds(&self) -> Vec<u64> {
-        (self.seed..self.seed.saturating_add(self.seeds)).collect()
+        self.kinds.as_ref().map(|names| once(names.split(',').map(|name| name.trim().to_owned()).collect()))
     }
 
     fn single(&self) -> Result<Option<Single>, Error> {

@@ -38,6 +38,16 @@ pub fn run(args: &Args) -> Result<(), Error> {
     omchat_ir::check(&module, entry, args.ranks)?;
     let f = module.function(entry);
     let given = args.input.as_deref().map(case::read).transpose()?.unwrap_or_default();
+    let params: Vec<&str> = f.param_values().map(|v| f.value(v).name.as_str()).collect();
+    if let Some((other, _)) = given.iter().find(|(n, _)| {
+        let own = n.rsplit_once('.').filter(|(_, rank)| rank.parse::<usize>().is_ok_and(|r| r < args.ranks));
+        !params.contains(&n.as_str()) && !own.is_some_and(|(name, _)| params.contains(&name))
+    }) {
+        return Err(Error::input(format!(
+            "the input holds `{other}`, which is no operand of the function; it takes {}",
+            params.join(", ")
+        )));
+    }
     let mut random = Random(args.seed);
     let mut ranks = vec![];
     for rank in 0..args.ranks {
@@ -72,9 +82,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
     }
 }
 
-/// A tensor of the file in the parameter's dtype; only its shape must be right.
+/// A tensor of the file in the parameter's dtype. Its shape must be right, and floats stay floats.
 fn fitted(name: &str, t: &Tensor, want: &Type) -> Result<Tensor, Error> {
-    if t.ty.shape != want.shape {
+    if t.ty.shape != want.shape || t.ty.dtype.is_float() != want.dtype.is_float() {
         return Err(Error::input(format!("`{name}` of the input is {}, the function takes {want}", t.ty)));
     }
     Ok(Tensor { ty: want.clone(), data: t.data.clone() })

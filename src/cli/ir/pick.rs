@@ -179,6 +179,9 @@ fn concrete(text: &Text, name: Option<&str>) -> Result<Vec<Picked>, Error> {
     for t in text.file.functions.iter().filter(bound) {
         all.push(instance(&scope, t, &[], &|faults| text.shown(&faults))?);
     }
+    if text.file.functions.is_empty() {
+        return Err(Error::input(format!("{}: there is no function in it; write one, see docs/oir.md", text.name)));
+    }
     if all.is_empty() {
         let names: Vec<&str> = text.file.functions.iter().map(|t| t.name.as_str()).collect();
         return Err(Error::input(format!(

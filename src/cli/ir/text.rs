@@ -94,6 +94,9 @@ pub fn print(args: &Print) -> Result<(), Error> {
         }
         let text = Text::open(path)?;
         let module = text.module()?;
+        if text.file.functions.is_empty() {
+            return Err(Error::input(format!("{}: there is no function in it; write one, see docs/oir.md", text.name)));
+        }
         if module.functions.is_empty() {
             return Err(Error::input(format!(
                 "{}: every function has free letters; choose one by `--function` and bind them by `--bind`",

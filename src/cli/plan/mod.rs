@@ -61,7 +61,7 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     document_tokens: Option<usize>,
     /// Ranks are slower by a share drawn from 0 to this one.
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.0)]
     stragglers: f64,
     /// What documents and stragglers are drawn from.
     #[arg(long, default_value_t = 0)]

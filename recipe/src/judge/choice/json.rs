@@ -45,7 +45,7 @@ pub(super) fn read(file: &Path, reading: &Reading, out: &mut Loaded) -> Result<(
         Some(media) => vec![media.clone()],
         None => vec![folder.join("images"), folder.clone(), folder.join("../video"), folder.join("../images")],
     };
-    let context = Context { name: stem(file), media: Media::new(roots), reading, meta };
+    let context = Context { file, name: stem(file), media: Media::new(roots), reading, meta };
     for (number, row) in rows.iter().enumerate() {
         let record = row.as_object().ok_or_else(|| "it is no object".to_owned());
         match record.and_then(|fields| read(number, fields, &context)) {
@@ -127,6 +127,7 @@ fn mvbench(number: usize, row: &Map<String, Value>, context: &Context) -> std::r
     }
     words += text(row, "question")?;
     Ok(Record {
+        file: context.file.to_path_buf(),
         id: format!("{}/{number}", context.name),
         task: context.name.replace('_', " "),
         text: words,
@@ -157,6 +158,7 @@ fn qbench(number: usize, row: &Map<String, Value>, context: &Context) -> std::re
     }
     let kind = row.get("type").and_then(scalar).unwrap_or_else(|| "none".into());
     Ok(Record {
+        file: context.file.to_path_buf(),
         id: format!("{}/{number}", context.name),
         task: format!("type {kind}"),
         text: text(row, "question")?.to_owned(),
@@ -184,6 +186,7 @@ fn mantis(number: usize, row: &Map<String, Value>, context: &Context) -> std::re
     };
     let id = row.get("id").and_then(scalar).unwrap_or_else(|| number.to_string());
     Ok(Record {
+        file: context.file.to_path_buf(),
         id: format!("{}/{id}", context.name),
         task: row.get("category").and_then(Value::as_str).unwrap_or("all").to_owned(),
         text: text(row, "question")?.to_owned(),
@@ -218,6 +221,7 @@ fn milebench(number: usize, row: &Map<String, Value>, context: &Context) -> std:
     let mut params = Map::new();
     params.insert("pictures".into(), json!(paths.len()));
     Ok(Record {
+        file: context.file.to_path_buf(),
         id: format!("{}/{id}", context.name),
         task: name.to_owned(),
         text: words,

@@ -1,11 +1,11 @@
 //! Records in tables: MMBench's TSV with pictures in base64.
 
-use super::{LAYOUTS, Loaded, Record, base64, choice, stem};
+use super::{LAYOUTS, Loaded, ROTATIONS, Record, base64, choice, stem};
 use crate::error::{Error, Result};
 use crate::judge::{Sight, Skipped};
 use omchat_model::picture::Picture;
-use serde_json::Map;
-use std::collections::HashMap;
+use serde_json::{Map, json};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +13,9 @@ use std::sync::Arc;
 const ROTATION: u64 = 1_000_000;
 
 type Row = HashMap<String, String>;
+
+/// The indices of each question's rotations, those of rows that cannot be used among them.
+type Turns = HashMap<u64, HashSet<u64>>;
 
 /// Adds a file's records.
 pub(super) fn read(file: &Path, out: &mut Loaded) -> Result<()> {
@@ -26,17 +29,15 @@ pub(super) fn read(file: &Path, out: &mut Loaded) -> Result<()> {
     }
     let all: Vec<Row> = lines.map(|cells| names.iter().cloned().zip(cells).collect()).collect();
     let mut pictures = Pictures { rows: &all, known: HashMap::new() };
-    let name = stem(file);
-    for (number, row) in all.iter().enumerate() {
-        match record(row, &name, &mut pictures) {
-            Ok(record) => out.records.push(record),
-            Err(why) => out.bad.push(Skipped { what: format!("{name}/row {}", number + 2), why }),
-        }
+    let mut turns: Turns = HashMap::new();
+    for index in all.iter().filter_map(|row| cell(row, "index")?.parse::<u64>().ok()) {
+        turns.entry(index % ROTATION).or_default().insert(index);
     }
-    let whole: Vec<String> = out.records.iter().map(|record| record.id.clone()).collect();
-    for record in &mut out.records {
-        // A rotation whose first order is not there stands alone.
-        record.group.take_if(|group| !whole.contains(group));
+    for (number, row) in all.iter().enumerate() {
+        match record(row, file, &turns, &mut pictures) {
+            Ok(record) => out.records.push(record),
+            Err(why) => out.bad.push(Skipped { what: format!("{}/row {}", stem(file), number + 2), why }),
+        }
     }
     Ok(())
 }
@@ -45,7 +46,7 @@ fn cell<'a>(row: &'a Row, name: &str) -> Option<&'a str> {
     row.get(name).map(|cell| cell.trim()).filter(|cell| !cell.is_empty() && *cell != "nan")
 }
 
-fn record(row: &Row, name: &str, pictures: &mut Pictures) -> std::result::Result<Record, String> {
+fn record(row: &Row, file: &Path, turns: &Turns, pictures: &mut Pictures) -> std::result::Result<Record, String> {
     let need = |column: &str| cell(row, column).ok_or_else(|| format!("its `{column}` is empty"));
     let index: u64 = need("index")?
         .parse()
@@ -54,14 +55,22 @@ fn record(row: &Row, name: &str, pictures: &mut Pictures) -> std::result::Result
     let mut text = cell(row, "hint").map(|hint| format!("Hint: {hint}\n")).unwrap_or_default();
     text += need("question")?;
     let task = ["category", "l2-category"].iter().find_map(|column| cell(row, column)).unwrap_or("all");
+    let (name, first) = (stem(file), index % ROTATION);
+    // A rotation whose first order is not there stands alone.
+    let group = turns.get(&first).filter(|group| group.contains(&first));
+    let mut params = Map::new();
+    if let Some(group) = group.filter(|group| group.len() > 1) {
+        params.insert(ROTATIONS.into(), json!(group.len()));
+    }
     Ok(Record {
+        file: file.to_path_buf(),
         id: format!("{name}/{index}"),
         task: task.to_owned(),
         text,
         expected: choice(options, need("answer")?)?,
         sights: vec![Sight::Picture(pictures.of(need("image")?)?)],
-        group: Some(format!("{name}/{}", index % ROTATION)),
-        params: Map::new(),
+        group: group.map(|_| format!("{name}/{first}")),
+        params,
     })
 }
 
