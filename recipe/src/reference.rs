@@ -1,8 +1,8 @@
 //! Losses of a reference model, kept on disk: what token selection (Rho-1, OmChat's SVLM) compares with.
 //!
 //! A folder holds `meta.json`, what the losses were computed with; `index.bin`, a row a document: data set u32, file u32,
-//! record u64, offset u64, first loss u64, losses u32, checksum u32 of its ids, little-endian; and `losses.f16`, one number a labelled position.
-//! f16 has steps of 2⁻⁶ at a loss of 16 and finer below; bf16 would have 2⁻³.
+//! record u64, offset u64, first loss u64, losses u32, checksum u32 of its ids, little-endian; and `losses.f16`, one number
+//! a labelled position. f16 has steps of 2⁻⁶ at a loss of 16 and finer below; bf16 would have 2⁻³.
 
 use crate::error::{Error, Result};
 use crate::pack::{Origin, Pack};
@@ -145,12 +145,21 @@ impl Writer {
     }
 }
 
+/// Where a document is from: data set, file, record and offset.
+type Place = (u32, u32, u64, u64);
+
+/// What there is of a document: its first loss, how many, and the checksum of its ids.
+struct Row {
+    first: usize,
+    count: usize,
+    ids: u32,
+}
+
 /// Losses of a reference model, looked up by document.
 pub struct Reference {
     dir: PathBuf,
     meta: Meta,
-    /// First loss, how many, and the checksum of the ids, by data set, file, record and offset.
-    index: HashMap<(u32, u32, u64, u64), (usize, usize, u32)>,
+    index: HashMap<Place, Row>,
     names: Vec<String>,
     losses: Vec<u8>,
 }
@@ -183,7 +192,7 @@ impl Reference {
                     losses.len() / 2
                 ));
             }
-            index.insert((u32_at(0), u32_at(4), u64_at(8), u64_at(16)), (first, count, u32_at(36)));
+            index.insert((u32_at(0), u32_at(4), u64_at(8), u64_at(16)), Row { first, count, ids: u32_at(36) });
         }
         let names = meta.data.keys().cloned().collect();
         Ok(Reference { dir: dir.into(), meta, index, names, losses })
@@ -211,7 +220,7 @@ impl Reference {
                 || format!("record {} of file {} of `{}`, from position {}", o.record, o.shard, o.dataset, o.offset);
             let dataset = self.names.iter().position(|n| *n == o.dataset);
             let found = dataset.and_then(|d| self.index.get(&(d as u32, o.shard, o.record, o.offset)));
-            let Some((first, count, ids)) = found else {
+            let Some(Row { first, count, ids }) = found else {
                 return Err(Error::format(
                     &self.dir,
                     format!("{} was not scored", told()),

@@ -11,7 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -56,6 +56,20 @@ pub struct Found {
 /// Where a checkpoint of a run's step is.
 pub fn at(run: &Path, step: u64) -> PathBuf {
     run.join("checkpoints").join(format!("{step:08}"))
+}
+
+/// Takes a run's folder for this process; the system gives it back when the process ends, however it does.
+pub fn locked(out: &Path) -> Result<File, Error> {
+    let path = out.join(".lock");
+    let file = File::create(&path).map_err(|e| super::unwritable(&path, &e))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(Error::Input(format!(
+            "another process trains into {}; wait for it, stop it, or name another folder",
+            out.display()
+        ))),
+        // Where files cannot be locked, nobody is told.
+        _ => Ok(file),
+    }
 }
 
 /// Writes a checkpoint and removes all but the newest few and those that are to be kept.

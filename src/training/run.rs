@@ -16,7 +16,7 @@ use omchat_recipe::{Pack, Recipe};
 use omchat_runtime::collective::World;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -233,20 +233,6 @@ pub(super) struct Run<'a> {
     pub _lock: Option<File>,
 }
 
-/// Takes a run's folder for this process; the system gives it back when the process ends, however it does.
-fn locked(out: &Path) -> Result<File, Error> {
-    let path = out.join(".lock");
-    let file = File::create(&path).map_err(|e| unwritable(&path, &e))?;
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(Error::Input(format!(
-            "another process trains into {}; wait for it, stop it, or name another folder",
-            out.display()
-        ))),
-        // Where files cannot be locked, nobody is told.
-        _ => Ok(file),
-    }
-}
-
 /// What a stage holds while it runs.
 pub(super) struct At<'a> {
     pub stage: &'a Stage,
@@ -299,7 +285,7 @@ impl<'a> Run<'a> {
         let (mut log, mut lock) = (None, None);
         if options.writes() {
             std::fs::create_dir_all(out).map_err(|e| unwritable(out, &e))?;
-            lock = Some(locked(out)?);
+            lock = Some(checkpoint::locked(out)?);
             let text = serde_json::to_string_pretty(&told).map_err(|e| Error::Input(format!("the recipe: {e}")))?;
             write_whole(&out.join("recipe.json"), text.as_bytes())?;
             log = Some(Log::open(out, place.step)?);
