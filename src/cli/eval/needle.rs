@@ -28,7 +28,7 @@ pub struct Args {
     /// Depths in percent, 0 at the start; or how many.
     #[arg(long, default_value = "0,25,50,75,100", value_name = "P,…|N")]
     depths: String,
-    /// How many needles a length and depth, each with a place and a number of its own.
+    /// How many needles a length and depth, each with a city and a number of its own; other lengths and depths have the same.
     #[arg(long, default_value_t = 3, value_name = "N")]
     seeds: u64,
     /// The first needle's seed.
