@@ -1,6 +1,6 @@
 //! `omchat eval choice`.
 
-use super::{Common, View, ask, engine, finish, once, setup};
+use super::{Common, View, ask, engine, finish, setup};
 use crate::cli::{Error, note};
 use omchat::{AskOptions, Engine, Model};
 use omchat_model::format::Format;
@@ -58,7 +58,7 @@ impl Args {
             None => None,
         };
         let reading = Reading { media: self.media.clone(), frames: self.frames, metric };
-        let loaded = load(&once(self.data.clone()), &reading)?;
+        let loaded = load(&self.data, &reading)?;
         let mut records = loaded.records.clone();
         if let Some(limit) = self.limit {
             let mut counts = std::collections::HashMap::new();
