@@ -461,7 +461,7 @@ pub(crate) fn write_row(
         let mut two = Vector::<f32, Const<2>>::empty();
         two.insert(0usize, four.extract(comptime![r % 2 * 2]) * scale);
         two.insert(1usize, four.extract(comptime![r % 2 * 2 + 1]) * scale);
-        write_float::<Const<2>>(results, at * f.d + column + own_column(j), 1usize, two, slot, Lane::One);
+        write_float::<Const<2>>(results, at * f.d + column + own_column(j), 1usize, two, slot, Lane::Whole);
     }
 }
 

@@ -180,6 +180,59 @@ pub(crate) fn seek(
     (tile, whole)
 }
 
+/// Starts to load the places of a tile's keys, which [`sought`] asks for later.
+#[cube]
+pub(crate) fn look(
+    operands: &Buffers,
+    places: &mut Array<i32>,
+    batch: usize,
+    keys: usize,
+    tile: usize,
+    #[comptime] mask: Mask,
+    #[comptime] f: Frame,
+) {
+    #[unroll]
+    for i in 0..comptime![f.n.div_ceil(PLANE)] {
+        let s = tile * f.n + min(UNIT_POS as usize % PLANE + i * PLANE, f.n - 1);
+        places[i] = at(operands, batch * keys + min(s, keys - 1), mask);
+    }
+}
+
+/// As [`seek`], where the places of tile `from` were loaded before.
+#[cube]
+pub(crate) fn sought(
+    operands: &Buffers,
+    places: &Array<i32>,
+    sight: &Sight,
+    batch: usize,
+    keys: usize,
+    from: usize,
+    #[comptime] mask: Mask,
+    #[comptime] f: Frame,
+) -> (usize, bool) {
+    let mut tile = from;
+    let mut whole = false.runtime();
+    if from * f.n < keys {
+        let mut near = places[0];
+        let mut far = places[0];
+        #[unroll]
+        for i in 1..comptime![f.n.div_ceil(PLANE)] {
+            near = min(near, places[i]);
+            far = max(far, places[i]);
+        }
+        near = least(near);
+        far = most(far);
+        if far >= sight.lowest && near <= sight.highest {
+            whole = (from + 1) * f.n <= keys && near >= sight.from && far <= sight.until;
+        } else {
+            let (next, all) = seek(operands, sight, batch, keys, from + 1, mask, f);
+            tile = next;
+            whole = all;
+        }
+    }
+    (tile, whole)
+}
+
 /// What `count` queries from `first` on see, found by a plane together.
 #[cube]
 pub(crate) fn view(operands: &Buffers, first: usize, count: usize, #[comptime] mask: Mask) -> Sight {

@@ -104,38 +104,87 @@ pub(crate) fn weigh(
     #[comptime] firm: bool,
     #[comptime] f: Frame,
 ) {
-    let scale = comptime![f.scale()].runtime();
     #[unroll]
     for r in 0..comptime![f.tall() * 2] {
-        let l = comptime![r % 2 * 2];
-        let from = comptime![r / 2 * f.n / 8];
-        let mut top = s.top[r];
-        #[unroll]
-        for j in 0..comptime![f.n / 8] {
-            let four = p[from + j];
-            top = max(top, max(four.extract(l), four.extract(l + 1)));
-        }
-        // The four units that share a row.
-        top = max(top, plane_shuffle_xor(top, 1u32));
-        top = max(top, plane_shuffle_xor(top, 2u32));
-        // Where all is masked so far every weight is 2^-huge = 0.
-        let level = select(top > comptime![MASKED / 2.0].runtime(), top * scale, 0.0f32);
-        let fall = raise(s.top[r] * scale - level, firm);
-        s.top[r] = top;
-        let mut sum = s.weight[r] * fall;
-        #[unroll]
-        for j in 0..comptime![f.n / 8] {
-            let mut four = p[from + j];
-            let x = raise(fma(four.extract(l), scale, -level), firm);
-            let y = raise(fma(four.extract(l + 1), scale, -level), firm);
-            four.insert(l, x);
-            four.insert(l + 1, y);
-            p[from + j] = four;
-            sum += x + y;
-        }
-        s.weight[r] = sum;
-        falls[r] = fall;
+        let level = rise(s, p, falls, r, firm, f);
+        spread(s, p, falls, level, r, firm, f);
     }
+}
+
+/// Chains of comparisons, or of additions, of a row: one alone would wait for itself.
+const CHAINS: usize = 4;
+
+/// The highest score of row `r` so far, which becomes 2^0; what was before falls by so much.
+#[cube]
+pub(crate) fn rise(
+    s: &mut Softmax,
+    p: &mut Sums,
+    falls: &mut Array<f32>,
+    #[comptime] r: usize,
+    #[comptime] firm: bool,
+    #[comptime] f: Frame,
+) -> f32 {
+    let scale = comptime![f.scale()].runtime();
+    let l = comptime![r % 2 * 2];
+    let from = comptime![r / 2 * f.n / 8];
+    let mut tops = Array::<f32>::new(CHAINS);
+    #[unroll]
+    for j in 0..comptime![f.n / 8] {
+        let four = p[from + j];
+        let two = max(four.extract(l), four.extract(l + 1));
+        let chain = comptime![j % CHAINS];
+        if comptime![j < CHAINS] {
+            tops[chain] = two;
+        } else {
+            tops[chain] = max(tops[chain], two);
+        }
+    }
+    let mut top = s.top[r];
+    #[unroll]
+    for j in 0..comptime![CHAINS.min(f.n / 8)] {
+        top = max(top, tops[j]);
+    }
+    // The four units that share a row.
+    top = max(top, plane_shuffle_xor(top, 1u32));
+    top = max(top, plane_shuffle_xor(top, 2u32));
+    // Where all is masked so far every weight is 2^-huge = 0.
+    let level = select(top > comptime![MASKED / 2.0].runtime(), top * scale, 0.0f32);
+    falls[r] = raise(s.top[r] * scale - level, firm);
+    s.top[r] = top;
+    level
+}
+
+/// The scores of row `r` become weights under that level.
+#[cube]
+pub(crate) fn spread(
+    s: &mut Softmax,
+    p: &mut Sums,
+    falls: &mut Array<f32>,
+    level: f32,
+    #[comptime] r: usize,
+    #[comptime] firm: bool,
+    #[comptime] f: Frame,
+) {
+    let scale = comptime![f.scale()].runtime();
+    let l = comptime![r % 2 * 2];
+    let from = comptime![r / 2 * f.n / 8];
+    let mut sum = s.weight[r] * falls[r];
+    let mut other = 0.0f32.runtime();
+    #[unroll]
+    for j in 0..comptime![f.n / 8] {
+        let mut four = p[from + j];
+        let x = raise(fma(four.extract(l), scale, -level), firm);
+        let y = raise(fma(four.extract(l + 1), scale, -level), firm);
+        four.insert(l, x);
+        four.insert(l + 1, y);
+        p[from + j] = four;
+        if comptime![j % 2 == 0] {
+            sum += x + y;
+        } else {
+            other += x + y;
+        }
+    }
+    s.weight[r] = sum + other;
 }
 
 /// 2 to that power.

@@ -126,6 +126,27 @@ pub(crate) fn shared_address(of: &[f32]) -> u64 {
     at
 }
 
+/// Where a buffer of halves stands in global memory.
+#[allow(unused_assignments)]
+#[cube]
+pub(crate) fn buffer_address(operands: &Buffers, #[comptime] slot: Slot) -> u64 {
+    let mut at = 0u64.runtime();
+    if comptime![slot.storage == Storage::Bf16] {
+        at = global_address::<u16>(operands.bf16s.index(slot.index));
+    } else {
+        at = global_address::<f16>(operands.f16s.index(slot.index));
+    }
+    at
+}
+
+#[cube]
+fn global_address<E: CubePrimitive>(of: &[E]) -> u64 {
+    let pointer = of.as_ptr();
+    let at: u64;
+    gpu_asm!("cvta.to.global.u64 {at}, {p};", at = out(_) at, p = in(_) pointer, options(nomem));
+    at
+}
+
 /// Closes a group of copies.
 #[cube]
 pub(crate) fn commit() {

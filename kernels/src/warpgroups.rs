@@ -15,7 +15,7 @@ use cubecl::prelude::*;
 
 use crate::attention_fragments::{Lines, Sums, line};
 use crate::bind::{Buffers, Slot};
-use crate::einsum_copies::{CHUNK, bring_16};
+use crate::einsum_copies::{CHUNK, bring_16, buffer_address};
 
 /// Units of a warpgroup, and the rows that it multiplies.
 pub(crate) const GROUP: usize = 128;
@@ -212,6 +212,12 @@ pub(crate) fn show() {
     gpu_asm!("fence.proxy.async.shared::cta;");
 }
 
+/// A barrier of the cube to which warpgroups may come by different ways; `sync_cube` is for units on the same one.
+#[cube]
+pub(crate) fn meet() {
+    gpu_asm!("bar.sync 1;");
+}
+
 /// Registers are as other statements left them when the next product starts.
 #[cube]
 pub(crate) fn order() {
@@ -341,6 +347,63 @@ fn bring_rows(
                 bring_16::<f32>(operands, memory, to, from, select(there, 4usize, 0usize), 4usize, slot);
             }
         }
+    }
+}
+
+/// Where a unit's copies of tiles of a kind start; others follow at even distances.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Feed {
+    /// The address of its part of 16 bytes of the unit's first row of tile 0.
+    from: u64,
+    /// Where that goes, from a slot's first byte on.
+    to: u32,
+    /// That row.
+    row: usize,
+    /// Bytes of the part that there are: 16, or 0 behind the end of a row.
+    size: u32,
+}
+
+/// Whether each unit has the same part of each of its rows of a tile, and the same place in their swizzle.
+pub(crate) const fn even(tile: &Tile, units: usize) -> bool {
+    let parts = tile.wide / CHUNK;
+    (tile.rows * parts).is_multiple_of(units) && units.is_multiple_of(8 * parts)
+}
+
+/// A unit's feed of tiles of keys or values, which it shares [`even`]ly.
+#[cube]
+pub(crate) fn feed(operands: &Buffers, l: &Lines, #[comptime] tile: Tile, #[comptime] slot: Slot) -> Feed {
+    let parts = comptime![tile.wide / CHUNK];
+    let (row, part) = (UNIT_POS as usize / parts, UNIT_POS as usize % parts);
+    let first = line(l, row, false) * tile.line + part * CHUNK;
+    let from = buffer_address(operands, slot) + first as u64 * 2;
+    let there = part < comptime![tile.line / CHUNK];
+    Feed { from, to: (place(row, part, tile) * 4) as u32, row, size: select(there, 16u32, 0u32) }
+}
+
+/// Starts to copy the tile from row `first` of `rows` on to byte `into` of shared memory, by a few
+/// instructions a copy. Rows past the end are zeros.
+#[cube]
+pub(crate) fn bring_fed(
+    f: &Feed,
+    into: u32,
+    first: usize,
+    rows: usize,
+    #[comptime] tile: Tile,
+    #[comptime] units: usize,
+) {
+    let parts = comptime![tile.wide / CHUNK];
+    let from = f.from + first as u64 * comptime![2 * tile.line as u64];
+    let to = into + f.to;
+    let left = max(rows, first) - first;
+    #[unroll]
+    for i in 0..comptime![tile.rows * parts / units] {
+        let row = comptime![i * units / parts];
+        let size = select(f.row + row < left, f.size, 0u32);
+        let (further, there) = comptime![(row * LINE * 2, row * tile.line * 2)];
+        gpu_asm!(
+            "cp.async.cg.shared::cta.global [{to} + {further}], [{from} + {there}], 16, {size};",
+            to = in(_) to, from = in(_) from, size = in(_) size,
+        );
     }
 }
 

@@ -123,6 +123,18 @@ fn a_barrier_that_some_miss_is_seen() {
         &format!("{SHARED}if (t < 32) {{\n__syncthreads();\n}} else {{\n__syncthreads();\n}}\ny[t] = 0.0f;"),
         "not all reach",
     );
+    // One with a number is the same for whoever names it, wherever.
+    let named = |other: u32| {
+        format!(
+            "{SHARED}if (t < 32) {{\nasm volatile(\"bar.sync 1;\" :  : );\n}} else {{\nasm volatile(\"bar.sync {other};\" :  : );\n}}\n\
+             y[t] = m->data[63 - t];"
+        )
+    };
+    if let Some(result) = run(64, &named(1)) {
+        assert_eq!(result.unwrap()[0], 63.0);
+    }
+    says(64, &named(2), "not all reach");
+    says(64, &named(0), "barrier 0");
     says(
         64,
         "float s = x[t];\nif (t % 32 < 16) {\ns = __shfl_xor_sync(0xffffffffu, s, 1);\n}\n__syncthreads();\ny[t] = s;",

@@ -19,9 +19,9 @@ use omchat_kernels::{LIST, by_name};
 /// Kernels that cut k.
 const KERNELS: [&str; 4] = ["einsum.wgmma", "einsum.mma", "einsum.tf32", "einsum.tiled"];
 
-/// The schedules of a kernel for large work, by the smallest tile first, without a cut; what it must have to take it.
-fn tiles(kernel: &dyn Kernel, dtype: Dtype, target: &Target) -> Vec<Schedule> {
-    let work = case(&mut Draw::of(0), Shape::of(160, 160, 64, dtype)).work();
+/// The schedules of a kernel for large work whose factors lie so, by the smallest tile first, without a cut.
+fn tiles(kernel: &dyn Kernel, dtype: Dtype, along: [bool; 2], target: &Target) -> Vec<Schedule> {
+    let work = case(&mut Draw::of(0), Shape { along, ..Shape::of(160, 160, 64, dtype) }).work();
     let mut all = kernel.schedules(&work, target).unwrap_or_default();
     all.retain(|s| !s.0.contains_key("split"));
     all.sort_by_key(|s| s.get("m") * s.get("n"));
@@ -78,9 +78,9 @@ fn tried(seed: u64, cases: u64) {
                     continue;
                 }
                 let (shape, parts) = drawn(d, dtype);
-                let tiles = tiles(kernel, dtype, &target);
-                let Some(tile) = tiles.get(i as usize % tiles.len().max(1)) else { continue };
                 let shape = if name == "einsum.wgmma" { whole(shape) } else { shape };
+                let tiles = tiles(kernel, dtype, shape.along, &target);
+                let Some(tile) = tiles.get(i as usize % tiles.len().max(1)) else { continue };
                 let (c, s) = (case(d, shape), if parts > 1 { cut(tile, parts) } else { tile.clone() });
                 // The scratch memory holds no numbers before, as the results.
                 let got = p.run(kernel, &c.work(), &s, &c.operands, &c.results);

@@ -313,6 +313,7 @@ fn plain(out: &mut Vec<Case>, config: &OmChatConfig, scale: &Scale) {
     let sizes = [("r", 1), ("v", v), ("k", k)];
     let body = format!("%y = kth_largest %x \"r v -> r\" k={k}");
     out.push(one("kth_largest", "", &sizes, &format!("%x: f32[1, {v}]"), "f32[1]", &body));
+    draws(out, v);
     let table = format!("f32[{v}, {c}]");
     let params = format!("state %x: {table}, %ids: i32[{r}], %rows: {x}");
     let body = "%y = scatter_add %x, %ids, %rows \"v d, t, t d -> v d\"";
@@ -328,6 +329,25 @@ fn plain(out: &mut Vec<Case>, config: &OmChatConfig, scale: &Scale) {
         [("lr", 1e-3), ("beta1", 0.9), ("beta2", 0.95), ("eps", 1e-8), ("decay", 0.1), ("c1", 0.1), ("c2", 0.05)];
     let adamw = Case::new("adamw", &[F32], "", &[("n", n)], text).draw("v", Draw::Range(0.1, 1.0));
     out.push(numbers.into_iter().fold(adamw, |c, (name, x)| c.draw(name, Draw::Is(x))));
+}
+
+/// An id drawn from a row of logits, by all filters and by none.
+fn draws(out: &mut Vec<Case>, v: usize) {
+    for (layout, filters, k) in [("filters", 1, v.min(50)), ("", 0, 1)] {
+        let text = format!(
+            "func @bench(%x: f32[1, {v}], %u: f32[1], %t: f32, %p: f32, %q: f32) -> i32[1] {{ %id, %sum = call @draw[J={filters}, K={k}, N={filters}, B={}](%x, %u, %t, %p, %q) return %id }}",
+            v.div_ceil(256)
+        );
+        let numbers = [
+            ("x", Draw::Range(-8.0, 8.0)),
+            ("u", Draw::Is(0.37)),
+            ("t", Draw::Is(0.8)),
+            ("p", Draw::Is(0.01)),
+            ("q", Draw::Is(0.95)),
+        ];
+        let case = Case::new("draw", &[F32], layout, &[("r", 1), ("v", v)], text);
+        out.push(numbers.into_iter().fold(case, |c, (name, x)| c.draw(name, x)));
+    }
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ uint3 thread_index();
 uint3 block_index();
 uint3 grid_size();
 uint3 block_size();
-void sync_block(int line);
+void sync_block(int line, unsigned barrier = 0);
 // All lanes of a warp that arrive at `line` with that operation; `complete` runs once, for all of them.
 void meet(int line, Complete complete, void* lane);
 void sync_warp(int line, unsigned mask);

@@ -22,6 +22,8 @@ struct Thread {
     unsigned id = 0;
     State state = State::Done;
     int line = 0;
+    // The number of the barrier that it waits at; 0 is __syncthreads', which all reach at one line.
+    unsigned barrier = 0;
     Complete complete = nullptr;
     void* lane = nullptr;
     // Registers that inline PTX declared, and copies and products in flight.

@@ -164,7 +164,7 @@ static bool release_block() {
         if (t.state == State::Done) continue;
         if (t.state != State::AtBlock) return false;
         if (!one) one = &t;
-        if (t.line != one->line) {
+        if (t.barrier != one->barrier || (!t.barrier && t.line != one->line)) {
             machine.now = &t;
             fail(t.line, "a barrier that not all reach: thread %u waits at line %d", one->id, one->line);
         }
@@ -221,9 +221,10 @@ uint3 grid_size() { return machine.grid; }
 uint3 block_size() { return {machine.units, 1, 1}; }
 unsigned lane() { return machine.now->id % 32; }
 
-void sync_block(int line) {
+void sync_block(int line, unsigned barrier) {
     machine.now->state = State::AtBlock;
     machine.now->line = line;
+    machine.now->barrier = barrier;
     yield();
 }
 

@@ -213,6 +213,12 @@ void reduce(Site* const* lanes, int line) {
 }
 void reduce_warp(Site& s) { together(s, reduce); }
 void meet_warp(Site& s) { sync_warp(s.line, ~0u); }
+// A barrier of the block by its number: threads may come to it at different lines.
+void meet_block(Site& s) {
+    if (s.args().size() != 1 || s.args()[0].kind != Arg::Number || s.get(s.args()[0]) == 0)
+        fail(s.line, "bar.sync of a part of the block, or of barrier 0, which is __syncthreads'");
+    sync_block(s.line, unsigned(s.get(s.args()[0])));
+}
 void nothing(Site&) {}
 
 // By the start of the opcode; the first that fits.
@@ -234,8 +240,11 @@ const struct {
     {"cvt.rn.f16x2.f32", narrow_pair},
     {"cvt.rna.tf32.f32", tf32},
     {"cvta.to.shared", to_shared},
+    // Global addresses are the host's.
+    {"cvta.to.global", move},
     {"atom.", atomic},
     {"bar.warp.sync", meet_warp},
+    {"bar.sync", meet_block},
     {"redux.sync", reduce_warp},
     {"cp.async.commit_group", commit_copies},
     {"cp.async.wait_group", wait_copies},
