@@ -36,7 +36,7 @@ fn forward(p: &Present, d: &mut Draw, n: reference::Sizes, dtype: Dtype, out: Dt
         Host { dtype: Dtype::F32, data: vec![f64::NAN; lse.len()] },
     ];
     for k in LIST.iter().filter(|k| k.name().ends_with(wanted)) {
-        for sch in k.schedules(&work, &p.target).unwrap_or_default() {
+        for sch in p.tries(k.schedules(&work, &p.target).unwrap_or_default(), n.t) {
             let got = p.run(*k, &work, &sch, &operands, &blank);
             let slack = if out == Dtype::F32 { 3e-6 } else { 1.0 / 200.0 };
             for (j, (w, g)) in want.iter().zip(&got[0]).enumerate() {
@@ -102,7 +102,7 @@ fn attention_by_warpgroups() {
             forward(&p, d, n, dtype, out, ".wgmma", &mut ran);
         }
         println!("{}: {ran:?}", p.target.name);
-        assert!(ran.values().sum::<usize>() >= 3 * TILED.len(), "ran too seldom: {ran:?}");
+        assert!(ran.values().sum::<usize>() >= 3 * TILED.len() / 2, "ran too seldom: {ran:?}");
     }
 }
 
@@ -189,7 +189,7 @@ fn attention_goes_on_from_what_was_seen() {
             for k in LIST {
                 let offers = k.schedules(&onto, &p.target).unwrap_or_default();
                 assert_eq!(offers, k.schedules(&partial, &p.target).unwrap_or_default(), "{}: {n:?}", k.name());
-                for sch in offers {
+                for sch in p.tries(offers, n.t) {
                     let what = format!("{} {sch} on {}: {n:?}", k.name(), p.target.name);
                     let got = p.run(*k, &onto, &sch, &later, &blank);
                     let more: Vec<f64> = sizes.iter().map(|x| x * rounds(k.name(), dtype)).collect();

@@ -107,6 +107,18 @@ impl Present {
         left
     }
 
+    /// The schedules that this device tries: of three or more, every other where each is a text that g++ compiles for seconds.
+    pub fn tries(&self, mut all: Vec<Schedule>, turn: usize) -> Vec<Schedule> {
+        if self.client.is_none() && all.len() > 2 {
+            let mut i = turn;
+            all.retain(|_| {
+                i += 1;
+                i.is_multiple_of(2)
+            });
+        }
+        all
+    }
+
     fn emulate(
         &self,
         kernel: &dyn Launch,
