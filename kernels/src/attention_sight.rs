@@ -98,15 +98,25 @@ pub(crate) fn reach(
     #[comptime] size: usize,
     #[comptime] mask: Mask,
 ) -> (i32, i32) {
-    let mut near = i32::MAX.runtime();
-    let mut far = i32::MIN.runtime();
+    let mut places = Array::<i32>::new(comptime![size.div_ceil(PLANE)]);
     // All loads are under way at once.
     #[unroll]
     for i in 0..comptime![size.div_ceil(PLANE)] {
         let s = min(UNIT_POS as usize % PLANE + i * PLANE, count - 1);
-        let place = at(operands, first + s, mask);
-        near = min(near, place);
-        far = max(far, place);
+        places[i] = at(operands, first + s, mask);
+    }
+    extremes(&places, size)
+}
+
+/// The least and the greatest of the places that a plane's units loaded, `size` together.
+#[cube]
+fn extremes(places: &Array<i32>, #[comptime] size: usize) -> (i32, i32) {
+    let mut near = places[0];
+    let mut far = places[0];
+    #[unroll]
+    for i in 1..comptime![size.div_ceil(PLANE)] {
+        near = min(near, places[i]);
+        far = max(far, places[i]);
     }
     (least(near), most(far))
 }
@@ -213,15 +223,7 @@ pub(crate) fn sought(
     let mut tile = from;
     let mut whole = false.runtime();
     if from * f.n < keys {
-        let mut near = places[0];
-        let mut far = places[0];
-        #[unroll]
-        for i in 1..comptime![f.n.div_ceil(PLANE)] {
-            near = min(near, places[i]);
-            far = max(far, places[i]);
-        }
-        near = least(near);
-        far = most(far);
+        let (near, far) = extremes(places, comptime![f.n]);
         if far >= sight.lowest && near <= sight.highest {
             whole = (from + 1) * f.n <= keys && near >= sight.from && far <= sight.until;
         } else {
