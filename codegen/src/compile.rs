@@ -1,6 +1,7 @@
 //! Module to program: the pipeline, then a kernel for each piece of work, then a place for each buffer.
 
 use crate::assign;
+use crate::chain::chains;
 use crate::kernel::Work;
 use crate::lower::{Lowered, lower};
 use crate::nest::{Nest, Read, Write};
@@ -81,6 +82,7 @@ impl Compiler<'_> {
         }
         let target = self.context.target.clone();
         let slabs = assign::assign(&mut self.buffers, &self.launches, &results, &target)?;
+        let chains = chains(&self.launches, &self.chosen, self.context);
         Ok(Program {
             name: f.name.clone(),
             target,
@@ -91,6 +93,7 @@ impl Compiler<'_> {
             results,
             chosen: self.chosen,
             launches: self.launches,
+            chains,
         })
     }
 

@@ -158,6 +158,11 @@ pub trait Kernel: Sync {
     fn scratch(&self, _work: &Work, _schedule: &Schedule) -> usize {
         0
     }
+    /// Whether a launch of it can be a stage of a chain: one of several launches that a CPU is given as one. Its items may
+    /// be dealt to the cores in any order, and nothing but memory is shared among them.
+    fn chains(&self) -> bool {
+        false
+    }
     /// The share of itself by which each product may be off, because the kernel rounds factors that its dtypes hold exactly.
     /// Most kernels round none.
     fn rounding(&self) -> f64 {

@@ -4,6 +4,7 @@
 mod amount;
 mod assign;
 mod body;
+mod chain;
 mod class;
 mod collapse;
 mod collective;

@@ -6,6 +6,7 @@ use crate::kernel::{Kernel, Schedule, Work};
 use crate::target::Target;
 use omchat_ir::{Dtype, Role, Type};
 use std::fmt;
+use std::ops::Range;
 
 /// What memory is for; the forecast counts by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -147,6 +148,8 @@ pub struct Program {
     pub chosen: Vec<Chosen>,
     /// Launches, in order.
     pub launches: Vec<LaunchPlan>,
+    /// Ranges of them, in order, that a CPU is given as one launch each.
+    pub chains: Vec<Range<usize>>,
 }
 
 /// A new buffer of that many floats for a launch to work in; none for none.
@@ -192,6 +195,7 @@ impl Program {
         c.scratch = kernel.scratch(&c.work, &schedule);
         (c.kernel, c.schedule) = (kernel.name(), schedule);
         let floats = c.scratch;
+        p.chains.retain(|chain| kernel.chains() || p.launches[chain.clone()].iter().all(|l| l.chosen != chosen));
         for l in p.launches.iter_mut().filter(|l| l.chosen == chosen) {
             l.scratch = scratch(&mut p.buffers, floats);
         }
@@ -221,6 +225,10 @@ impl fmt::Display for Program {
         let many = |n: usize, ending: &'static str| if n == 1 { "" } else { ending };
         let (l, k) = (self.launches.len(), self.chosen.len());
         writeln!(f, "  {l} launch{} of {k} kernel{}", many(l, "es"), many(k, "s"))?;
+        let (chained, chains) = (self.chains.iter().map(Range::len).sum::<usize>(), self.chains.len());
+        if chains > 0 {
+            writeln!(f, "    {chained} of them made as {chains} chain{}", many(chains, "s"))?;
+        }
         if self.trains() {
             write!(f, "{}", self.peak())?;
         }

@@ -5,8 +5,10 @@
 //! vector and no sum across lanes is needed; values keep their rows. Tiles that no query of the block sees are
 //! skipped before they are touched; tiles that all see are taken without masks.
 //!
+//! Of few queries the keys are cut into parts, and a second launch merges what they came to.
+//!
 //! Implements  `@attention`, `@attention_partial`, `@attention_onto`
-//! Schedule    `units` cores; `rows` queries a block; `tile` keys, `lanes` a vector; 4 queries a step
+//! Schedule    `units` cores; `rows` queries a block; `tile` keys, `lanes` a vector; 4 queries a step; `parts` of the keys
 //! Needs       the CPU runtime (views of one array as scalars and as vectors; wide local arrays)
 //! Cost        4·D FLOP a visible pair; keys and values are read once a block
 //! Source      Dao 2023, FlashAttention-2, arXiv:2307.08691; micro-kernels as in Goto & van de Geijn 2008
@@ -16,12 +18,14 @@ use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work
 
 use crate::attention::{FORWARD, Places, blocks, instance, places};
 use crate::attention_carry::{Carry, carried_top, carried_weight};
+use crate::attention_parts::{Merge, floats, merge_rows, parts, queries};
 use crate::attention_tiles::{
     STEP, Shape, TILE, add_weighed, block, pack_row, pack_rows, pack_side, product, write_row,
 };
-use crate::bind::Buffers;
+use crate::bind::{Buffers, Slot, Slots};
+use crate::chain::Stage;
 use crate::grid::{address, cubes};
-use crate::prepared::{Prepared, runner, unfit};
+use crate::prepared::{Prepared, Run, runner, unfit};
 use crate::vector::across;
 use crate::{Launch, LaunchError};
 
@@ -33,12 +37,14 @@ pub struct AttentionRows;
 
 /// The comptime half of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Plan {
+pub(crate) struct Plan {
     places: Places,
     carry: Option<Carry>,
     shape: Shape,
     /// Queries a block.
     rows: usize,
+    /// Where a part of the keys leaves what it came to; else it is the whole.
+    to: Option<Slot>,
 }
 
 impl Kernel for AttentionRows {
@@ -50,6 +56,10 @@ impl Kernel for AttentionRows {
         Implements::Functions(FORWARD)
     }
 
+    fn chains(&self) -> bool {
+        true
+    }
+
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let (n, ..) = instance(work)?;
         if target.family != Family::Cpu {
@@ -59,11 +69,23 @@ impl Kernel for AttentionRows {
             return Err(Refusal(format!("a head may be 512 wide, is {}", n.d)));
         }
         let fixed = [("bits", 64), ("units", target.cores), ("lanes", target.lanes as u32), ("tile", TILE as u32)];
-        let with = |rows: usize| Schedule::new(&[&fixed[..], &[("rows", rows as u32)]].concat());
+        let with = |rows: usize, parts: usize| {
+            let mut words = [&fixed[..], &[("rows", rows as u32)]].concat();
+            words.extend((parts > 1).then_some(("parts", parts as u32)));
+            Schedule::new(&words)
+        };
         let best = block(n.b * n.h, n.g * n.t, target.cores as usize, 256);
+        let parts = parts(&n, target.cores as usize);
         // Blocks that queries would not fill to a quarter are not worth a try.
         let others = [16, 64, 256].into_iter().filter(|rows| *rows != best && *rows <= 4 * n.g * n.t);
-        Ok(std::iter::once(best).chain(others).map(with).collect())
+        let mut all = vec![(best, parts)];
+        all.extend((parts > 1).then_some((best, 1)));
+        all.extend(others.map(|rows| (rows, 1)));
+        Ok(all.into_iter().map(|(rows, parts)| with(rows, parts)).collect())
+    }
+
+    fn scratch(&self, work: &Work, schedule: &Schedule) -> usize {
+        instance(work).map_or(0, |(n, ..)| floats(&n, schedule.get("parts") as usize))
     }
 }
 
@@ -73,18 +95,30 @@ impl Launch for AttentionRows {
         let (places, carry, ins, outs) = places(operands, results);
         let (lanes, rows, tile) =
             (schedule.get("lanes") as usize, schedule.get("rows") as usize, schedule.get("tile") as usize);
-        let plan = Plan { places, carry, shape: Shape::new(n.d, tile, lanes), rows };
-        let (items, words) = blocks(&n, n.g * n.t, rows);
-        let (cubes, units) = cubes(items, schedule);
+        let shape = Shape { ahead: rows == STEP, ..Shape::new(n.d, tile, lanes) };
+        let parts = schedule.get("parts") as usize;
+        let (items, mut words) = blocks(&n, n.g * n.t, rows);
+        let items = items * parts as u32;
+        words[0] = items;
+        words.extend([parts as u32, queries(&n) as u32]);
+        let grid = cubes(items, schedule);
         let bits = address(schedule);
-        Ok(Prepared::new(
-            words,
-            ins,
-            outs,
-            cubes,
-            units,
-            runner!(|b| attention_rows, bits, lanes, b.meta, b.operands, b.results, plan),
-        ))
+        let launch = |outs: Slots, plan: Plan, words: Vec<u32>| {
+            let run: Run = runner!(|b| attention_rows, bits, lanes, b.meta, b.operands, b.results, plan);
+            Prepared::new(words, ins, outs, grid.0, grid.1, run).as_stage(Stage::Attention(plan), lanes)
+        };
+        if parts == 1 {
+            return Ok(launch(outs, Plan { places, carry, shape, rows, to: None }, words));
+        }
+        let (mut left, mut taken) = (Slots::default(), Slots::default());
+        let part = Plan { places, carry, shape, rows, to: Some(left.scratch()) };
+        let merge = Merge { from: taken.scratch(), out: places.out, lse: places.lse, shape };
+        let then: Run = runner!(|b| merge_rows, bits, lanes, b.meta, b.operands, b.results, merge);
+        let last = cubes(queries(&n) as u32, schedule);
+        let scratch = self.scratch(work, schedule);
+        Ok(launch(left, part, words)
+            .then(scratch, taken, outs, last, then)
+            .as_stage(Stage::AttentionMerge(merge), lanes))
     }
 }
 
@@ -119,9 +153,21 @@ struct Tile<N: Size> {
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn attention_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] plan: Plan) {
-    let item = ABSOLUTE_POS;
+    attend_block::<N>(meta, operands, results, ABSOLUTE_POS, plan);
+}
+
+/// An item: a block of queries.
+#[cube]
+pub(crate) fn attend_block<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    item: usize,
+    #[comptime] plan: Plan,
+) {
     if item < meta[0] as usize {
-        let blocks = meta[1] as usize;
+        let (blocks, parts) = (meta[1] as usize, meta[6] as usize);
+        let (part, item) = (item % parts, item / parts);
         let (times, groups) = (meta[2] as usize, meta[3] as usize);
         let (heads, keys) = (meta[4] as usize, meta[5] as usize);
         let head = item / blocks;
@@ -159,7 +205,7 @@ fn attention_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffe
             lowest = min(lowest, lo);
             highest = max(highest, hi);
             let query = (head * groups + row % groups) * times + t;
-            begin::<N>(operands, &mut b, r, query, plan);
+            begin::<N>(operands, &mut b, r, query, part == 0, plan);
             pack_row::<N>(
                 operands,
                 query * plan.shape.d,
@@ -172,17 +218,20 @@ fn attention_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffe
         }
 
         let tiles = (keys + comptime![plan.shape.tile - 1]) / plan.shape.tile;
-        for i in 0..tiles {
+        let mut i = part;
+        while i < tiles {
             tile.count = min(keys - i * plan.shape.tile, plan.shape.tile.runtime());
             bounds::<N>(operands, batch * keys + i * plan.shape.tile, &mut tile, plan);
             if tile.highest >= lowest && tile.lowest <= highest {
                 let from = (head * keys + i * plan.shape.tile) * plan.shape.d;
-                pack_side::<N>(operands, from, tile.count, &mut tile.k, plan.places.k, plan.shape);
-                pack_rows::<N>(operands, from, tile.count, &mut tile.v, plan.places.v, plan.shape);
+                let next = from + parts * comptime![plan.shape.tile * plan.shape.d];
+                pack_side::<N>(operands, from, next, tile.count, &mut tile.k, plan.places.k, plan.shape);
+                pack_rows::<N>(operands, from, next, tile.count, &mut tile.v, plan.places.v, plan.shape);
                 for step in 0..steps {
                     attend::<N>(&mut b, &tile, step * STEP, plan);
                 }
             }
+            i += parts;
         }
 
         for r in 0..count {
@@ -192,16 +241,26 @@ fn attention_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffe
             let seen = weight > 0.0f32;
             let safe = select(seen, weight, 1.0f32);
             let share = select(seen, 1.0f32 / safe, 0.0f32);
-            write_row::<N>(results, query * plan.shape.d, &b.sum, r, share, plan.places.out, plan.shape);
-            results.f32s.index_mut(plan.places.lse.index)[query] = select(seen, b.top[r] + safe.ln(), MASKED);
+            let lse = select(seen, b.top[r] + safe.ln(), MASKED);
+            match comptime!(plan.to) {
+                Some(to) => {
+                    let (place, lses) = (part * meta[7] as usize + query, parts * meta[7] as usize * plan.shape.d);
+                    write_row::<N>(results, place * plan.shape.d, &b.sum, r, share, to, plan.shape);
+                    results.f32s.index_mut(to.index)[lses + place] = lse;
+                }
+                None => {
+                    write_row::<N>(results, query * plan.shape.d, &b.sum, r, share, plan.places.out, plan.shape);
+                    results.f32s.index_mut(plan.places.lse.index)[query] = lse;
+                }
+            }
         }
     }
 }
 
-/// What query `query`, which is row `r` of the block, goes on from.
+/// What query `query`, which is row `r` of the block, goes on from: of its parts the `first` alone from what is carried.
 #[cube]
-fn begin<N: Size>(operands: &Buffers, b: &mut Block<N>, r: usize, query: usize, #[comptime] plan: Plan) {
-    let top = carried_top(operands, query, plan.carry);
+fn begin<N: Size>(operands: &Buffers, b: &mut Block<N>, r: usize, query: usize, first: bool, #[comptime] plan: Plan) {
+    let top = select(first, carried_top(operands, query, plan.carry), MASKED);
     b.top[r] = top;
     let mut lanes = Vector::<f32, N>::new(0.0f32);
     match comptime!(plan.carry) {

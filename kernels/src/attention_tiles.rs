@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Refusal, Schedule, Target};
 
 use crate::bind::{Buffers, Slot};
+use crate::prefetch::prefetch;
 use crate::vector::{Lane, read_float, write_float};
 
 /// Rows that one step of the micro-kernels works on.
@@ -24,11 +25,13 @@ pub(crate) struct Shape {
     /// Vectors that hold them.
     pub(crate) tv: usize,
     pub(crate) lanes: usize,
+    /// Whether the next tile is asked for while this one is packed: queries are so few that keys are waited for.
+    pub(crate) ahead: bool,
 }
 
 impl Shape {
     pub(crate) fn new(d: usize, tile: usize, lanes: usize) -> Shape {
-        Shape { d, dv: d.div_ceil(lanes), tile, tv: tile / lanes, lanes }
+        Shape { d, dv: d.div_ceil(lanes), tile, tv: tile / lanes, lanes, ahead: false }
     }
 }
 
@@ -62,17 +65,31 @@ pub(crate) fn pack_row<N: Size>(
     }
 }
 
-/// `count` rows of a tile, and zeros where they end.
+/// Asks for a row of D elements, which need not exist.
+#[cube]
+fn ask_row(operands: &Buffers, from: usize, #[comptime] slot: Slot, #[comptime] shape: Shape) {
+    #[unroll]
+    for j in 0..shape.dv {
+        prefetch(operands, from + comptime![j * shape.lanes], slot);
+    }
+}
+
+/// `count` rows of a tile, and zeros where they end. Where `shape.ahead`, those of the tile at `next` are asked for
+/// meanwhile.
 #[cube]
 pub(crate) fn pack_rows<N: Size>(
     operands: &Buffers,
     from: usize,
+    next: usize,
     count: usize,
     to: &mut Array<Vector<f32, N>>,
     #[comptime] slot: Slot,
     #[comptime] shape: Shape,
 ) {
     for s in 0..shape.tile {
+        if comptime![shape.ahead] {
+            ask_row(operands, next + s * shape.d, slot, shape);
+        }
         if s < count {
             pack_row::<N>(operands, from + s * shape.d, to, s, f32::cast_from(1.0f32), slot, shape);
         } else {
@@ -89,6 +106,7 @@ pub(crate) fn pack_rows<N: Size>(
 pub(crate) fn pack_side<N: Size>(
     operands: &Buffers,
     from: usize,
+    next: usize,
     count: usize,
     to: &mut Array<Vector<f32, N>>,
     #[comptime] slot: Slot,
@@ -96,6 +114,9 @@ pub(crate) fn pack_side<N: Size>(
 ) {
     let one = to.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
     for s in 0..shape.tile {
+        if comptime![shape.ahead] {
+            ask_row(operands, next + s * shape.d, slot, shape);
+        }
         if s < count {
             for d in 0..shape.d {
                 one[d * shape.tile + s] =

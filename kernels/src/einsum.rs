@@ -53,6 +53,8 @@ pub(crate) struct Einsum {
     pub(crate) k_tail: bool,
     /// Whether the tiles leave a rest along n.
     pub(crate) n_tail: bool,
+    /// Whether the next tile of columns is asked for while this one is summed.
+    pub(crate) ahead: bool,
     /// Whether cores take runs of items.
     pub(crate) cpu: bool,
     /// Where the words of the tiles begin.
@@ -123,7 +125,7 @@ impl Roles {
         wide: usize,
         group: usize,
         schedule: &Schedule,
-    ) -> (Key<Einsum>, Vec<u32>, Slots, Slots, Grid) {
+    ) -> (Einsum, Vec<u32>, Slots, Slots, Grid) {
         let lanes = schedule.get("lanes") as usize;
         let (plan, mut words, ins, outs) = self.loops.plan(self.loops.inner(), 1, None);
         let (m, axis) = self.m();
@@ -157,10 +159,11 @@ impl Roles {
             turn: schedule.get("turn") as usize,
             k_tail,
             n_tail,
+            ahead: false,
             cpu: schedule.get("bits") == 64,
             tiles,
         };
-        (Key::new(e), words, ins, outs, cubes(items, schedule))
+        (e, words, ins, outs, cubes(items, schedule))
     }
 }
 

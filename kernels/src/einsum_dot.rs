@@ -10,11 +10,13 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::bind::Buffers;
+use crate::chain::Stage;
 use crate::einsum::{Einsum, Roles, finish, inside, stride, tile};
 use crate::grid::{address, cores};
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::{Cursor, depth, item, seek};
+use crate::prefetch::prefetch;
 use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, across, read_float};
 use crate::{Launch, LaunchError};
@@ -24,6 +26,11 @@ use crate::{Launch, LaunchError};
 const GROUP: usize = 4;
 /// Bytes of a group's factor that stay in a core's first cache beside a tile of rows.
 const NEAR: usize = 40 << 10;
+
+/// Rows that are too few to hide how long a tile of columns takes to come: it is asked for while the one before it is summed.
+const FEW: usize = 2;
+/// Bytes of a tile of columns that wait in a core's first cache for their turn.
+const AHEAD: usize = 24 << 10;
 
 /// Sums dot products, tile by tile.
 pub struct EinsumDot;
@@ -35,6 +42,10 @@ impl Kernel for EinsumDot {
 
     fn implements(&self) -> Implements {
         Implements::Nest
+    }
+
+    fn chains(&self) -> bool {
+        true
     }
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
@@ -82,7 +93,12 @@ impl Launch for EinsumDot {
         let (lanes, bits) = (schedule.get("lanes") as usize, address(schedule));
         let near = roles.loops.nest.depth() * cols * GROUP * 4 <= NEAR;
         let group = if schedule.get("bits") == 64 && roles.m().0 > rows && near { GROUP } else { 1 };
-        let (e, words, ins, outs, (cubes, units)) = roles.plan(rows, cols, cols, group, schedule);
+        let bytes = roles.loops.nest.reads[roles.b].dtype.bytes();
+        let ahead = roles.m().0 <= FEW && roles.k() * cols * bytes <= AHEAD;
+        let (mut e, words, ins, outs, (cubes, units)) = roles.plan(rows, cols, cols, group, schedule);
+        e.ahead = ahead && schedule.get("bits") == 64;
+        let e = Key::new(e);
+        let stage = Stage::Dot(e.clone());
         Ok(Prepared::new(
             words,
             ins,
@@ -90,13 +106,25 @@ impl Launch for EinsumDot {
             cubes,
             units,
             runner!(|b| einsum_dot, bits, lanes, cols, b.meta, b.operands, b.results, e.clone()),
-        ))
+        )
+        .as_stage(stage, lanes))
     }
 }
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn einsum_dot<N: Size, C: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] e: Key<Einsum>) {
-    let item = item(e.cpu);
+    dots::<N, C>(meta, operands, results, item(e.cpu), e);
+}
+
+/// An item: a tile of columns, or a group of them, against a run of tiles of rows.
+#[cube]
+pub(crate) fn dots<N: Size, C: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    item: u32,
+    #[comptime] e: Key<Einsum>,
+) {
     if inside(meta, item, e.clone()) {
         let t = tile(meta, operands, item, e.clone());
         let size = meta[comptime![e.plan.kept - 1]] as usize;
@@ -128,7 +156,9 @@ fn products<N: Size, C: Size>(
     let mut held = Array::<Vector<f32, N>>::new(comptime![e.rows * e.cols]);
     let mut rest = Array::<Vector<f32, C>>::new(e.rows);
     let size = meta[comptime![e.plan.kept - 1]] as usize;
-    if m + comptime![e.rows as u32] <= meta[e.m] && n + e.cols <= size {
+    if comptime![e.rows == 1 && !e.n_tail] {
+        sums::<N, C>(meta, operands, c, m, n, &mut held, &mut rest, true, e.clone());
+    } else if m + comptime![e.rows as u32] <= meta[e.m] && n + e.cols <= size {
         sums::<N, C>(meta, operands, c, m, n, &mut held, &mut rest, true, e.clone());
     } else {
         sums::<N, C>(meta, operands, c, m, n, &mut held, &mut rest, false, e.clone());
@@ -210,10 +240,18 @@ fn sums<N: Size, C: Size>(
     for r in 0..e.rows {
         rest[r] = Vector::new(0.0f32);
     }
+    let b_slot = comptime![e.plan.reads[e.b].view.slot];
     for k in 0..depth(meta, e.plan.clone()) {
         let outer = seek(meta, c, k, e.plan.kept, last, e.plan.clone());
         let (a, b) = (*outer.reads.index(e.a), *outer.reads.index(e.b));
         for j in 0..vectors {
+            if comptime![e.ahead && full] {
+                #[unroll]
+                for i in 0..e.cols {
+                    let next = comptime![i + e.cols] * column_step;
+                    prefetch(operands, b + n * column_step + next + j * N::value(), b_slot);
+                }
+            }
             step::<N>(operands, a + j * N::value(), b + j * N::value(), &rows, &columns, &mut acc, e.clone());
         }
         if comptime![e.k_tail] {

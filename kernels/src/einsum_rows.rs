@@ -91,6 +91,7 @@ impl Launch for EinsumRows {
         let (rows, cols) = (schedule.get("rows") as usize, schedule.get("cols") as usize);
         let (lanes, bits) = (schedule.get("lanes") as usize, address(schedule));
         let (e, words, ins, outs, (cubes, units)) = roles.plan(rows, cols, cols * lanes, 1, schedule);
+        let e = Key::new(e);
         Ok(Prepared::new(
             words,
             ins,

@@ -25,14 +25,14 @@ macro_rules! shared {
 
 /// Files that kernels build on.
 const SHARED: &[(&str, &str)] = shared![
-    attention attention_carry attention_fragments attention_keys attention_merge attention_panels attention_sight
+    attention attention_carry attention_fragments attention_keys attention_merge attention_panels attention_parts attention_sight
     attention_softmax attention_spans attention_tiles attention_warpgroups bind body einsum einsum_copies einsum_split einsum_tiles
-    grid loops nest packed vector warpgroups
+    grid loops nest packed prefetch vector warpgroups
 ];
 
 /// Files that decide nothing about how fast a kernel is.
 #[cfg(test)]
-const APART: &[&str] = &["fingerprint", "key", "lib", "prepared", "source", "tally"];
+const APART: &[&str] = &["chain", "fingerprint", "key", "lib", "prepared", "source", "tally"];
 
 /// The fingerprint of the kernel of that name; nothing for a kernel that is not in the list.
 pub fn fingerprint(name: &str) -> Option<u64> {

@@ -13,6 +13,7 @@ use omchat_ir::Dtype;
 
 use crate::bind::Buffers;
 use crate::body::evaluate;
+use crate::chain::Stage;
 use crate::grid::{address, cubes, units};
 use crate::key::Key;
 use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, whole, widest};
@@ -33,6 +34,10 @@ impl Kernel for MapPlain {
 
     fn implements(&self) -> Implements {
         Implements::Nest
+    }
+
+    fn chains(&self) -> bool {
+        true
     }
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
@@ -60,7 +65,7 @@ impl Launch for MapPlain {
         let (plan, words, ins, outs) = loops.plan_whole(loops.inner(), lanes, Some(chunk), if gpu { lanes } else { 1 });
         let items = words[plan.rank + ITEMS];
         let (cubes, units) = cubes(items, schedule);
-        let bits = address(schedule);
+        let (bits, stage) = (address(schedule), plan.clone());
         Ok(Prepared::new(
             words,
             ins,
@@ -68,7 +73,8 @@ impl Launch for MapPlain {
             cubes,
             units,
             runner!(|b| map_plain, bits, lanes, b.meta, b.operands, b.results, plan.clone()),
-        ))
+        )
+        .as_stage(Stage::Map(stage), lanes))
     }
 }
 
@@ -124,6 +130,18 @@ pub(crate) fn fits(nest: &Nest, target: &Target) -> Result<(), Refusal> {
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn map_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] plan: Key<Plan>) {
     let item = item(comptime![!plan.single]);
+    chunk::<N>(meta, operands, results, item, plan);
+}
+
+/// An item: a vector, or a chunk of a row.
+#[cube]
+pub(crate) fn chunk<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    item: u32,
+    #[comptime] plan: Key<Plan>,
+) {
     let rank = comptime![plan.rank];
     if item < meta[comptime![rank + ITEMS]] {
         let inner = comptime![plan.kept - 1];

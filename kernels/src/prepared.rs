@@ -4,6 +4,7 @@ use cubecl::ir::{ElemType, UIntKind};
 use cubecl::prelude::*;
 
 use crate::bind::{Args, BuffersLaunch, SCRATCH, Slots, raw};
+use crate::chain::{Link, Stage};
 use crate::grid::Grid;
 use crate::source::{Dialect, Offline};
 use crate::tally::Tally;
@@ -114,6 +115,8 @@ pub struct Step {
     cubes: [u32; 3],
     units: u32,
     run: Run,
+    /// What it is as a stage of a chain, where it can be one.
+    link: Option<Link>,
 }
 
 impl Prepared {
@@ -125,8 +128,17 @@ impl Prepared {
         units: u32,
         run: Run,
     ) -> Prepared {
-        let steps = vec![Step { operands, results, cubes, units, run }];
+        let steps = vec![Step { operands, results, cubes, units, run, link: None }];
         Prepared { meta, steps, scratch: 0, tally: Tally::new() }
+    }
+
+    /// That a [`Chain`](crate::Chain) can run its last launch as that stage, in vectors of so many lanes.
+    pub(crate) fn as_stage(mut self, stage: Stage, lanes: usize) -> Prepared {
+        if let Some(step) = self.steps.last_mut() {
+            let [x, y, z] = step.cubes;
+            step.link = Some(Link { stage, lanes, cubes: x * y * z, units: step.units });
+        }
+        self
     }
 
     /// Followed by another launch; what one leaves for the next lies in that many floats of scratch memory.
@@ -138,7 +150,7 @@ impl Prepared {
         (cubes, units): Grid,
         run: Run,
     ) -> Prepared {
-        self.steps.push(Step { operands, results, cubes, units, run });
+        self.steps.push(Step { operands, results, cubes, units, run, link: None });
         self.scratch = scratch;
         self
     }
@@ -219,13 +231,21 @@ impl Step {
         offline.text(kernel.ok_or("the kernel has no text")?)
     }
 
-    fn go(&self, site: Site<'_>, args: &Args<'_>, tally: &Tally) -> Result<Option<Box<dyn CubeKernel>>, LaunchError> {
-        let packed = site.packs();
-        let bound = Bound {
+    /// What it is as a stage of a chain, where it can be one.
+    pub(crate) fn link(&self) -> Option<&Link> {
+        self.link.as_ref()
+    }
+
+    pub(crate) fn bind(&self, packed: bool, args: &Args<'_>, tally: &Tally) -> Result<Bound, LaunchError> {
+        Ok(Bound {
             meta: raw(args.meta),
             operands: self.operands.bind("operands", args.operands, args.scratch, packed, tally.clone())?,
             results: self.results.bind("results", args.results, args.scratch, packed, Tally::default())?,
-        };
+        })
+    }
+
+    fn go(&self, site: Site<'_>, args: &Args<'_>, tally: &Tally) -> Result<Option<Box<dyn CubeKernel>>, LaunchError> {
+        let bound = self.bind(site.packs(), args, tally)?;
         let [x, y, z] = self.cubes;
         Ok((self.run)(site, CubeCount::Static(x, y, z), CubeDim::new_1d(self.units), bound))
     }

@@ -11,6 +11,7 @@ use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 use omchat_ir::{Dtype, Type};
 
 use crate::bind::{Buffers, Slot, Slots, Storage};
+use crate::chain::Stage;
 use crate::grid::{address, cubes, units};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, across, read_float, round_bf16, round_f16, write_float};
@@ -21,7 +22,7 @@ pub struct RmsNormRows;
 
 /// The comptime half of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Plan {
+pub(crate) struct Plan {
     x: Slot,
     w: Slot,
     eps: Slot,
@@ -37,6 +38,10 @@ impl Kernel for RmsNormRows {
 
     fn implements(&self) -> Implements {
         Implements::Functions(&["rms_norm"])
+    }
+
+    fn chains(&self) -> bool {
+        true
     }
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
@@ -69,7 +74,8 @@ impl Launch for RmsNormRows {
             cubes,
             units,
             runner!(|b| rms_norm, bits, lanes, b.meta, b.operands, b.results, plan),
-        ))
+        )
+        .as_stage(Stage::RmsNorm(plan), lanes))
     }
 }
 
@@ -88,7 +94,18 @@ fn instance(work: &Work) -> Result<(&Type, &Type, &Type), Refusal> {
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn rms_norm<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] p: Plan) {
-    let row = ABSOLUTE_POS;
+    scale_row::<N>(meta, operands, results, ABSOLUTE_POS, p);
+}
+
+/// An item: a row.
+#[cube]
+pub(crate) fn scale_row<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    row: usize,
+    #[comptime] p: Plan,
+) {
     if row < meta[0] as usize {
         let width = meta[1] as usize;
         let from = row * width;

@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::executable::Timing;
 use crate::faults;
 use crate::host::HostTensor;
-use crate::launches::{self, Ready, buffer, enqueue, launches, prepare};
+use crate::launches::{self, Chains, Ready, buffer, enqueue, launches, prepare};
 use crate::ranked::Ranked;
 use crate::store::Store;
 use crate::window;
@@ -31,6 +31,7 @@ pub(crate) struct Compiled {
     pub(crate) program: Program,
     /// One a chosen kernel, with its metadata on the device.
     prepared: Vec<Ready>,
+    chains: Chains,
     /// The ranks that run it together.
     world: Option<World>,
     slabs: Vec<Handle>,
@@ -66,13 +67,15 @@ impl Compiled {
             inputs[p.buffer] = Some(client.empty(p.ty.bytes().max(1)));
         }
         let prepared = prepare(client, device.name(), &program)?;
+        let chains = Chains::of(&program, &prepared)?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let client = client.clone();
-        Ok(Compiled { id, client, program, prepared, slabs, inputs, world, turn: Mutex::new(()), replays: 0.into() })
+        let (turn, replays) = (Mutex::new(()), 0.into());
+        Ok(Compiled { id, client, program, prepared, chains, slabs, inputs, world, turn, replays })
     }
 
     pub(crate) fn compilations(&self) -> usize {
-        self.prepared.iter().map(Ready::compilations).sum()
+        self.prepared.iter().map(Ready::compilations).sum::<usize>() + self.chains.compilations()
     }
 
     pub(crate) fn replays(&self) -> usize {
@@ -152,7 +155,7 @@ impl Compiled {
             let (client, program, prepared) = (&self.client, &self.program, &self.prepared);
             return Ranked { client, program, prepared, world }.run(&bound.launches);
         }
-        enqueue(&self.client, &self.program, &self.prepared, &bound.launches, &mut 0)
+        enqueue(&self.client, &self.program, &self.prepared, &self.chains, &bound.launches, &mut 0)
     }
 
     /// Writes the inputs, and yields the store's binding to this program.

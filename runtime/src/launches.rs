@@ -4,7 +4,7 @@ use crate::Error;
 use cubecl::prelude::Client;
 use cubecl::server::Handle;
 use omchat_codegen::{Collective, LaunchPlan, Place, Program, Work};
-use omchat_kernels::{Args, Buffer, Prepared, by_name};
+use omchat_kernels::{Args, Buffer, Chain, Prepared, by_name};
 
 /// Launches that CubeCL's CPU client queues before it makes the host wait.
 pub(crate) const QUEUE: usize = 32;
@@ -33,6 +33,14 @@ impl Ready {
         match self {
             Ready::Kernel(ready, _) => ready.meta().len(),
             Ready::Collective(_) => 0,
+        }
+    }
+
+    /// The kernel, unless ranks meet.
+    pub(crate) fn kernel(&self) -> Option<&Prepared> {
+        match self {
+            Ready::Kernel(ready, _) => Some(ready),
+            Ready::Collective(_) => None,
         }
     }
 
@@ -125,6 +133,62 @@ pub(crate) fn launches(program: &Program, held: &[Option<Handle>], slabs: &[Hand
     program.launches.iter().map(one).collect()
 }
 
+/// Launches of a program that are made as one; those of other layers share the kernel.
+pub(crate) struct Joined {
+    chain: Chain,
+    /// What the kernel was made of: a choice a stage.
+    chosen: Vec<usize>,
+}
+
+/// The chains of a program, and by launch which of them begins there and how long it is.
+pub(crate) struct Chains {
+    joined: Vec<Joined>,
+    at: Vec<Option<(usize, usize)>>,
+}
+
+impl Chains {
+    /// Makes a program's chains ready, each distinct one once.
+    ///
+    /// Errors: a stage that can be none, which codegen would not have chosen.
+    pub(crate) fn of(program: &Program, prepared: &[Ready]) -> Result<Chains, Error> {
+        let mut out = Chains { joined: vec![], at: vec![None; program.launches.len()] };
+        for range in &program.chains {
+            let chosen: Vec<usize> = program.launches[range.clone()].iter().map(|l| l.chosen).collect();
+            let known = out.joined.iter().position(|j| j.chosen == chosen);
+            let which = match known {
+                Some(i) => i,
+                None => {
+                    let parts: Vec<&Prepared> = chosen.iter().filter_map(|c| prepared[*c].kernel()).collect();
+                    let chain = Chain::of(&parts).filter(|_| parts.len() == chosen.len());
+                    let chain = chain.ok_or_else(|| failed(program, "launches that cannot be joined".into()))?;
+                    out.joined.push(Joined { chain, chosen });
+                    out.joined.len() - 1
+                }
+            };
+            out.at[range.start] = Some((which, range.len()));
+        }
+        Ok(out)
+    }
+
+    /// Kernels that the device compiled for them.
+    pub(crate) fn compilations(&self) -> usize {
+        self.joined.iter().map(|j| j.chain.compilations()).sum()
+    }
+}
+
+impl Joined {
+    fn launch(&self, client: &Client, prepared: &[Ready], buffers: &[Bindings]) -> Result<(), Error> {
+        let (mut parts, mut args) = (vec![], vec![]);
+        for (chosen, Bindings { operands, results, scratch }) in self.chosen.iter().zip(buffers) {
+            if let Ready::Kernel(ready, meta) = &prepared[*chosen] {
+                parts.push(ready);
+                args.push(Args { operands, results, scratch: scratch.as_ref(), meta });
+            }
+        }
+        Ok(self.chain.launch(client, &parts, &args)?)
+    }
+}
+
 /// Makes every launch, in order. While the client records, they are recorded in place of run. `queued` counts launches
 /// from run to run: the queue is emptied before it is full.
 ///
@@ -133,14 +197,26 @@ pub(crate) fn enqueue(
     client: &Client,
     program: &Program,
     prepared: &[Ready],
+    chains: &Chains,
     buffers: &Launches,
     queued: &mut usize,
 ) -> Result<(), Error> {
-    for (l, buffers) in program.launches.iter().zip(buffers) {
-        prepared[l.chosen].launch(client, program, buffers)?;
-        if full(queued, prepared[l.chosen].launches()) && !client.is_capturing() {
+    let mut at = 0;
+    while let Some(l) = program.launches.get(at) {
+        let (passed, made) = match chains.at[at] {
+            Some((which, stages)) => {
+                chains.joined[which].launch(client, prepared, &buffers[at..at + stages])?;
+                (stages, 1)
+            }
+            None => {
+                prepared[l.chosen].launch(client, program, &buffers[at])?;
+                (1, prepared[l.chosen].launches())
+            }
+        };
+        if full(queued, made) && !client.is_capturing() {
             client.flush().map_err(|e| failed(program, format!("{e:?}")))?;
         }
+        at += passed;
     }
     Ok(())
 }

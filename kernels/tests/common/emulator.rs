@@ -11,10 +11,10 @@ use omchat_kernels::{Dialect, Parameter, Prepared};
 
 use super::rewrite;
 
-/// Optimized, with a call for each load and store, and another for each index and each alignment.
+/// Optimized a little, with a call for each load and store, and another for each index and each alignment.
 const KERNEL: [&str; 9] = [
     "-std=c++17",
-    "-O1",
+    "-Og",
     "-g1",
     "-w",
     "-fno-strict-aliasing",

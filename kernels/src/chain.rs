@@ -1,0 +1,145 @@
+//! Chains: launches that follow each other on the CPU, made as one.
+//!
+//! There a launch costs some 25 microseconds: two threads hand it on, and the cores wait for each other through both. A
+//! layer of a decode is a dozen launches of little work. As stages of one launch they cost a barrier each: every core
+//! takes its run of a stage's items, as it would of the launch's, and waits for the others.
+
+use cubecl::prelude::*;
+
+use crate::attention_parts::{self, merge_row};
+use crate::attention_rows::{self, attend_block};
+use crate::bind::{Args, Buffers};
+use crate::einsum::Einsum;
+use crate::einsum_dot::dots;
+use crate::key::Key;
+use crate::loops;
+use crate::map_plain::chunk;
+use crate::prepared::{LaunchError, Prepared};
+use crate::rms_norm_rows::{self, scale_row};
+use crate::tally::Tally;
+
+/// What a stage runs: the comptime half of a kernel's instance.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Stage {
+    Map(Key<loops::Plan>),
+    RmsNorm(rms_norm_rows::Plan),
+    Dot(Key<Einsum>),
+    Attention(attention_rows::Plan),
+    AttentionMerge(attention_parts::Merge),
+}
+
+/// A launch as a stage.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Link {
+    pub(crate) stage: Stage,
+    pub(crate) lanes: usize,
+    /// Items of each core.
+    pub(crate) cubes: u32,
+    pub(crate) units: u32,
+}
+
+/// Launches made as one, in order; each sees what those before it wrote.
+pub struct Chain {
+    links: Key<Vec<Link>>,
+    lanes: usize,
+    units: u32,
+    tally: Tally,
+}
+
+impl Chain {
+    /// The chain of those launches; `None` where one of them can be no stage.
+    pub fn of(parts: &[&Prepared]) -> Option<Chain> {
+        let links: Vec<Link> =
+            parts.iter().flat_map(|p| p.steps()).map(|s| s.link().cloned()).collect::<Option<_>>()?;
+        let lanes = links.first()?.lanes;
+        let units = links.iter().map(|l| l.units).max()?;
+        let alike = links.iter().all(|l| l.lanes == lanes);
+        alike.then(|| Chain { links: Key::new(links), lanes, units, tally: Tally::new() })
+    }
+
+    /// Times that a device compiled it.
+    pub fn compilations(&self) -> usize {
+        self.tally.count()
+    }
+
+    /// Enqueues the launches of `parts`, which it was made of, each with its arguments.
+    ///
+    /// Errors: fewer buffers than a part's work names.
+    pub fn launch(&self, client: &Client, parts: &[&Prepared], args: &[Args<'_>]) -> Result<(), LaunchError> {
+        let (mut metas, mut operands, mut results) = (vec![], vec![], vec![]);
+        for (part, args) in parts.iter().zip(args) {
+            for step in part.steps() {
+                // Counted once.
+                let tally = if metas.is_empty() { self.tally.clone() } else { Tally::default() };
+                let bound = step.bind(false, args, &tally)?;
+                metas.push(bound.meta);
+                operands.push(bound.operands);
+                results.push(bound.results);
+            }
+        }
+        let (count, dim) = (CubeCount::Static(1, 1, 1), CubeDim::new_1d(self.units));
+        // SAFETY: kernels index by their plan, which stays inside the buffers it was made for.
+        unsafe {
+            chain::launch_unchecked(
+                client,
+                count,
+                dim,
+                AddressType::U64,
+                self.lanes,
+                metas.into_iter().collect(),
+                operands.into_iter().collect(),
+                results.into_iter().collect(),
+                self.links.clone(),
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn chain<N: Size>(
+    metas: &Sequence<Box<[u32]>>,
+    operands: &Sequence<Buffers>,
+    results: &mut Sequence<Buffers>,
+    #[comptime] links: Key<Vec<Link>>,
+) {
+    #[unroll]
+    for s in 0..links.len() {
+        if comptime![s > 0] {
+            sync_cube();
+        }
+        let cubes = comptime![links[s].cubes];
+        if UNIT_POS < comptime![links[s].units] {
+            for i in 0..cubes {
+                let item = UNIT_POS * cubes + i;
+                run::<N>(
+                    metas.index(s),
+                    operands.index(s),
+                    results.index_mut(s),
+                    item,
+                    comptime![links[s].stage.clone()],
+                );
+            }
+        }
+    }
+}
+
+/// An item of a stage.
+#[cube]
+fn run<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, item: u32, #[comptime] stage: Stage) {
+    match comptime!(stage) {
+        Stage::Map(plan) => chunk::<N>(meta, operands, results, item, plan),
+        Stage::RmsNorm(plan) => scale_row::<N>(meta, operands, results, item as usize, plan),
+        Stage::Dot(e) => {
+            if comptime![e.cols == 2] {
+                dots::<N, Const<2>>(meta, operands, results, item, e);
+            } else if comptime![e.cols == 4] {
+                dots::<N, Const<4>>(meta, operands, results, item, e);
+            } else {
+                dots::<N, Const<8>>(meta, operands, results, item, e);
+            }
+        }
+        Stage::Attention(plan) => attend_block::<N>(meta, operands, results, item as usize, plan),
+        Stage::AttentionMerge(plan) => merge_row::<N>(meta, operands, results, item as usize, plan),
+    }
+}
