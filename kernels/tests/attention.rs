@@ -75,11 +75,11 @@ fn attention_of_every_mask() {
         let d = &mut Draw::of(77);
         let (wide, writes) = (p.target.reads(Dtype::Bf16), p.target.holds(Dtype::Bf16));
         let mut ran = Runs::new();
-        for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate() {
+        for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate().filter(|(i, _)| p.takes(*i, 0)) {
             let n = reference::Sizes { b, h, g, t, s, d: width };
             let dtype = if wide && (i % 3 == 2 || i >= 10) { d.pick(&[Dtype::Bf16, Dtype::F16]) } else { Dtype::F32 };
             let out = if writes && i % 5 == 2 { dtype } else { Dtype::F32 };
-            forward(&p, d, i, n, [dtype, out], "", &mut ran);
+            forward(&p, d, i / 2, n, [dtype, out], "", &mut ran);
         }
         println!("{}: {} runs right", p.target.name, ran.values().sum::<usize>());
     }
@@ -167,7 +167,7 @@ fn attention_goes_on_from_what_was_seen() {
         let d = &mut Draw::of(79);
         let wide = p.target.reads(Dtype::Bf16);
         let (mut runs, mut counts) = (0, [0; 4]);
-        for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate() {
+        for (i, (b, h, g, t, s, width)) in SIZES.into_iter().enumerate().filter(|(i, _)| p.takes(*i, 1)) {
             let n = reference::Sizes { b, h, g, t, s, d: width };
             let dtype = if wide && (i % 3 == 2 || i >= 10) { d.pick(&[Dtype::Bf16, Dtype::F16]) } else { Dtype::F32 };
             let mut floats = |n: usize| Host::new(dtype, (0..n).map(|_| d.real(-2.0, 2.0)).collect::<Vec<_>>());
@@ -197,7 +197,7 @@ fn attention_goes_on_from_what_was_seen() {
             for k in LIST {
                 let offers = k.schedules(&onto, &p.target).unwrap_or_default();
                 assert_eq!(offers, k.schedules(&partial, &p.target).unwrap_or_default(), "{}: {n:?}", k.name());
-                for sch in p.tries(offers, i) {
+                for sch in p.tries(offers, i / 2) {
                     let what = format!("{} {sch} on {}: {n:?}", k.name(), p.target.name);
                     let got = p.run(*k, &onto, &sch, &later, &blank);
                     let more: Vec<f64> = sizes.iter().map(|x| x * rounds(k.name(), dtype)).collect();
@@ -213,7 +213,7 @@ fn attention_goes_on_from_what_was_seen() {
             }
         }
         println!("{}: {runs} runs onto a carry right; queries by (before, now): {counts:?}", p.target.name);
-        assert!(runs >= 20 && counts.iter().all(|c| *c > 0), "{runs} runs, {counts:?}");
+        assert!(runs >= 12 && counts.iter().all(|c| *c > 0), "{runs} runs, {counts:?}");
     }
 }
 

@@ -68,7 +68,7 @@ fn backward_of_every_mask() {
         assert!(ran.values().sum::<usize>() >= 20);
         for kernel in ["attention_dq.wgmma", "attention_dkv.wgmma"] {
             let times = ran.get(kernel).copied().unwrap_or(0);
-            assert!(p.target.sm != 90 || times >= 9, "{kernel} ran too seldom: {ran:?}");
+            assert!(p.target.sm != 90 || times >= HALVES.len(), "{kernel} ran too seldom: {ran:?}");
         }
     }
 }
