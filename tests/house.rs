@@ -11,7 +11,7 @@ const MAY: &[(&str, &[&str])] = &[
     ("model", &["omchat-ir"]),
     ("recipe", &["omchat-model"]),
     // A kernel implements codegen's trait: selection sees kernels as values, and names none.
-    ("kernels", &["omchat-ir", "omchat-codegen", "cubecl", "cubecl-common", "cubecl-environment"]),
+    ("kernels", &["omchat-ir", "omchat-codegen", "cubecl", "cubecl-common", "cubecl-environment", "cubecl-llvm"]),
     ("runtime", &["omchat-ir", "omchat-codegen", "omchat-kernels", "cubecl"]),
     // Makes the mini model; a package of its own, with its own lock.
     ("tools/convert", &[]),
@@ -22,7 +22,8 @@ const MAY: &[(&str, &[&str])] = &[
 const IR: &[&str] = &["half", "thiserror"];
 
 /// Files that may ask which features are compiled in; test devices do so too.
-const FEATURES: &[&str] = &["kernels/src/source.rs", "runtime/src/device", "runtime/src/collective"];
+const FEATURES: &[&str] =
+    &["kernels/src/source.rs", "kernels/src/words.rs", "runtime/src/device", "runtime/src/collective"];
 
 /// Longest source file.
 const LINES: usize = 500;

@@ -5,8 +5,8 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Refusal, Schedule, Target};
 
 use crate::bind::{Buffers, Slot};
-use crate::prefetch::prefetch;
 use crate::vector::{Lane, read_float, write_float};
+use crate::words::prefetch;
 
 /// Rows that one step of the micro-kernels works on.
 pub(crate) const STEP: usize = 4;

@@ -53,6 +53,8 @@ pub(crate) struct Einsum {
     pub(crate) k_tail: bool,
     /// Whether the tiles leave a rest along n.
     pub(crate) n_tail: bool,
+    /// Vectors of a group's columns, where its sums are finished by them; 0 where each tile's are.
+    pub(crate) line: usize,
     /// Whether the next tile of columns is asked for while this one is summed.
     pub(crate) ahead: bool,
     /// Whether cores take runs of items.
@@ -159,6 +161,7 @@ impl Roles {
             turn: schedule.get("turn") as usize,
             k_tail,
             n_tail,
+            line: 0,
             ahead: false,
             cpu: schedule.get("bits") == 64,
             tiles,

@@ -16,9 +16,9 @@ use crate::grid::{address, cores};
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::{Cursor, depth, item, seek};
-use crate::prefetch::prefetch;
 use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, across, read_float};
+use crate::words::{fixed, prefetch};
 use crate::{Launch, LaunchError};
 
 /// Tiles of columns side by side whose sums fill a line of the cache: with long rows of results, lines that are
@@ -97,6 +97,10 @@ impl Launch for EinsumDot {
         let ahead = roles.m().0 <= FEW && roles.k() * cols * bytes <= AHEAD;
         let (mut e, words, ins, outs, (cubes, units)) = roles.plan(rows, cols, cols, group, schedule);
         e.ahead = ahead && schedule.get("bits") == 64;
+        let across = group * cols;
+        if group > 1 && across.is_multiple_of(lanes) && roles.n().is_multiple_of(across) {
+            e.line = across / lanes;
+        }
         let e = Key::new(e);
         let stage = Stage::Dot(e.clone());
         Ok(Prepared::new(
@@ -129,19 +133,30 @@ pub(crate) fn dots<N: Size, C: Size>(
         let t = tile(meta, operands, item, e.clone());
         let size = meta[comptime![e.plan.kept - 1]] as usize;
         let first = t.n as usize * comptime![e.group * e.cols];
+        let mut line = Array::<Vector<f32, N>>::new(comptime![(e.rows * e.line).max(1)]);
         for m in t.from..t.to {
             let row = m * comptime![e.rows as u32];
             for j in 0..e.group {
                 let n = first + j * e.cols;
                 if n < size {
-                    products::<N, C>(meta, operands, results, &t.cursor, row, n, e.clone());
+                    products::<N, C>(meta, operands, results, &t.cursor, row, n, j, &mut line, e.clone());
+                }
+            }
+            if comptime![e.line > 0] {
+                for r in 0..min(e.rows as u32, meta[e.m] - row) {
+                    for v in 0..e.line {
+                        let sums = line[r as usize * e.line + v];
+                        let n = first + v * N::value();
+                        finish::<N>(meta, operands, results, &t.cursor, row + r, n, sums, e.clone());
+                    }
                 }
             }
         }
     }
 }
 
-/// `rows` x `cols` sums of products from row `m` and column `n` on.
+/// `rows` x `cols` sums of products from row `m` and column `n` on, which are finished, or laid in `line` as tile `tile` of a
+/// group of which whole vectors are finished at once.
 #[cube]
 fn products<N: Size, C: Size>(
     meta: &[u32],
@@ -150,26 +165,29 @@ fn products<N: Size, C: Size>(
     c: &Cursor,
     m: u32,
     n: usize,
+    tile: usize,
+    line: &mut Array<Vector<f32, N>>,
     #[comptime] e: Key<Einsum>,
 ) {
     // Sums leave the registers, so that what follows is compiled once and not once a row.
     let mut held = Array::<Vector<f32, N>>::new(comptime![e.rows * e.cols]);
     let mut rest = Array::<Vector<f32, C>>::new(e.rows);
     let size = meta[comptime![e.plan.kept - 1]] as usize;
-    if comptime![e.rows == 1 && !e.n_tail] {
-        sums::<N, C>(meta, operands, c, m, n, &mut held, &mut rest, true, e.clone());
-    } else if m + comptime![e.rows as u32] <= meta[e.m] && n + e.cols <= size {
-        sums::<N, C>(meta, operands, c, m, n, &mut held, &mut rest, true, e.clone());
-    } else {
-        sums::<N, C>(meta, operands, c, m, n, &mut held, &mut rest, false, e.clone());
-    }
+    sums::<N, C>(meta, operands, c, m, n, &mut held, &mut rest, e.clone());
+    let one = line.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
     for r in 0..min(e.rows as u32, meta[e.m] - m) {
         let mut sums = rest[r as usize];
         #[unroll]
         for j in 0..e.cols {
             sums.insert(j, sums.extract(j) + across::<N>(held[r as usize * e.cols + j], false));
         }
-        if comptime![!e.n_tail] {
+        if comptime![e.line > 0] {
+            #[unroll]
+            for j in 0..e.cols {
+                let at = r as usize * comptime![e.group * e.cols] + tile * e.cols + j;
+                one[at] = Vector::new(sums.extract(j));
+            }
+        } else if comptime![!e.n_tail] {
             finish::<C>(meta, operands, results, c, m + r, n, sums, e.clone());
         } else if n + e.cols <= size {
             finish::<C>(meta, operands, results, c, m + r, n, sums, e.clone());
@@ -193,9 +211,9 @@ fn products<N: Size, C: Size>(
     }
 }
 
-/// The sums, and beside them those of elements behind the last vector. Of a tile that is not `full` rows and columns past the
-/// end repeat the last; they are not written. Where all are there no place is a choice: LLVM would make it again at each step,
-/// on ports that multiply (110 instead of 140 GFLOP/s on two cores of an Emerald Rapids).
+/// The sums, and beside them those of elements behind the last vector. Rows and columns past the end repeat the last; they are
+/// not written. Where they stand is hidden: LLVM would find it again at each step, on ports that multiply, or by a division
+/// (110 instead of 140 GFLOP/s on two cores of an Emerald Rapids; a tower's MLP a third as fast).
 #[cube]
 fn sums<N: Size, C: Size>(
     meta: &[u32],
@@ -205,7 +223,6 @@ fn sums<N: Size, C: Size>(
     n: usize,
     held: &mut Array<Vector<f32, N>>,
     rest: &mut Array<Vector<f32, C>>,
-    #[comptime] full: bool,
     #[comptime] e: Key<Einsum>,
 ) {
     let last = comptime![e.plan.rank - 1];
@@ -216,20 +233,14 @@ fn sums<N: Size, C: Size>(
     let mut rows = Sequence::<usize>::new();
     #[unroll]
     for r in 0..e.rows {
-        if full {
-            rows.push(m as usize * row_step + r * row_step);
-        } else {
-            rows.push(min(m + comptime![r as u32], meta[e.m] - 1) as usize * row_step);
-        }
+        let row = min(m + comptime![r as u32], meta[e.m] - 1);
+        rows.push(fixed(row as usize * row_step, e.cpu));
     }
     let mut columns = Sequence::<usize>::new();
     #[unroll]
     for j in 0..e.cols {
-        if full {
-            columns.push(n * column_step + j * column_step);
-        } else {
-            columns.push(min(n + j, meta[comptime![e.plan.kept - 1]] as usize - 1) * column_step);
-        }
+        let column = min(n + j, meta[comptime![e.plan.kept - 1]] as usize - 1);
+        columns.push(fixed(column * column_step, e.cpu));
     }
     let mut acc = Array::<Vector<f32, N>>::new(comptime![e.rows * e.cols]);
     #[unroll]
@@ -241,15 +252,15 @@ fn sums<N: Size, C: Size>(
         rest[r] = Vector::new(0.0f32);
     }
     let b_slot = comptime![e.plan.reads[e.b].view.slot];
+    let next = fixed(e.cols * column_step, e.cpu);
     for k in 0..depth(meta, e.plan.clone()) {
         let outer = seek(meta, c, k, e.plan.kept, last, e.plan.clone());
-        let (a, b) = (*outer.reads.index(e.a), *outer.reads.index(e.b));
+        let (a, b) = (fixed(*outer.reads.index(e.a), e.cpu), fixed(*outer.reads.index(e.b), e.cpu));
         for j in 0..vectors {
-            if comptime![e.ahead && full] {
+            if comptime![e.ahead] {
                 #[unroll]
                 for i in 0..e.cols {
-                    let next = comptime![i + e.cols] * column_step;
-                    prefetch(operands, b + n * column_step + next + j * N::value(), b_slot);
+                    prefetch(operands, b + *columns.index(i) + next + j * N::value(), b_slot);
                 }
             }
             step::<N>(operands, a + j * N::value(), b + j * N::value(), &rows, &columns, &mut acc, e.clone());

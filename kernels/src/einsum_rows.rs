@@ -17,6 +17,7 @@ use crate::map_plain::{fits, nest_of};
 use crate::nest::{Cursor, depth, item, seek};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, read_float};
+use crate::words::fixed;
 use crate::{Launch, LaunchError};
 
 /// Bytes of the vectors' factor that an item may walk again for each tile of rows: they must stay in a core's second
@@ -169,7 +170,7 @@ fn products<N: Size>(
     }
     for k in 0..depth(meta, e.plan.clone()) {
         let outer = seek(meta, c, k, e.plan.kept, last, e.plan.clone());
-        let (a, b) = (*outer.reads.index(e.a), *outer.reads.index(e.b) + n);
+        let (a, b) = starts(&outer, n, e.clone());
         sweep::<N>(meta, operands, a, b, 0usize, width, &rows, &mut acc, cols, e.clone());
     }
     // Sums leave the registers, so that what follows is compiled once and not once a row.
@@ -185,6 +186,12 @@ fn products<N: Size>(
     }
 }
 
+/// Where the factors stand, the columns' at column `n`.
+#[cube]
+fn starts(outer: &Cursor, n: usize, #[comptime] e: Key<Einsum>) -> (usize, usize) {
+    (fixed(*outer.reads.index(e.a), e.cpu), fixed(*outer.reads.index(e.b) + n, e.cpu))
+}
+
 /// Where the rows from `m` on begin in their factor. Rows past the end repeat the last; they are not written.
 #[cube]
 fn places(meta: &[u32], m: u32, #[comptime] e: Key<Einsum>) -> Sequence<usize> {
@@ -192,7 +199,7 @@ fn places(meta: &[u32], m: u32, #[comptime] e: Key<Einsum>) -> Sequence<usize> {
     #[unroll]
     for r in 0..e.rows {
         let row = min(m + comptime![r as u32], meta[e.m] - 1);
-        rows.push(row as usize * stride(meta, e.a, e.m, e.plan.clone()));
+        rows.push(fixed(row as usize * stride(meta, e.a, e.m, e.plan.clone()), e.cpu));
     }
     rows
 }
@@ -258,7 +265,7 @@ fn by_turns<N: Size>(
     }
     for k in 0..depth(meta, e.plan.clone()) {
         let outer = seek(meta, &t.cursor, k, e.plan.kept, last, e.plan.clone());
-        let (a, b) = (*outer.reads.index(e.a), *outer.reads.index(e.b) + n);
+        let (a, b) = starts(&outer, n, e.clone());
         for turn in 0..turns {
             let from = turn * e.turn;
             let to = min(from + e.turn, width);

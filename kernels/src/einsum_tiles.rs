@@ -73,6 +73,7 @@ impl Roles {
             turn: 1,
             k_tail,
             n_tail,
+            line: 0,
             ahead: false,
             cpu: false,
             tiles,

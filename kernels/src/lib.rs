@@ -74,7 +74,6 @@ mod norm_dx_rows;
 mod norm_dx_shared;
 mod norm_shared;
 mod packed;
-mod prefetch;
 mod prepared;
 mod rms_norm_rows;
 mod scatter_add_plain;
@@ -82,6 +81,7 @@ mod source;
 mod tally;
 mod vector;
 mod warpgroups;
+mod words;
 
 pub use bind::{Args, Buffer};
 pub use chain::Chain;

@@ -1,8 +1,11 @@
-//! Prefetches: memory asked for ahead of its use, on the CPU.
+//! Words of CubeCL's compiler for the CPU that are ours, with their ways to LLVM. Elsewhere they are nothing.
 //!
-//! CubeCL has no word for it, so this is one, with its way to LLVM. Out-of-order cores look a few hundred instructions ahead,
-//! and at the end of each short row a branch that was not foreseen ends that: a product of few rows left half of the memory's
-//! bandwidth unused (11.5 instead of 17.6 GB/s of 20.4 for rows of 576 bf16 on two cores of an Emerald Rapids).
+//! `prefetch` asks for memory ahead of its use. Out-of-order cores look a few hundred instructions ahead, and at the end of each
+//! short row a branch that was not foreseen ends that: a product of few rows left half of the memory's bandwidth unused (11.5
+//! instead of 17.6 GB/s of 20.4 for rows of 576 bf16 on two cores of an Emerald Rapids).
+//!
+//! `hide` keeps from LLVM how a number came about. Knowing that a place is a remainder, it divides again at each step of the
+//! innermost loop.
 
 use cubecl::prelude::*;
 
@@ -35,6 +38,30 @@ fn ask<E: CubePrimitive>(from: &[E], at: usize) {
     })
 }
 
+/// The same place, found once: on the CPU LLVM knows nothing more of it.
+#[cube]
+pub(crate) fn fixed(place: usize, #[comptime] cpu: bool) -> usize {
+    if cpu { hide(place) } else { place }
+}
+
+/// The same place, of which LLVM knows nothing more.
+#[cube]
+fn hide(number: usize) -> usize {
+    intrinsic!(|scope| {
+        #[cfg(feature = "cpu")]
+        {
+            let number = number.read_value(scope);
+            let op = on_cpu::HideOp::new(scope.ctx_mut(), number);
+            scope.register_with_result(&op).into()
+        }
+        #[cfg(not(feature = "cpu"))]
+        {
+            let _ = scope;
+            number
+        }
+    })
+}
+
 #[cfg(feature = "cpu")]
 mod on_cpu {
     use cubecl_llvm::shared::to_llvm::prelude::*;
@@ -44,6 +71,25 @@ mod on_cpu {
     #[result_ty(none)]
     pub(super) struct PrefetchOp {
         pub(super) place: Value,
+    }
+
+    /// A number passed on.
+    #[cube_op(name = "omchat.hide")]
+    #[result_ty(same_as = number)]
+    pub(super) struct HideOp {
+        pub(super) number: Value,
+    }
+
+    #[op_interface_impl]
+    impl ToLLVMDialect for HideOp {
+        fn rewrite(&self, ctx: &mut Context, rewriter: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
+            let number = self.number(ctx);
+            let ty = number.get_type(ctx);
+            let hidden = llvm::InlineAsmOp::new(ctx, ty, vec![number], "", "=r,0", false);
+            rewriter.insert_op(ctx, &hidden);
+            rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![hidden.get_result(ctx)]);
+            Ok(())
+        }
     }
 
     #[op_interface_impl]
