@@ -19,7 +19,8 @@ pub(crate) struct Merge {
     pub(crate) shape: Shape,
 }
 
-/// Parts of the keys: as few as keep all but a tenth of the cores' time; 1 where there are many queries, or few keys.
+/// Parts of the keys: as few as keep all but a tenth of the cores' time, else as many as there may be; 1 where there are many
+/// queries, or few keys.
 pub(crate) fn parts(n: &Sizes, cores: usize) -> usize {
     let (heads, tiles) = (n.b * n.h, n.s.div_ceil(TILE));
     if n.g * n.t > STEP {
@@ -29,7 +30,8 @@ pub(crate) fn parts(n: &Sizes, cores: usize) -> usize {
         let items = heads * parts;
         10 * items >= 9 * items.next_multiple_of(cores)
     };
-    (1..=(tiles / 4).min(cores)).find(|parts| busy(*parts)).unwrap_or(1)
+    let most = (tiles / 4).min(cores).max(1);
+    (1..most).find(|parts| busy(*parts)).unwrap_or(most)
 }
 
 /// Queries of an instance.
@@ -93,5 +95,18 @@ pub(crate) fn merge_row<N: Size>(
         let safe = select(seen, weight, 1.0f32);
         write_row::<N>(results, query * plan.shape.d, &sum, 0usize, 1.0f32 / safe, plan.out, plan.shape);
         results.f32s.index_mut(plan.lse.index)[query] = select(seen, top + safe.ln(), MASKED);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Sizes, parts};
+
+    #[test]
+    fn every_core_has_keys() {
+        let of = |h, s, cores| parts(&Sizes { b: 1, h, g: 3, t: 1, s, d: 64 }, cores);
+        assert_eq!([of(3, 1024, 2), of(2, 1024, 2), of(3, 1024, 4)], [2, 1, 4]);
+        assert_eq!(of(3, 4096, 64), 16, "too few keys for all cores: as many parts as are worth it");
+        assert_eq!(of(3, 100, 8), 1);
     }
 }
