@@ -158,6 +158,11 @@ pub trait Kernel: Sync {
     fn scratch(&self, _work: &Work, _schedule: &Schedule) -> usize {
         0
     }
+    /// Turns that the loops of one unit take together, at most. Asked where a target counts them ([`Target::turns`]); a
+    /// kernel that does not say runs on no such target.
+    fn turns(&self, _work: &Work, _schedule: &Schedule) -> usize {
+        usize::MAX
+    }
     /// Whether a launch of it can be a stage of a chain: one of several launches that a CPU is given as one. Its items may
     /// be dealt to the cores in any order, and nothing but memory is shared among them.
     fn chains(&self) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! A nest walks its kept axes; at each point it folds its folded axes (if it has a fold) and writes.
 //! Operands are read through affine views, so that a transpose, a slice or a broadcast costs nothing
-//! but strides. Two kernels that never refuse (`map.plain`, `fold.plain`) run every nest on every target.
+//! but strides. Two kernels (`map.plain`, `fold.plain`) take every nest that a target can address.
 
 use crate::body::Body;
 use omchat_ir::Dtype;

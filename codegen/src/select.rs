@@ -40,7 +40,8 @@ pub fn offers<'a>(work: &Work, target: &Target, kernels: &[&'a dyn Kernel]) -> (
                 let (before, mut lacks) = (found.len(), None);
                 for schedule in s {
                     let scratch = k.scratch(work, &schedule);
-                    match lacking(work, scratch, target) {
+                    let turns = if target.turns == usize::MAX { 0 } else { k.turns(work, &schedule) };
+                    match lacking(work, scratch, turns, target) {
                         Some(why) => lacks = Some(why),
                         None => {
                             let seconds = cost::seconds(work, &amount, &schedule, scratch, target);
@@ -56,10 +57,13 @@ pub fn offers<'a>(work: &Work, target: &Target, kernels: &[&'a dyn Kernel]) -> (
     (found, refusals)
 }
 
-/// What a target lacks for that many floats of scratch memory.
-fn lacking(work: &Work, scratch: usize, target: &Target) -> Option<String> {
+/// What a target lacks for that many floats of scratch memory and for loops of that many turns.
+fn lacking(work: &Work, scratch: usize, turns: usize, target: &Target) -> Option<String> {
     let (bytes, bound, name) = (scratch * 4, work.bindings() + 1, &target.name);
-    if scratch == 0 {
+    if turns > target.turns {
+        let may = if turns == usize::MAX { "any number of".into() } else { turns.to_string() };
+        Some(format!("a unit's loops may take {may} turns, {name} ends them after {}", target.turns))
+    } else if scratch == 0 {
         None
     } else if bytes > target.max_binding_bytes {
         Some(format!("needs {bytes} bytes of scratch memory, {name} binds {} at once", target.max_binding_bytes))

@@ -27,6 +27,9 @@ pub struct Target {
     pub packed: Vec<Dtype>,
     /// Whether a CPU plays the device: its shared memory is memory like any other.
     pub software: bool,
+    /// Most turns that the loops of one unit may take, all of them together; `usize::MAX` where nobody counts. A software
+    /// driver ends loops there and goes on with what they have.
+    pub turns: usize,
     /// Widest vector of f32 that pays.
     pub lanes: usize,
     /// Units in a cube that pays (threads in a block); 1 on the CPU runtime.
@@ -63,6 +66,7 @@ impl Target {
             dtypes: Dtype::ALL.to_vec(),
             packed: vec![],
             software: false,
+            turns: usize::MAX,
             lanes: 16,
             units: 1,
             max_units: cores.max(1),
@@ -87,6 +91,7 @@ impl Target {
             dtypes: vec![Dtype::F32, Dtype::I32, Dtype::Bool],
             packed: vec![Dtype::Bf16, Dtype::F16],
             software: false,
+            turns: usize::MAX,
             lanes: 4,
             units: 64,
             max_units: 256,
@@ -115,6 +120,7 @@ impl Target {
             dtypes: Dtype::ALL.to_vec(),
             packed: vec![],
             software: false,
+            turns: usize::MAX,
             lanes: 4,
             units: 256,
             max_units: 1024,

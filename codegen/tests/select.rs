@@ -161,6 +161,9 @@ impl Kernel for Works {
     fn scratch(&self, _: &Work, schedule: &Schedule) -> usize {
         schedule.get("parts") as usize
     }
+    fn turns(&self, _: &Work, schedule: &Schedule) -> usize {
+        schedule.get("parts") as usize * 100
+    }
 }
 
 #[test]
@@ -222,4 +225,20 @@ fn scratch_memory_beyond_a_limit_is_refused_by_name() {
     assert_eq!(refusals, [("works", "binds 6 buffers with its scratch memory, cpu takes 5".to_string())]);
     let (_, refusals) = offers(&work(), &small, &[&Works(vec![1 << 20])]);
     assert_eq!(refusals[0].1, "needs 4194304 bytes of scratch memory, cpu binds 1048576 at once");
+}
+
+#[test]
+fn loops_of_more_turns_than_a_target_takes_are_refused() {
+    let work = chosen(&product(8, 8, 8, "n k"), &[&Fake("any", vec![schedule(1, 1, 1)])], None).work;
+    let counts = Target { turns: 1000, ..Target::cpu(2) };
+    let silent = Fake("silent", vec![schedule(1, 1, 1)]);
+    let (works, long) = (Works(vec![11, 10, 1]), Works(vec![11]));
+    let (found, refusals) = offers(&work, &counts, &[&works, &silent]);
+    assert_eq!(found.iter().map(|o| o.scratch).collect::<Vec<_>>(), [10, 1]);
+    let why = "a unit's loops may take any number of turns, cpu ends them after 1000";
+    assert_eq!(refusals, [("silent", why.to_string())]);
+    let (found, refusals) = offers(&work, &counts, &[&long]);
+    assert!(found.is_empty());
+    assert_eq!(refusals[0].1, "a unit's loops may take 1100 turns, cpu ends them after 1000");
+    assert_eq!(offers(&work, &Target::cpu(2), &[&long, &silent]).0.len(), 2);
 }

@@ -1,10 +1,11 @@
 //! What the attention kernels share: the sizes of an instance, where its operands lie, and its refusals.
 
-use omchat_codegen::{Refusal, Work};
+use omchat_codegen::{Refusal, Schedule, Target, Work};
 use omchat_ir::{Dtype, Type};
 
 use crate::attention_carry::Carry;
 use crate::bind::{Slot, Slots};
+use crate::grid::units;
 
 /// Functions that are attention: they differ in the output's dtype, and the last goes on from an earlier result.
 pub(crate) const FORWARD: &[&str] = &["attention", "attention_partial", ONTO];
@@ -106,6 +107,24 @@ pub(crate) fn blocks(n: &Sizes, over: usize, rows: usize) -> (u32, Vec<u32>) {
     let blocks = over.div_ceil(rows);
     let items = (n.b * n.h * blocks) as u32;
     (items, vec![items, blocks as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32])
+}
+
+/// Widest head whose loops are unrolled where turns are counted.
+const UNROLLED: usize = 128;
+
+/// The schedule of a kernel in which a unit has a query or a key. Where turns are counted its loops along D are unrolled,
+/// so that only those over keys or queries count.
+pub(crate) fn plain(target: &Target, d: usize) -> Schedule {
+    let Schedule(mut words) = units(target, usize::MAX);
+    if target.turns < usize::MAX && d <= UNROLLED {
+        words.insert("unroll", d as u32);
+    }
+    Schedule(words)
+}
+
+/// Whether the loops along D are unrolled.
+pub(crate) fn whole(schedule: &Schedule) -> bool {
+    schedule.get("unroll") > 1
 }
 
 /// The places of an instance, what it goes on from, and what to bind.

@@ -17,9 +17,9 @@ use crate::attention::{BackPlaces, back_places, backward, blocks};
 use crate::attention_panels::{
     LANES, Panel, Sums, Tiling, add_weighed, lay_weights, row_of, schedules, scores, shares, tiling, write_block, zero,
 };
-use crate::attention_sight::{Mask, at, bounds, hi, list_keys, list_queries, lo, sight};
+use crate::attention_sight::{Mask, at, bounds, hi, list_keys, list_queries, lo, seen_turns, sight};
 use crate::bind::Buffers;
-use crate::grid::{address, one_each};
+use crate::grid::{address, looped, one_each};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::{Launch, LaunchError};
 
@@ -48,6 +48,13 @@ impl Kernel for AttentionDkvTiled {
         shares(target, n.d)?;
         let shapes = [(16, 16, 1, 1), (8, 8, 1, 1), (4, 16, 1, 1)];
         Ok(schedules(target, n.d, (n.b * n.h, n.s), &shapes, |_| (1, 5)))
+    }
+
+    fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
+        let Ok((n, ..)) = backward(work, "attention_dkv", 2) else { return usize::MAX };
+        let t = tiling(n.d, schedule);
+        let tile = seen_turns(t.n()) + 2 * (t.score_turns() + t.sum_turns());
+        seen_turns(t.m()) + looped((n.g * n.t).div_ceil(t.n()), tile)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Cotangents of attention's queries, of any shape on any target: a unit walks the keys for one query.
 //!
 //! Implements  `@attention_dq`
-//! Schedule    `units` a cube, a query each
+//! Schedule    `units` a cube, a query each; `unroll` where loops along D are unrolled
 //! Needs       D <= 256: a query, its output's cotangent and the sum are kept in registers
 //! Cost        keys and values are read once a query: right everywhere, fast nowhere
 //! Source      Dao 2023, FlashAttention-2, arXiv:2307.08691, section 3.1
@@ -9,9 +9,9 @@
 use cubecl::prelude::*;
 use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 
-use crate::attention::{BackPlaces, Sizes, back_places, backward};
+use crate::attention::{BackPlaces, Sizes, back_places, backward, plain, whole};
 use crate::bind::{Buffers, Slot};
-use crate::grid::{address, cubes, units};
+use crate::grid::{address, cubes, looped};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, read_float};
 use crate::{Launch, LaunchError};
@@ -31,7 +31,13 @@ impl Kernel for AttentionDqPlain {
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let (n, ..) = backward(work, "attention_dq", 1)?;
         narrow(n)?;
-        Ok(vec![units(target, usize::MAX)])
+        Ok(vec![plain(target, n.d)])
+    }
+
+    fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
+        let Ok((n, ..)) = backward(work, "attention_dq", 1) else { return usize::MAX };
+        let along = if whole(schedule) { 0 } else { looped(n.d, 0) };
+        looped(n.s, 2 * along) + 2 * along
     }
 }
 
@@ -47,14 +53,14 @@ impl Launch for AttentionDqPlain {
         let queries = n.b * n.h * n.g * n.t;
         let words = vec![queries as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];
         let (cubes, units) = cubes(queries as u32, schedule);
-        let bits = address(schedule);
+        let (bits, whole) = (address(schedule), whole(schedule));
         Ok(Prepared::new(
             words,
             ins,
             outs,
             cubes,
             units,
-            runner!(|b| attention_dq_plain, bits, b.meta, b.operands, b.results, n.d, places),
+            runner!(|b| attention_dq_plain, bits, b.meta, b.operands, b.results, n.d, whole, places),
         ))
     }
 }
@@ -65,6 +71,7 @@ fn attention_dq_plain(
     operands: &Buffers,
     results: &mut Buffers,
     #[comptime] width: usize,
+    #[comptime] whole: bool,
     #[comptime] p: BackPlaces,
 ) {
     let query = ABSOLUTE_POS;
@@ -83,6 +90,7 @@ fn attention_dq_plain(
         let mut q = Array::<f32>::new(width);
         let mut dout = Array::<f32>::new(width);
         let mut sum = Array::<f32>::new(width);
+        #[unroll(whole)]
         for d in 0..width {
             q[d] = one(operands, query * width + d, p.q) * scale;
             dout[d] = one(operands, query * width + d, p.dout);
@@ -94,16 +102,19 @@ fn attention_dq_plain(
                 let key = (head * keys + s) * width;
                 let mut score = 0.0f32.runtime();
                 let mut dp = 0.0f32.runtime();
+                #[unroll(whole)]
                 for d in 0..width {
                     score += q[d] * one(operands, key + d, p.k);
                     dp += dout[d] * one(operands, key + d, p.v);
                 }
                 let ds = (score - lse).exp() * (dp - delta);
+                #[unroll(whole)]
                 for d in 0..width {
                     sum[d] += ds * one(operands, key + d, p.k);
                 }
             }
         }
+        #[unroll(whole)]
         for d in 0..width {
             results.f32s.index_mut(p.first.index)[query * width + d] = sum[d] * scale;
         }

@@ -16,9 +16,9 @@ use crate::attention::{BackPlaces, back_places, backward, blocks};
 use crate::attention_panels::{
     LANES, Panel, Sums, Tiling, add_weighed, lay_weights, row_of, schedules, scores, shares, tiling, write_block, zero,
 };
-use crate::attention_sight::{Mask, bounds, hi, list_keys, list_places, list_queries, lo, sight};
+use crate::attention_sight::{Mask, bounds, hi, list_keys, list_places, list_queries, lo, seen_turns, sight};
 use crate::bind::Buffers;
-use crate::grid::{address, one_each};
+use crate::grid::{address, looped, one_each};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::{Launch, LaunchError};
 
@@ -47,6 +47,13 @@ impl Kernel for AttentionDqTiled {
         shares(target, n.d)?;
         let shapes = [(16, 16, 1, 1), (8, 8, 2, 1), (8, 8, 1, 1)];
         Ok(schedules(target, n.d, (n.b * n.h, n.g * n.t), &shapes, |_| (1, 2)))
+    }
+
+    fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
+        let Ok((n, ..)) = backward(work, "attention_dq", 1) else { return usize::MAX };
+        let t = tiling(n.d, schedule);
+        let tile = seen_turns(t.n()) + 2 * t.score_turns() + t.sum_turns();
+        seen_turns(t.m()) + looped(n.s.div_ceil(t.n()), tile)
     }
 }
 

@@ -153,7 +153,7 @@ fn attention_mma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comp
                 let count = min(keys - start, comptime![f.n].runtime());
                 hide_keys(operands, &mut p, &softmax.lo, &softmax.hi, batch * keys + start, count, plan.mask, f);
             }
-            weigh(&mut softmax, &mut p, &mut falls, false, f);
+            weigh(&mut softmax, &mut p, &mut falls, f);
             lower(&mut out, &falls, f);
             wait(comptime![f.depth - 1]);
             sync_cube();

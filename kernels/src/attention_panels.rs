@@ -8,10 +8,13 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Refusal, Schedule, Target};
 
 use crate::bind::{Buffers, Slot};
+use crate::grid::looped;
 use crate::vector::{Lane, read_float, write_float};
 
 /// Elements in a vector of shared memory.
 pub(crate) const LANES: usize = 4;
+/// Steps of a product's loop that stand in its text one behind the other.
+const STEP: usize = 4;
 /// What an unseen key scores.
 pub(crate) const MASKED: f32 = -1e30;
 
@@ -37,6 +40,9 @@ pub(crate) struct Tiling {
     pub(crate) chunk: usize,
     /// Rows that the second product takes at a time.
     pub(crate) deep: usize,
+    /// Whether units keep to their rows when they fill panels on their side. Else neighbours read neighbours, as cards
+    /// like it.
+    pub(crate) apart: bool,
 }
 
 impl Tiling {
@@ -52,6 +58,13 @@ impl Tiling {
 
     pub(crate) fn units(&self) -> usize {
         self.down * self.across
+    }
+
+    /// Whether a panel of so many rows is filled by units that keep to theirs.
+    fn by_rows(&self, size: usize) -> bool {
+        let (fours, units) = (size / LANES, self.units());
+        let even = units % fours == 0 && self.chunk % (units / fours) == 0;
+        self.apart && (even || fours % units == 0)
     }
 
     /// Vectors of D that a unit has of the second product.
@@ -76,6 +89,16 @@ impl Tiling {
     /// Vectors of a tile of weights.
     pub(crate) fn weights(&self) -> usize {
         self.n() * self.m_pitch()
+    }
+
+    /// Turns of the loops of [`scores`].
+    pub(crate) fn score_turns(&self) -> usize {
+        looped(self.d.div_ceil(self.chunk), looped(self.chunk / STEP, 0))
+    }
+
+    /// Turns of the loops of [`add_weighed`].
+    pub(crate) fn sum_turns(&self) -> usize {
+        looped(self.n() / self.deep, looped(self.deep / STEP, 0))
     }
 
     /// Bytes of shared memory, with that many words a row and a column beside the panels.
@@ -103,7 +126,8 @@ pub(crate) fn schedule(t: &Tiling) -> Schedule {
         ("chunk", t.chunk),
         ("deep", t.deep),
     ];
-    Schedule::new(&words.map(|(name, n)| (name, n as u32)))
+    let apart = t.apart.then_some(("apart", 2));
+    Schedule(words.map(|(name, n)| (name, n as u32)).into_iter().chain(apart).collect())
 }
 
 /// The tiling that a schedule says.
@@ -117,6 +141,7 @@ pub(crate) fn tiling(d: usize, schedule: &Schedule) -> Tiling {
         cols: get("cols") / LANES,
         chunk: get("chunk"),
         deep: get("deep"),
+        apart: get("apart") == 2,
     }
 }
 
@@ -130,7 +155,7 @@ pub(crate) fn schedules(
     beside: impl Fn(&Tiling) -> (usize, usize),
 ) -> Vec<Schedule> {
     let fitted = shapes.iter().filter_map(|&(down, across, rows, cols)| {
-        let t = Tiling { d, down, across, rows, cols, chunk: LANES, deep: LANES };
+        let t = Tiling { d, down, across, rows, cols, chunk: LANES, deep: LANES, apart: target.software };
         let (a_row, a_column) = beside(&t);
         t.fitted(target.shared_bytes, a_row, a_column).filter(|t| t.units() as u32 <= target.max_units)
     });
@@ -168,16 +193,51 @@ pub(crate) fn fill_side(
 ) {
     let pitch = comptime![size / LANES + 1];
     let vectors = comptime![t.chunk * size / LANES];
+    if comptime![t.by_rows(size)] {
+        fill_by_rows(operands, to, base, starts, from, slot, size, t);
+    } else {
+        #[unroll]
+        for i in 0..comptime![vectors.div_ceil(t.units())] {
+            // Units that are neighbours read neighbours.
+            let v = UNIT_POS as usize + i * comptime![t.units()];
+            let column = v % t.chunk;
+            let four = v / t.chunk;
+            if comptime![vectors % t.units() == 0] {
+                to[base + column * pitch + four] = piece(operands, starts, four, from + column, slot, t);
+            } else if v < vectors {
+                to[base + column * pitch + four] = piece(operands, starts, four, from + column, slot, t);
+            }
+        }
+    }
+}
+
+/// The same by units that keep to their rows, and ask once where those start.
+#[cube]
+fn fill_by_rows(
+    operands: &Buffers,
+    to: &mut Panel,
+    base: usize,
+    starts: &Shared<[u32]>,
+    from: usize,
+    #[comptime] slot: Slot,
+    #[comptime] size: usize,
+    #[comptime] t: Tiling,
+) {
+    let fours = comptime![size / LANES];
+    let pitch = comptime![fours + 1];
+    let beside = comptime![(t.units() / fours).max(1)];
     #[unroll]
-    for i in 0..comptime![vectors.div_ceil(t.units())] {
-        // Units that are neighbours read neighbours.
-        let v = UNIT_POS as usize + i * comptime![t.units()];
-        let column = v % t.chunk;
-        let four = v / t.chunk;
-        if comptime![vectors % t.units() == 0] {
-            to[base + column * pitch + four] = piece(operands, starts, four, from + column, slot, t);
-        } else if v < vectors {
-            to[base + column * pitch + four] = piece(operands, starts, four, from + column, slot, t);
+    for f in 0..comptime![fours.div_ceil(t.units())] {
+        let four = UNIT_POS as usize % fours + comptime![f * t.units()];
+        let mut begins = Sequence::<usize>::new();
+        #[unroll]
+        for l in 0..LANES {
+            begins.push(starts[four * LANES + l] as usize);
+        }
+        #[unroll]
+        for i in 0..comptime![t.chunk / beside] {
+            let column = UNIT_POS as usize / fours + comptime![i * beside];
+            to[base + column * pitch + four] = quarter(operands, &begins, from + column, slot, t);
         }
     }
 }
@@ -192,6 +252,23 @@ fn piece(
     #[comptime] slot: Slot,
     #[comptime] t: Tiling,
 ) -> Four {
+    let mut begins = Sequence::<usize>::new();
+    #[unroll]
+    for l in 0..LANES {
+        begins.push(starts[four * LANES + l] as usize);
+    }
+    quarter(operands, &begins, column, slot, t)
+}
+
+/// Column `column` of 4 rows that begin there.
+#[cube]
+fn quarter(
+    operands: &Buffers,
+    begins: &Sequence<usize>,
+    column: usize,
+    #[comptime] slot: Slot,
+    #[comptime] t: Tiling,
+) -> Four {
     let mut inner = column;
     if comptime![!t.d.is_multiple_of(t.chunk)] {
         inner = min(column, comptime![t.d - 1].runtime());
@@ -199,7 +276,7 @@ fn piece(
     let mut out = Four::new(0.0f32);
     #[unroll]
     for l in 0..LANES {
-        let at = starts[four * LANES + l] as usize + inner;
+        let at = *begins.index(l) + inner;
         out.insert(l, read_float::<Const<1>>(operands, at, 0usize, slot, Lane::Zero).extract(0usize));
     }
     if comptime![!t.d.is_multiple_of(t.chunk)] {
@@ -208,27 +285,37 @@ fn piece(
     out
 }
 
+/// Adds what 4 rows, the `i`th of the unit, and its vectors of columns give at one step.
+#[cube]
+fn add_products(x: Four, y: &Sequence<Four>, acc: &mut Sums, #[comptime] i: usize, #[comptime] cols: usize) {
+    #[unroll]
+    for l in 0..LANES {
+        #[unroll]
+        for j in 0..cols {
+            let at = comptime![(i * LANES + l) * cols + j];
+            acc[at] = fma(Vector::new(x.extract(l)), *y.index(j), acc[at]);
+        }
+    }
+}
+
 /// Adds to the unit's block what a chunk gives: rows from `0` of the panel on, columns from `other` on.
 #[cube]
 pub(crate) fn products(panel: &mut Panel, other: usize, acc: &mut Sums, #[comptime] t: Tiling) {
     let row = UNIT_POS as usize / t.across;
     let column = UNIT_POS as usize % t.across;
-    for k in 0..t.chunk {
-        let mut y = Sequence::<Four>::new();
+    for turn in 0..comptime![t.chunk / STEP] {
         #[unroll]
-        for j in 0..t.cols {
-            y.push(panel[other + k * comptime![t.n_pitch()] + column + comptime![j * t.across]]);
-        }
-        #[unroll]
-        for i in 0..t.rows {
-            let x = panel[k * comptime![t.m_pitch()] + row + comptime![i * t.down]];
+        for s in 0..STEP {
+            let k = turn * STEP + s;
+            let mut y = Sequence::<Four>::new();
             #[unroll]
-            for l in 0..LANES {
-                #[unroll]
-                for j in 0..t.cols {
-                    let at = comptime![(i * LANES + l) * t.cols + j];
-                    acc[at] = fma(Vector::new(x.extract(l)), *y.index(j), acc[at]);
-                }
+            for j in 0..t.cols {
+                y.push(panel[other + k * comptime![t.n_pitch()] + column + comptime![j * t.across]]);
+            }
+            #[unroll]
+            for i in 0..t.rows {
+                let x = panel[k * comptime![t.m_pitch()] + row + comptime![i * t.down]];
+                add_products(x, &y, acc, i, t.cols);
             }
         }
     }
@@ -324,22 +411,19 @@ pub(crate) fn add_weighed(
         sync_cube();
         fill_rows(operands, panel, starts, c * t.deep, slot, t);
         sync_cube();
-        for k in 0..t.deep {
-            let mut y = Sequence::<Four>::new();
+        for turn in 0..comptime![t.deep / STEP] {
             #[unroll]
-            for j in 0..comptime![t.wide()] {
-                y.push(panel[k * comptime![t.wide() * t.across] + column + comptime![j * t.across]]);
-            }
-            #[unroll]
-            for i in 0..t.rows {
-                let x = weights[(c * t.deep + k) * comptime![t.m_pitch()] + row + comptime![i * t.down]];
+            for s in 0..STEP {
+                let k = turn * STEP + s;
+                let mut y = Sequence::<Four>::new();
                 #[unroll]
-                for l in 0..LANES {
-                    #[unroll]
-                    for j in 0..comptime![t.wide()] {
-                        let at = comptime![(i * LANES + l) * t.wide() + j];
-                        acc[at] = fma(Vector::new(x.extract(l)), *y.index(j), acc[at]);
-                    }
+                for j in 0..comptime![t.wide()] {
+                    y.push(panel[k * comptime![t.wide() * t.across] + column + comptime![j * t.across]]);
+                }
+                #[unroll]
+                for i in 0..t.rows {
+                    let x = weights[(c * t.deep + k) * comptime![t.m_pitch()] + row + comptime![i * t.down]];
+                    add_products(x, &y, acc, i, comptime![t.wide()]);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Attention of any shape on any target: a unit walks the keys for one query.
 //!
 //! Implements  `@attention`, `@attention_partial`, `@attention_onto`
-//! Schedule    `units` a cube, a query each
+//! Schedule    `units` a cube, a query each; `unroll` where loops along D are unrolled
 //! Needs       D <= 256: a query and its sum are kept in registers; D <= 128 in WGSL
 //! Cost        keys and values are read once a query: right everywhere, fast nowhere
 //! Source      online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867
@@ -9,10 +9,10 @@
 use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
-use crate::attention::{FORWARD, Places, instance, places};
+use crate::attention::{FORWARD, Places, instance, places, plain, whole};
 use crate::attention_carry::{Carry, carried_top, carried_value, carried_weight};
 use crate::bind::Buffers;
-use crate::grid::{address, cubes, units};
+use crate::grid::{address, cubes, looped};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, read_float, write_float};
 use crate::{Launch, LaunchError};
@@ -38,7 +38,13 @@ impl Kernel for AttentionPlain {
         if n.d > 128 && target.family == Family::Wgpu {
             return Err(Refusal(format!("WGSL may not keep a row of {} right in a unit", n.d)));
         }
-        Ok(vec![units(target, usize::MAX)])
+        Ok(vec![plain(target, n.d)])
+    }
+
+    fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
+        let Ok((n, ..)) = instance(work) else { return usize::MAX };
+        let along = if whole(schedule) { 0 } else { looped(n.d, 0) };
+        looped(n.s, 2 * along) + 2 * along
     }
 }
 
@@ -49,14 +55,14 @@ impl Launch for AttentionPlain {
         let queries = n.b * n.h * n.g * n.t;
         let words = vec![queries as u32, n.t as u32, n.g as u32, n.h as u32, n.s as u32];
         let (cubes, units) = cubes(queries as u32, schedule);
-        let bits = address(schedule);
+        let (bits, whole) = (address(schedule), whole(schedule));
         Ok(Prepared::new(
             words,
             ins,
             outs,
             cubes,
             units,
-            runner!(|b| attention_plain, bits, b.meta, b.operands, b.results, n.d, places, carry),
+            runner!(|b| attention_plain, bits, b.meta, b.operands, b.results, n.d, whole, places, carry),
         ))
     }
 }
@@ -67,6 +73,7 @@ fn attention_plain(
     operands: &Buffers,
     results: &mut Buffers,
     #[comptime] width: usize,
+    #[comptime] whole: bool,
     #[comptime] p: Places,
     #[comptime] carry: Option<Carry>,
 ) {
@@ -85,6 +92,7 @@ fn attention_plain(
         let mut sum = Array::<f32>::new(width);
         let mut top = carried_top(operands, query, carry);
         let mut weight = carried_weight(top, carry);
+        #[unroll(whole)]
         for d in 0..width {
             q[d] = one(operands, query * width + d, p.q) * scale;
             sum[d] = carried_value(operands, query * width + d, weight, carry);
@@ -94,12 +102,14 @@ fn attention_plain(
             if at >= lo && at <= hi {
                 let key = (head * keys + s) * width;
                 let mut score = 0.0f32.runtime();
+                #[unroll(whole)]
                 for d in 0..width {
                     score += q[d] * one(operands, key + d, p.k);
                 }
                 let higher = max(top, score);
                 let old = (top - higher).exp();
                 let new = (score - higher).exp();
+                #[unroll(whole)]
                 for d in 0..width {
                     sum[d] = sum[d] * old + new * one(operands, key + d, p.v);
                 }
@@ -109,6 +119,7 @@ fn attention_plain(
         }
         let seen = weight > 0.0f32;
         let share = select(seen, 1.0f32 / select(seen, weight, 1.0f32), 0.0f32);
+        #[unroll(whole)]
         for d in 0..width {
             write_float::<Const<1>>(results, query * width + d, 1usize, Vector::new(sum[d] * share), p.out, Lane::One);
         }

@@ -7,6 +7,7 @@ use crate::attention::{BackPlaces, Places};
 use crate::attention_fragments::{Frame, PLANE};
 use crate::attention_panels::Tiling;
 use crate::bind::{Buffers, Slot};
+use crate::grid::looped;
 
 /// Where the intervals lie. All that knows how they are bound is `lo`, `hi` and `at` below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +57,14 @@ pub(crate) struct Sight {
     pub(crate) until: i32,
 }
 
+/// Numbers that a unit asks of memory at once.
+const AHEAD: usize = 8;
+
+/// Turns of the loop over the places of `n` keys, or the intervals of `n` queries.
+pub(crate) const fn seen_turns(n: usize) -> usize {
+    looped(n.div_ceil(AHEAD), 0)
+}
+
 /// What queries `from..until` see.
 #[cube]
 pub(crate) fn sight(operands: &Buffers, from: usize, until: usize, #[comptime] mask: Mask) -> Sight {
@@ -65,13 +74,18 @@ pub(crate) fn sight(operands: &Buffers, from: usize, until: usize, #[comptime] m
         from: i32::MIN.runtime(),
         until: i32::MAX.runtime(),
     };
-    for t in from..until {
-        let first = lo(operands, t, mask);
-        let last = hi(operands, t, mask);
-        s.lowest = min(s.lowest, first);
-        s.highest = max(s.highest, last);
-        s.from = max(s.from, first);
-        s.until = min(s.until, last);
+    for turn in 0..(until - from).div_ceil(AHEAD) {
+        #[unroll]
+        for i in 0..AHEAD {
+            // Past the end the last again.
+            let t = min(from + turn * AHEAD + i, until - 1);
+            let first = lo(operands, t, mask);
+            let last = hi(operands, t, mask);
+            s.lowest = min(s.lowest, first);
+            s.highest = max(s.highest, last);
+            s.from = max(s.from, first);
+            s.until = min(s.until, last);
+        }
     }
     s
 }
@@ -81,10 +95,13 @@ pub(crate) fn sight(operands: &Buffers, from: usize, until: usize, #[comptime] m
 pub(crate) fn bounds(operands: &Buffers, from: usize, until: usize, #[comptime] mask: Mask) -> (i32, i32) {
     let mut near = i32::MAX.runtime();
     let mut far = i32::MIN.runtime();
-    for s in from..until {
-        let place = at(operands, s, mask);
-        near = min(near, place);
-        far = max(far, place);
+    for turn in 0..(until - from).div_ceil(AHEAD) {
+        #[unroll]
+        for i in 0..AHEAD {
+            let place = at(operands, min(from + turn * AHEAD + i, until - 1), mask);
+            near = min(near, place);
+            far = max(far, place);
+        }
     }
     (near, far)
 }

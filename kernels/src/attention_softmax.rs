@@ -94,27 +94,21 @@ pub(crate) fn carry_on(
     }
 }
 
-/// Softmax so far: scores become weights, and what sums are to be multiplied by is left for each row; `firm` powers are
-/// taken where they stand, not after a wait that follows.
+/// Softmax so far: scores become weights, and what sums are to be multiplied by is left for each row.
 #[cube]
-pub(crate) fn weigh(
-    s: &mut Softmax,
-    p: &mut Sums,
-    falls: &mut Array<f32>,
-    #[comptime] firm: bool,
-    #[comptime] f: Frame,
-) {
+pub(crate) fn weigh(s: &mut Softmax, p: &mut Sums, falls: &mut Array<f32>, #[comptime] f: Frame) {
     #[unroll]
     for r in 0..comptime![f.tall() * 2] {
-        let level = rise(s, p, falls, r, firm, f);
-        spread(s, p, falls, level, r, firm, f);
+        let level = rise(s, p, falls, r, false, f);
+        spread(s, p, falls, level, r, false, f);
     }
 }
 
 /// Chains of comparisons, or of additions, of a row: one alone would wait for itself.
 const CHAINS: usize = 4;
 
-/// The highest score of row `r` so far, which becomes 2^0; what was before falls by so much.
+/// The highest score of row `r` so far, which becomes 2^0; what was before falls by so much. `firm` powers are taken where
+/// they stand, not after a wait that follows.
 #[cube]
 pub(crate) fn rise(
     s: &mut Softmax,

@@ -12,7 +12,7 @@ use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work
 use crate::bind::Buffers;
 use crate::chain::Stage;
 use crate::einsum::{Einsum, Roles, finish, inside, stride, tile};
-use crate::grid::{address, cores};
+use crate::grid::{address, cores, looped};
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::{Cursor, depth, item, seek};
@@ -83,6 +83,14 @@ impl Kernel for EinsumDot {
             _ => &[(4, 4), (2, 4), (4, 2)],
         };
         Ok(shapes.iter().map(|(rows, cols)| with(*rows, *cols)).collect())
+    }
+
+    fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
+        let Ok(roles) = Roles::of(work) else { return usize::MAX };
+        let (width, lanes) = (roles.k().max(1), schedule.get("lanes") as usize);
+        let sums = looped(roles.loops.nest.depth() / width, looped(width / lanes, 0) + looped(lanes, 0));
+        // On a card an item is one tile.
+        looped(1, looped(1, sums + looped(schedule.get("rows") as usize, 0)))
     }
 }
 

@@ -11,7 +11,7 @@ use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work
 
 use crate::bind::Buffers;
 use crate::einsum::{Einsum, RUN, Roles, Tile, finish, inside, stride, tile};
-use crate::grid::address;
+use crate::grid::{address, looped};
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::{Cursor, depth, item, seek};
@@ -57,6 +57,16 @@ impl Kernel for EinsumRows {
         };
         let most = m.min(4) as u32;
         Ok([most, most / 2].into_iter().filter(|r| *r > 0).map(with).collect())
+    }
+
+    fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
+        let Ok(roles) = Roles::of(work) else { return usize::MAX };
+        let get = |name: &str| schedule.get(name) as usize;
+        let (width, wide) = (roles.k().max(1), get("cols") * get("lanes"));
+        let sums = looped(roles.loops.nest.depth() / width, looped(width, 0));
+        let tile = sums + looped(get("rows"), looped(get("cols"), 0));
+        // On a card an item is one tile; of its columns those behind the last whole tile are summed one by one.
+        looped(1, if roles.n().is_multiple_of(wide) { tile } else { looped(wide, tile) })
     }
 }
 

@@ -13,7 +13,7 @@ use crate::bind::{Buffers, Slot};
 use crate::einsum::Roles;
 use crate::einsum_split::{parts, prepared, scratch, steps_of, with_cuts};
 use crate::einsum_tiles::{Factor, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
-use crate::grid::address;
+use crate::grid::{address, looped};
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::depth;
@@ -99,6 +99,14 @@ impl Kernel for EinsumTiled {
 
     fn scratch(&self, work: &Work, schedule: &Schedule) -> usize {
         scratch(work, schedule)
+    }
+
+    fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
+        let Ok(roles) = Roles::of(work) else { return usize::MAX };
+        let get = |name: &str| schedule.get(name) as usize;
+        let (width, k) = (roles.k().max(1), get("k"));
+        looped(roles.loops.nest.depth() / width, looped(width.div_ceil(k), looped(k, 0)))
+            + looped(get("rows"), looped(get("cols"), 0))
     }
 }
 

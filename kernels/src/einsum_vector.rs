@@ -12,7 +12,7 @@ use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work
 use crate::bind::{Buffers, Slot};
 use crate::einsum::Roles;
 use crate::einsum_tiles::{Factor, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
-use crate::grid::address;
+use crate::grid::{address, looped};
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::depth;
@@ -132,6 +132,14 @@ impl Kernel for EinsumVector {
             }
             all
         }))
+    }
+
+    fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
+        let Ok(roles) = Roles::of(work) else { return usize::MAX };
+        let get = |name: &str| schedule.get(name) as usize;
+        let (width, lanes, split) = (roles.k().max(1), get("lanes"), get("split"));
+        let along = looped(width.div_ceil(lanes * split), 0) + looped(lanes.div_ceil(split), 0);
+        looped(roles.loops.nest.depth() / width, along) + looped(get("rows"), looped(split / get("plane"), 0))
     }
 }
 

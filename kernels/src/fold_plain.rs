@@ -11,7 +11,7 @@ use omchat_codegen::{Fold, Implements, Kernel, Kind, Refusal, Schedule, Target, 
 
 use crate::bind::Buffers;
 use crate::body::evaluate;
-use crate::grid::{address, cubes, units};
+use crate::grid::{address, cubes, looped, units};
 use crate::key::Key;
 use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan};
 use crate::map_plain::{fits, nest_of};
@@ -42,6 +42,13 @@ impl Kernel for FoldPlain {
         }
         fits(nest, target)?;
         Ok(vec![units(target, nest.points().saturating_mul(nest.depth()))])
+    }
+
+    fn turns(&self, work: &Work, _schedule: &Schedule) -> usize {
+        nest_of(work).map_or(usize::MAX, |nest| {
+            let width = nest.folded.last().map_or(1, |&n| n.max(1));
+            looped(1, looped(nest.depth() / width, looped(width, 0)))
+        })
     }
 }
 

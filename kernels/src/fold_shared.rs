@@ -12,7 +12,7 @@ use omchat_codegen::{Family, Fold, Implements, Kernel, Kind, Nest, Refusal, Sche
 use crate::bind::Buffers;
 use crate::body::evaluate;
 use crate::fold_plain::{Held, body_kind, comptime_lanes, finish, meet, nothing, take};
-use crate::grid::{address, cubes};
+use crate::grid::{address, cubes, looped};
 use crate::key::Key;
 use crate::loops::{ITEMS, Loops, PARTS, Plan};
 use crate::map_plain::{fits, nest_of};
@@ -53,6 +53,14 @@ impl Kernel for FoldShared {
         let with = |lanes: u32| Schedule::new(&[("bits", 32), ("units", units), ("lanes", lanes)]);
         // Four loads in flight a unit where the fold is long enough; all units at work where it is not.
         Ok(if width >= 4 * units as usize { vec![with(4), with(1)] } else { vec![with(1)] })
+    }
+
+    fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
+        let Ok(nest) = nest_of(work) else { return usize::MAX };
+        let loops = Loops::of(nest);
+        let width = loops.size(axis(&loops)).max(1);
+        let each = (schedule.get("units") * schedule.get("lanes")) as usize;
+        looped(nest.depth() / width, looped(width.div_ceil(each), 0) + looped(1, 0))
     }
 }
 

@@ -32,6 +32,11 @@ pub(crate) fn address(schedule: &Schedule) -> AddressType {
     if schedule.get("bits") == 64 { AddressType::U64 } else { AddressType::U32 }
 }
 
+/// Turns of a loop that runs `n` times over loops that take `inner`; whoever counts them counts the ends of loops too.
+pub(crate) const fn looped(n: usize, inner: usize) -> usize {
+    n.saturating_mul(inner.saturating_add(1)).saturating_add(2)
+}
+
 /// Cubes along x, y and z, and units a cube.
 pub(crate) type Grid = ([u32; 3], u32);
 

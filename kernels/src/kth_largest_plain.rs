@@ -2,24 +2,22 @@
 //!
 //! Implements  `kth_largest` over the last axis
 //! Schedule    a unit a row, `lanes` elements at a time
-//! Needs       1 <= k <= width; f32; on WGPU fewer than 2,048 elements a row
+//! Needs       1 <= k <= width; f32
 //! Cost        reads each row 32 times; nothing is moved
 //! Source      radix select (Knuth, TAOCP 3, 5.2.5) on order-preserving images of floats (Herf 2001)
 
 use cubecl::prelude::*;
-use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
+use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 use omchat_ir::Dtype;
 
 use crate::bind::{Buffers, Slots};
-use crate::grid::{address, cubes, units};
+use crate::grid::{address, cubes, looped, units};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::load;
 use crate::{Launch, LaunchError};
 
 /// Passes over a row: one a bit.
 const PASSES: usize = 32;
-/// Turns that a unit's loops may take on WGPU.
-const TURNS: usize = 1 << 16;
 
 /// Finds the k-th largest of each row.
 pub struct KthLargestPlain;
@@ -35,13 +33,11 @@ impl Kernel for KthLargestPlain {
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let (rows, width, _) = sizes(work)?;
-        // Past that many turns Mesa's software driver ends a unit's loops and answers with what it has.
-        if target.family == Family::Wgpu && width * PASSES >= TURNS {
-            return Err(Refusal(format!(
-                "{width} elements {PASSES} times are more than {TURNS} turns of a unit's loops"
-            )));
-        }
         Ok(vec![units(target, rows * width * PASSES)])
+    }
+
+    fn turns(&self, work: &Work, _schedule: &Schedule) -> usize {
+        sizes(work).map_or(usize::MAX, |(_, width, _)| looped(PASSES, looped(width, 0)))
     }
 }
 

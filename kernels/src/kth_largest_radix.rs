@@ -12,7 +12,7 @@ use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work
 use omchat_ir::Dtype;
 
 use crate::bind::{Buffers, Slots};
-use crate::grid::{address, cubes, units};
+use crate::grid::{address, cubes, looped, units};
 use crate::kth_largest_plain::{image, number, sizes};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::load;
@@ -48,6 +48,12 @@ impl Kernel for KthLargestRadix {
             Family::Cpu => units(target, rows * width * 8),
             _ => Schedule::new(&[("bits", 32), ("units", target.units)]),
         }])
+    }
+
+    fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
+        let Ok((_, width, _)) = sizes(work) else { return usize::MAX };
+        let (units, each) = (schedule.get("units") as usize, BINS / schedule.get("units") as usize);
+        3 * (looped(width.div_ceil(units), 0) + 3 * looped(each, 0) + looped(units, 0))
     }
 }
 

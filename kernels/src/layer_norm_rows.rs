@@ -12,7 +12,7 @@ use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 use omchat_ir::{Dtype, Type};
 
 use crate::bind::{Buffers, Slot, Slots};
-use crate::grid::{address, cubes, units};
+use crate::grid::{address, cubes, looped, units};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, across, read_float, write_float};
 use crate::{Launch, LaunchError};
@@ -82,6 +82,11 @@ impl Kernel for LayerNormRows {
             return Err(Refusal(format!("{} writes no {}", target.name, y.dtype)));
         }
         Ok(vec![units(target, x.elements())])
+    }
+
+    fn turns(&self, work: &Work, _schedule: &Schedule) -> usize {
+        let norm = Norm::of(work, &mut Slots::default(), &mut Slots::default());
+        norm.map_or(usize::MAX, |(_, x, _)| 3 * looped(x.shape[1], 0))
     }
 }
 

@@ -100,7 +100,7 @@ pub trait Launch: Kernel {
 }
 
 fingerprint::listed! {
-/// Every kernel, in order of preference; the plain ones, which never refuse, last.
+/// Every kernel, in order of preference; the plain ones, which take all that a target can address, last.
 pub const LIST: &[&dyn Launch] = &[
     &attention_rows::AttentionRows,
     &attention_split::AttentionSplit,

@@ -14,7 +14,7 @@ use omchat_ir::Dtype;
 use crate::bind::Buffers;
 use crate::body::evaluate;
 use crate::chain::Stage;
-use crate::grid::{address, cubes, units};
+use crate::grid::{address, cubes, looped, units};
 use crate::key::Key;
 use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, whole, widest};
 use crate::nest::{Cursor, deliver, item, look, origin, seek};
@@ -52,6 +52,11 @@ impl Kernel for MapPlain {
         // Wide where there is work for every unit at once.
         let busy = nest.points() / lanes as usize >= target.cores as usize * target.units as usize;
         Ok(if busy { vec![wide, one] } else { vec![one, wide] })
+    }
+
+    fn turns(&self, work: &Work, _schedule: &Schedule) -> usize {
+        // On a card a unit has one vector.
+        nest_of(work).map_or(usize::MAX, |_| looped(1, 0))
     }
 }
 

@@ -12,7 +12,7 @@ use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 use omchat_ir::{Dtype, Type};
 
 use crate::bind::{Buffers, Slot, Slots};
-use crate::grid::{address, cubes, units};
+use crate::grid::{address, cubes, looped, units};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, across, read_float, write_float};
 use crate::{Launch, LaunchError};
@@ -85,6 +85,11 @@ impl Kernel for NormDxRows {
             return Err(Refusal(format!("{} writes no {}", target.name, dx.dtype)));
         }
         Ok(vec![units(target, dx.elements())])
+    }
+
+    fn turns(&self, work: &Work, _schedule: &Schedule) -> usize {
+        let norm = NormDx::of(work, &mut Slots::default(), &mut Slots::default());
+        norm.map_or(usize::MAX, |(_, dx)| 3 * looped(dx.shape[1], 0))
     }
 }
 

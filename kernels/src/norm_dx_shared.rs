@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::bind::{Buffers, Slots};
-use crate::grid::{address, one_each};
+use crate::grid::{address, looped, one_each};
 use crate::norm_dx_rows::{NormDx, add, finish, no_sums, noted, turned};
 use crate::norm_shared::{NARROW, cube_sum};
 use crate::prepared::{Prepared, runner, unfit};
@@ -44,6 +44,12 @@ impl Kernel for NormDxShared {
         // Units that each get two elements or more, up to what pays.
         let most = (width / 2).next_power_of_two().clamp(NARROW, target.units as usize) as u32;
         Ok(vec![Schedule::new(&[("bits", 32), ("units", most)])])
+    }
+
+    fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
+        let norm = NormDx::of(work, &mut Slots::default(), &mut Slots::default());
+        let units = schedule.get("units") as usize;
+        norm.map_or(usize::MAX, |(_, dx)| 3 * looped(dx.shape[1].div_ceil(units), 0))
     }
 }
 

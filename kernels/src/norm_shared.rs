@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::bind::{Buffers, Slots};
-use crate::grid::{address, cubes};
+use crate::grid::{address, cubes, looped};
 use crate::layer_norm_rows::{Norm, moved};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::rms_norm_rows::scaled;
@@ -55,6 +55,11 @@ impl Kernel for NormShared {
         let lanes = 16 / rows.map(|t| t.dtype.bytes()).max().unwrap_or(4);
         let wide = target.family == Family::Cuda && width.is_multiple_of(lanes) && width >= lanes * NARROW;
         Ok(wide.then_some(lanes).into_iter().chain([1]).map(with).collect())
+    }
+
+    fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
+        let Ok((_, x, _)) = Norm::of(work, &mut Slots::default(), &mut Slots::default()) else { return usize::MAX };
+        3 * looped(x.shape[1].div_ceil((schedule.get("units") * schedule.get("lanes")) as usize), 0)
     }
 }
 

@@ -12,7 +12,7 @@ use omchat_ir::{Dtype, Type};
 
 use crate::bind::{Buffers, Slot, Slots, Storage};
 use crate::chain::Stage;
-use crate::grid::{address, cubes, units};
+use crate::grid::{address, cubes, looped, units};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, across, read_float, round_bf16, round_f16, write_float};
 use crate::{Launch, LaunchError};
@@ -50,6 +50,10 @@ impl Kernel for RmsNormRows {
             return Err(Refusal(format!("indices are 32-bit: at most {} elements, not {}", 1u32 << 31, x.elements())));
         }
         Ok(vec![units(target, x.elements())])
+    }
+
+    fn turns(&self, work: &Work, _schedule: &Schedule) -> usize {
+        instance(work).map_or(usize::MAX, |(x, ..)| 2 * looped(x.shape[1], 0))
     }
 }
 

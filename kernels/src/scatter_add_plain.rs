@@ -11,7 +11,7 @@ use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work
 use omchat_ir::Dtype;
 
 use crate::bind::{Buffers, Slot, Slots};
-use crate::grid::{address, cubes, units};
+use crate::grid::{address, cubes, looped, units};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, read_float, write_float};
 use crate::{Launch, LaunchError};
@@ -68,6 +68,13 @@ impl Kernel for ScatterAddPlain {
             fixed.insert("classes", 1 << classes.ilog2());
         }
         Ok(vec![Schedule(fixed)])
+    }
+
+    fn turns(&self, work: &Work, _schedule: &Schedule) -> usize {
+        let Ok(n) = sizes(work) else { return usize::MAX };
+        // Rounded rows look for the first and for all others of their id.
+        let others = if n.dtype == Dtype::F32 { 0 } else { looped(n.tokens, 0) };
+        looped(n.tokens, others + looped(1, others))
     }
 }
 

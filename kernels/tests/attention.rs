@@ -6,7 +6,7 @@ mod common;
 
 use common::Draw;
 use common::attention::{Runs, SIZES, intervals, rounds, shapes, sizes_of};
-use common::device::{Present, devices};
+use common::device::{Present, devices, software};
 use common::reference::{self, Host};
 use omchat_codegen::{Kernel, Target, Work, offers, preferred};
 use omchat_ir::{Bind, Dtype, Type};
@@ -44,7 +44,7 @@ fn forward(
         Host { dtype: Dtype::F32, data: vec![f64::NAN; lse.len()] },
     ];
     for k in LIST.iter().filter(|k| k.name().ends_with(wanted)) {
-        for sch in p.tries(k.schedules(&work, &p.target).unwrap_or_default(), turn) {
+        for sch in p.tries(p.offered(*k, &work), turn) {
             let got = p.run(*k, &work, &sch, &operands, &blank);
             let slack = if out == Dtype::F32 { 3e-6 } else { 1.0 / 200.0 };
             for (j, (w, g)) in want.iter().zip(&got[0]).enumerate() {
@@ -83,6 +83,21 @@ fn attention_of_every_mask() {
         }
         println!("{}: {} runs right", p.target.name, ran.values().sum::<usize>());
     }
+}
+
+#[test]
+fn attention_on_a_software_driver() {
+    let Some(p) = software() else { return };
+    let (d, mut ran) = (&mut Draw::of(79), Runs::new());
+    // A schedule each in turn, and full blocks with an end.
+    for (i, (b, h, g, t, s, width)) in [SIZES[1], SIZES[3], SIZES[8], SIZES[9]].into_iter().enumerate() {
+        let n = reference::Sizes { b, h, g, t, s, d: width };
+        for (turn, end) in [(i, ".tiled"), (i, ".plain")] {
+            forward(&p, d, turn, n, [Dtype::F32; 2], end, &mut ran);
+        }
+    }
+    println!("{}: {ran:?}", p.target.name);
+    assert!(ran["attention.tiled"] >= 4 && ran["attention.plain"] == 4, "ran too seldom: {ran:?}");
 }
 
 /// Sizes for warpgroups: several tiles, their ends, and so many unseen keys that they go by together.

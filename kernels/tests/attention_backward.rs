@@ -6,7 +6,7 @@ mod common;
 
 use common::Draw;
 use common::attention::{Runs, SIZES, intervals, rounds, shapes};
-use common::device::{Present, devices};
+use common::device::{Present, devices, software};
 use common::reference::{self, Host};
 use omchat_codegen::Work;
 use omchat_ir::{Dtype, Type};
@@ -73,6 +73,20 @@ fn backward_of_every_mask() {
     }
 }
 
+#[test]
+fn backward_on_a_software_driver() {
+    let Some(p) = software() else { return };
+    let (d, mut ran) = (&mut Draw::of(80), Runs::new());
+    for (i, (b, h, g, t, s, width)) in [SIZES[1], SIZES[8], SIZES[9]].into_iter().enumerate() {
+        let n = reference::Sizes { b, h, g, t, s, d: width };
+        for end in [".tiled", ".plain"] {
+            backward(&p, d, i, n, Dtype::F32, end, &mut ran);
+        }
+    }
+    println!("{}: {ran:?}", p.target.name);
+    assert!(ran.values().all(|n| *n == 3) && ran.len() == 4, "ran too seldom: {ran:?}");
+}
+
 /// The backward of drawn values, the `turn`th case, by each kernel of which the name ends so, at the schedules that the device
 /// tries; counts the runs.
 fn backward(p: &Present, d: &mut Draw, turn: usize, n: reference::Sizes, dtype: Dtype, end: &str, ran: &mut Runs) {
@@ -118,7 +132,7 @@ fn backward(p: &Present, d: &mut Draw, turn: usize, n: reference::Sizes, dtype: 
         };
         let blank: Vec<Host> = want.iter().map(|w| Host { dtype: Dtype::F32, data: vec![f64::NAN; w.len()] }).collect();
         for k in LIST.iter().filter(|k| k.name().ends_with(end)) {
-            for sch in p.tries(k.schedules(&work, &p.target).unwrap_or_default(), turn) {
+            for sch in p.tries(p.offered(*k, &work), turn) {
                 let got = p.run(*k, &work, &sch, &operands, &blank);
                 for (r, (want, got)) in want.iter().zip(&got).enumerate() {
                     let top = want.iter().fold(1.0f64, |a, x| a.max(x.abs()));

@@ -256,7 +256,7 @@ fn sweep(fold: Option<Fold>, count: u64) {
             let weight = reference::nest(&c.nest, &c.operands, &mut want);
             let work = Work::Nest(c.nest.clone());
             for k in LIST {
-                for s in k.schedules(&work, &p.target).unwrap_or_default() {
+                for s in p.offered(*k, &work) {
                     let got = p.run(*k, &work, &s, &c.operands, &c.results);
                     check(&format!("{} {s} on {} seed {seed}", k.name(), p.target.name), &c, &want, &weight, &got);
                     tried += 1;
@@ -326,7 +326,7 @@ fn kth_largest_counts_ties() {
             let x = Host::new(Dtype::F32, x);
             let work = Work::KthLargest { rows, width, k };
             for kernel in LIST {
-                for s in kernel.schedules(&work, &p.target).unwrap_or_default() {
+                for s in p.offered(*kernel, &work) {
                     let blank = [Host { dtype: Dtype::F32, data: vec![f64::NAN; rows] }];
                     let got = p.run(*kernel, &work, &s, std::slice::from_ref(&x), &blank);
                     for (r, &got) in got[0].iter().enumerate() {
@@ -361,7 +361,7 @@ fn nan_is_the_same_kth_for_every_kernel() {
             let work = Work::KthLargest { rows: 1, width: x.len(), k };
             let mut found = vec![];
             for kernel in LIST {
-                for s in kernel.schedules(&work, &p.target).unwrap_or_default() {
+                for s in p.offered(*kernel, &work) {
                     let operand = Host { dtype: Dtype::F32, data: x.iter().map(|x| f64::from(*x)).collect() };
                     let blank = [Host { dtype: Dtype::F32, data: vec![7.0] }];
                     found.push(p.run(*kernel, &work, &s, &[operand], &blank)[0][0]);
@@ -433,7 +433,7 @@ fn long_folds_of_every_kind() {
                     let weight = reference::nest(&c.nest, &c.operands, &mut want);
                     let work = Work::Nest(c.nest.clone());
                     for k in LIST {
-                        for s in k.schedules(&work, &p.target).unwrap_or_default() {
+                        for s in p.offered(*k, &work) {
                             let got = p.run(*k, &work, &s, &c.operands, &c.results);
                             let name = format!("{} {s} on {}: {fold:?} of {dtype}", k.name(), p.target.name);
                             check(&name, &c, &want, &weight, &got);
@@ -544,7 +544,7 @@ fn einsums() {
             let weight = reference::nest(&c.nest, &c.operands, &mut want);
             let work = Work::Nest(c.nest.clone());
             for k in LIST {
-                for s in k.schedules(&work, &p.target).unwrap_or_default() {
+                for s in p.offered(*k, &work) {
                     let got = p.run(*k, &work, &s, &c.operands, &c.results);
                     check(&format!("{} {s} on {} seed {seed}", k.name(), p.target.name), &c, &want, &weight, &got);
                     *ran.entry(k.name()).or_default() += 1;
@@ -635,7 +635,7 @@ fn long_einsums_run_in_turns() {
         assert_eq!(turns, k == 5200, "{m} x {n} x {k}");
         for p in devices() {
             for kernel in LIST {
-                for s in kernel.schedules(&work, &p.target).unwrap_or_default() {
+                for s in p.offered(*kernel, &work) {
                     check(kernel.name(), &c, &want, &weight, &p.run(*kernel, &work, &s, &c.operands, &c.results));
                 }
             }
@@ -770,7 +770,7 @@ fn norms_of_rows() {
                 let results = vec![types[0].clone()];
                 let work = Work::Function { name: name.into(), binds: Default::default(), results, operands: types };
                 for k in LIST {
-                    for s in k.schedules(&work, &p.target).unwrap_or_default() {
+                    for s in p.offered(*k, &work) {
                         let blank = [Host { dtype: of_x, data: vec![f64::NAN; rows * width] }];
                         let got = p.run(*k, &work, &s, &operands, &blank);
                         *ran.entry(k.name()).or_default() += 1;

@@ -150,6 +150,10 @@ fn open_cpu() -> Result<Device, String> {
     Err("built without the feature `cpu`".into())
 }
 
+/// Turns after which Mesa's software driver ends all loops of a unit (`LP_MAX_TGSI_LOOP_ITERATIONS`).
+#[cfg(feature = "wgpu")]
+const TURNS: usize = 65_535;
+
 #[cfg(feature = "wgpu")]
 fn open_wgpu(hardware_only: bool) -> Result<Device, String> {
     use cubecl::device::WgpuDeviceKind;
@@ -170,7 +174,10 @@ fn open_wgpu(hardware_only: bool) -> Result<Device, String> {
     target.max_binding_bytes = usize::try_from(p.memory.max_page_size).unwrap_or(usize::MAX);
     target.shared_bytes = p.hardware.max_shared_memory_size;
     target.align = (p.memory.alignment as usize).max(256);
-    target.name = if software { "wgpu (software Vulkan)".into() } else { "wgpu".into() };
+    if software {
+        target.turns = TURNS;
+        target.name = "wgpu (software Vulkan)".into();
+    }
     Ok(Device::Cube { client, target })
 }
 

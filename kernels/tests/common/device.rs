@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use cubecl::{Device, prelude::*};
 use half::{bf16, f16};
-use omchat_codegen::{Schedule, Target, Work};
+use omchat_codegen::{Family, Schedule, Target, Work};
 use omchat_ir::Dtype;
 use omchat_kernels::{Args, Buffer, Launch};
 
@@ -52,7 +52,11 @@ pub fn devices() -> Vec<Present> {
     }
     #[cfg(feature = "wgpu")]
     match Device::wgpu(cubecl::device::WgpuDeviceKind::default()) {
-        Ok(d) => out.push(Present { client: Some(d.client()), target: Target { max_bindings: 31, ..Target::wgpu() } }),
+        Ok(d) => {
+            let client = d.client();
+            let turns = if plays(&client) { 65_535 } else { usize::MAX };
+            out.push(Present { client: Some(client), target: Target { max_bindings: 31, turns, ..Target::wgpu() } });
+        }
         Err(e) => println!("skipped: wgpu: {e:?}"),
     }
     #[cfg(feature = "cuda")]
@@ -69,6 +73,21 @@ pub fn devices() -> Vec<Present> {
     }
     assert!(!out.is_empty(), "no device: run with --features cpu");
     out
+}
+
+/// Whether a CPU plays a Vulkan device: CubeCL hides its planes.
+#[cfg(feature = "wgpu")]
+fn plays(client: &Client) -> bool {
+    !client.properties().features.plane.contains(cubecl::features::Plane::Ops)
+}
+
+/// The Vulkan device with the schedules that it is offered as a software driver, where it is one.
+pub fn software() -> Option<Present> {
+    let found = devices().into_iter().find(|p| p.target.family == Family::Wgpu && p.target.turns < usize::MAX);
+    if found.is_none() {
+        println!("skipped: schedules for software drivers: there is none");
+    }
+    found.map(|p| Present { target: Target { software: true, shared_bytes: 32 << 10, ..p.target }, ..p })
 }
 
 fn bytes(h: &Host) -> Vec<u8> {
@@ -97,6 +116,12 @@ pub fn poison(dtype: Dtype) -> f64 {
 }
 
 impl Present {
+    /// The schedules of a kernel that this device is offered.
+    pub fn offered(&self, kernel: &dyn Launch, work: &Work) -> Vec<Schedule> {
+        let all = kernel.schedules(work, &self.target).unwrap_or_default();
+        all.into_iter().filter(|s| kernel.turns(work, s) <= self.target.turns).collect()
+    }
+
     /// How many of so many drawn cases this device tries.
     pub fn draws(&self, of: u64) -> u64 {
         if self.client.is_some() {
@@ -113,9 +138,9 @@ impl Present {
         self.client.is_some() || case % 2 == test
     }
 
-    /// The schedules of a case that this device tries: one in turn, where each is a text that g++ compiles for seconds.
+    /// The schedules of a case that this device tries: one in turn, where each is a text that compiles for seconds.
     pub fn tries(&self, all: Vec<Schedule>, turn: usize) -> Vec<Schedule> {
-        if self.client.is_some() || all.is_empty() {
+        if self.client.is_some() && !self.target.software || all.is_empty() {
             return all;
         }
         let one = turn % all.len();
