@@ -98,7 +98,7 @@ mod tests {
     fn what_cannot_join_cuts_a_chain() {
         let joins = [true, true, false];
         assert_eq!(segments(&[0, 1, 0, 2, 1, 2, 0, 1], &joins), [0..3, 6..8]);
-        assert_eq!(segments(&[0, 1], &joins), [0..2]);
+        assert_eq!(segments(&[0, 1, 2, 1, 0], &joins), [0..2, 3..5]);
         assert!(segments(&[2, 0, 2], &joins).is_empty());
     }
 }

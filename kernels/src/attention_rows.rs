@@ -105,7 +105,7 @@ impl Launch for AttentionRows {
         let bits = address(schedule);
         let launch = |outs: Slots, plan: Plan, words: Vec<u32>| {
             let run: Run = runner!(|b| attention_rows, bits, lanes, b.meta, b.operands, b.results, plan);
-            Prepared::new(words, ins, outs, grid.0, grid.1, run).as_stage(Stage::Attention(plan), lanes)
+            Prepared::new(words, ins, outs, grid.0, grid.1, run).staged(Stage::Attention(plan), lanes)
         };
         if parts == 1 {
             return Ok(launch(outs, Plan { places, carry, shape, rows, to: None }, words));
@@ -116,9 +116,7 @@ impl Launch for AttentionRows {
         let then: Run = runner!(|b| merge_rows, bits, lanes, b.meta, b.operands, b.results, merge);
         let last = cubes(queries(&n) as u32, schedule);
         let scratch = self.scratch(work, schedule);
-        Ok(launch(left, part, words)
-            .then(scratch, taken, outs, last, then)
-            .as_stage(Stage::AttentionMerge(merge), lanes))
+        Ok(launch(left, part, words).then(scratch, taken, outs, last, then).staged(Stage::AttentionMerge(merge), lanes))
     }
 }
 

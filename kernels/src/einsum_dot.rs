@@ -119,7 +119,7 @@ impl Launch for EinsumDot {
             units,
             runner!(|b| einsum_dot, bits, lanes, cols, b.meta, b.operands, b.results, e.clone()),
         )
-        .as_stage(stage, lanes))
+        .staged(stage, lanes))
     }
 }
 

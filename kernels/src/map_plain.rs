@@ -79,7 +79,7 @@ impl Launch for MapPlain {
             units,
             runner!(|b| map_plain, bits, lanes, b.meta, b.operands, b.results, plan.clone()),
         )
-        .as_stage(Stage::Map(stage), lanes))
+        .staged(Stage::Map(stage), lanes))
     }
 }
 

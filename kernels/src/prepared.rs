@@ -133,7 +133,7 @@ impl Prepared {
     }
 
     /// That a [`Chain`](crate::Chain) can run its last launch as that stage, in vectors of so many lanes.
-    pub(crate) fn as_stage(mut self, stage: Stage, lanes: usize) -> Prepared {
+    pub(crate) fn staged(mut self, stage: Stage, lanes: usize) -> Prepared {
         if let Some(step) = self.steps.last_mut() {
             let [x, y, z] = step.cubes;
             step.link = Some(Link { stage, lanes, cubes: x * y * z, units: step.units });

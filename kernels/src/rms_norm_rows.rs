@@ -79,7 +79,7 @@ impl Launch for RmsNormRows {
             units,
             runner!(|b| rms_norm, bits, lanes, b.meta, b.operands, b.results, plan),
         )
-        .as_stage(Stage::RmsNorm(plan), lanes))
+        .staged(Stage::RmsNorm(plan), lanes))
     }
 }
 
