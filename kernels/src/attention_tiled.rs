@@ -63,8 +63,8 @@ impl Kernel for AttentionTiled {
         } else {
             &[(16, 16, 2, 1), (8, 8, 2, 1), (4, 8, 2, 2), (8, 8, 1, 1)]
         };
-        // Beside its panels a cube keeps where rows start and each unit's part of their softmax; keys' starts and places.
-        Ok(schedules(target, n.d, (n.b * n.h, n.g * n.t), shapes, |t| (1 + t.across, 2)))
+        // Beside its panels a cube keeps where rows start, and keys' starts and places.
+        Ok(schedules(target, n.d, (n.b * n.h, n.g * n.t), shapes, |_| (1, 2)))
     }
 
     fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
@@ -110,7 +110,6 @@ struct Softmax {
 fn attention_tiled(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] plan: Plan) {
     let mut panel = Panel::new_slice(comptime![plan.t.work()]);
     let mut weights = Panel::new_slice(comptime![plan.t.weights()]);
-    let mut part = Panel::new_slice(comptime![plan.t.across * plan.t.m() / LANES]);
     let mut rows = Shared::<[u32]>::new_slice(comptime![plan.t.m()]);
     let mut columns = Shared::<[u32]>::new_slice(comptime![plan.t.n()]);
     let mut places = Shared::<[i32]>::new_slice(comptime![plan.t.n()]);
@@ -153,12 +152,12 @@ fn attention_tiled(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[co
                 );
                 let whole = count == comptime![plan.t.n()] && near >= sight.from && far <= sight.until;
                 shade(&softmax, &places, count, whole, &mut acc, plan.t);
-                weigh(&mut softmax, &mut part, &mut acc, &mut out, plan.t);
+                weigh(&mut softmax, &mut weights, &mut acc, &mut out, plan.t);
                 lay_weights(&mut weights, &acc, plan.t);
                 add_weighed(operands, &mut panel, &weights, &columns, &mut out, plan.places.v, plan.t);
             }
         }
-        finish(results, &softmax, &mut part, &rows, &out, first, last, plan);
+        finish(results, &softmax, &mut weights, &rows, &out, first, last, plan);
     }
 }
 
@@ -262,7 +261,8 @@ fn shade(s: &Softmax, places: &Shared<[i32]>, count: usize, whole: bool, acc: &m
     }
 }
 
-/// Softmax so far: scores become weights, and sums are brought to the new highest.
+/// Softmax so far: scores become weights, and sums are brought to the new highest. `part`, where weights will lie, holds
+/// the highest scores of each unit meanwhile.
 #[cube]
 fn weigh(s: &mut Softmax, part: &mut Panel, acc: &mut Sums, out: &mut Sums, #[comptime] t: Tiling) {
     let row = UNIT_POS as usize / t.across;
@@ -313,6 +313,8 @@ fn weigh(s: &mut Softmax, part: &mut Panel, acc: &mut Sums, out: &mut Sums, #[co
         }
         s.weight[i] = s.weight[i] * fall + sum;
     }
+    // Weights go where others may still read.
+    sync_cube();
 }
 
 /// Outputs and logarithms of the rows that there are.

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// Most copies of the operands.
 const COPIES: usize = 64;
+/// How long a card works before it is timed where nothing holds its clocks: Vulkan lets them fall while a kernel is compiled.
+const CLOCKS: Duration = Duration::from_millis(150);
 
 /// How long runs took.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,6 +101,8 @@ struct Compiled {
     /// The results that are no state, of the first copy.
     results: Vec<Buffer>,
     next: usize,
+    /// Whether the device is a card whose clocks nothing holds.
+    idles: bool,
 }
 
 impl Trial {
@@ -144,6 +148,7 @@ impl Trial {
                 copies,
                 results,
                 next: 0,
+                idles: target.family == Family::Wgpu && !target.software,
             })),
         })
     }
@@ -171,14 +176,18 @@ impl Trial {
         }
     }
 
-    /// Samples of runs, after two that compile and warm.
+    /// Samples of runs, after some that compile and warm.
     ///
     /// Errors: as [`Trial::run`].
     pub fn time(&mut self, budget: &Budget) -> Result<Times, Error> {
         self.run(1)?;
-        let start = Instant::now();
-        self.run(1)?;
-        let one = start.elapsed().as_secs_f64().max(1e-9);
+        let mut one = f64::MAX;
+        let begun = Instant::now();
+        while one == f64::MAX || begun.elapsed() < self.warming() {
+            let start = Instant::now();
+            self.run(1)?;
+            one = start.elapsed().as_secs_f64().max(1e-9);
+        }
         let batch = (budget.sample.as_secs_f64() / one).ceil().clamp(1.0, 4096.0) as usize;
         let mut seconds = vec![];
         let begun = Instant::now();
@@ -189,6 +198,13 @@ impl Trial {
         }
         seconds.sort_unstable_by(f64::total_cmp);
         Ok(Times { seconds })
+    }
+
+    fn warming(&self) -> Duration {
+        match &self.body {
+            Body::Compiled(c) if c.idles => CLOCKS,
+            _ => Duration::ZERO,
+        }
     }
 
     /// Runs once and yields the results that are no state.

@@ -83,6 +83,9 @@ fn plays(client: &Client) -> bool {
 
 /// The Vulkan device with the schedules that it is offered as a software driver, where it is one.
 pub fn software() -> Option<Present> {
+    if EMULATED {
+        return None;
+    }
     let found = devices().into_iter().find(|p| p.target.family == Family::Wgpu && p.target.turns < usize::MAX);
     if found.is_none() {
         println!("skipped: schedules for software drivers: there is none");
