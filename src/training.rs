@@ -34,8 +34,6 @@ fn unwritable(path: &Path, e: &std::io::Error) -> Error {
     Error::Input(format!("cannot write {}: {e}", path.display()))
 }
 
-/// Writes a file whole or not at all: under another name beside it, then renamed.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let part = path.with_extension(format!("part-{}", std::process::id()));
-    std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path)).map_err(|e| unwritable(path, &e))
+    omchat_recipe::write_whole(path, bytes).map_err(|e| unwritable(path, &e))
 }

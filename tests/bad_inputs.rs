@@ -462,7 +462,7 @@ fn files_that_are_no_pictures() {
         "178956970",
         "make it smaller",
     ]);
-    look("--image", &f.write("text.png", "no picture")).refused(&["text.png", "cannot decode"]);
+    look("--image", &f.write("text.png", "no picture")).refused(&["text.png", "cannot decode", "give a whole PNG"]);
     look("--image", &f.write("empty.png", "")).refused(&["empty.png"]);
     let page = std::fs::read(repository("tests/fixtures/pictures/page.png")).unwrap();
     look("--image", &f.write("cut.png", &page[..page.len() / 2])).refused(&["cut.png", "cannot decode"]);

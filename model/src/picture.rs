@@ -46,7 +46,9 @@ impl Picture {
 
     /// The picture in a file's bytes.
     pub fn decode(name: &str, bytes: &[u8]) -> Result<Self> {
-        let broken = |cause: &dyn std::fmt::Display| Error::image(name, format!("cannot decode: {cause}"));
+        let broken = |cause: &dyn std::fmt::Display| {
+            Error::image(name, format!("cannot decode: {cause}; give a whole PNG, JPEG, GIF, WebP or BMP file"))
+        };
         let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|cause| broken(&cause))?;
         // Our own limit is stated in pixels; the library's, in bytes, would refuse some pictures below it.
         reader.no_limits();

@@ -26,6 +26,7 @@ pub mod schedule;
 pub mod shards;
 pub mod spec;
 pub mod stage;
+pub mod whole;
 
 pub use error::{Error, Result};
 pub use feed::{Feed, State};
@@ -33,3 +34,4 @@ pub use pack::Pack;
 pub use recipe::Recipe;
 pub use schedule::Schedule;
 pub use stage::Stage;
+pub use whole::write_whole;

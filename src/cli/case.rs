@@ -1,7 +1,8 @@
 //! Tensors in safetensors files, as the commands read and write them.
 
-use super::{Error, write_whole};
+use super::Error;
 use omchat_ir::{Tensor, Type};
+use omchat_recipe::write_whole;
 use omchat_runtime::HostTensor;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};

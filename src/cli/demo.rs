@@ -1,10 +1,11 @@
 //! `omchat demo`.
 
 use super::progress::Bars;
-use super::{Error, chat, device, note, write_whole};
+use super::{Error, chat, device, note};
 use omchat::{Chat, ChatOptions, Engine, EngineOptions, Model, home};
 use omchat_model::tiler::TileMode;
 use omchat_model::video::tile_video;
+use omchat_recipe::write_whole;
 use std::path::PathBuf;
 
 /// What the demo takes.

@@ -33,7 +33,6 @@ pub use error::Error;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::{self, Write};
-use std::path::Path;
 
 /// Answers about pictures and videos, and shows every step on the way there: model, kernels, devices.
 #[derive(Parser)]
@@ -162,15 +161,4 @@ pub fn say(text: impl AsRef<str>) -> Result<(), Error> {
 /// Writes a line to stderr; nobody is told when nobody listens.
 pub fn note(text: impl AsRef<str>) {
     let _ = writeln!(io::stderr(), "{}", text.as_ref());
-}
-
-/// Writes a file whole or not at all: under another name beside it, then renamed.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let part = path.with_extension(format!("part-{}", std::process::id()));
-    let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path));
-    if written.is_err() {
-        // What is half written helps nobody; it may not be there at all.
-        let _ = std::fs::remove_file(&part);
-    }
-    written
 }

@@ -2,6 +2,7 @@
 
 use super::Question;
 use crate::error::{Error, Result};
+use crate::whole::write_whole;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -132,23 +133,6 @@ fn read_if_there(path: &Path) -> Result<Vec<u8>> {
         Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         read => read.map_err(|why| Error::file(path, why)),
     }
-}
-
-/// Writes a file whole or not at all: under another name beside it, then renamed.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let part = path.with_extension(format!("part-{}", std::process::id()));
-    let write = || {
-        let mut file = File::create(&part)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&part, path)
-    };
-    let written = write();
-    if written.is_err() {
-        // What is half written helps nobody; it may not be there at all.
-        let _ = std::fs::remove_file(&part);
-    }
-    written
 }
 
 /// Answers of two models, or to two wordings, must not be counted together.

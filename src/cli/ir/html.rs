@@ -7,9 +7,10 @@ mod plan;
 
 use super::lower::{self, Aim, Measured};
 use super::pick::{Pick, Picked};
-use crate::cli::{Error, say, write_whole};
+use crate::cli::{Error, say};
 use omchat_codegen::{Pass, Program, Target};
 use omchat_ir::Module;
+use omchat_recipe::write_whole;
 use std::path::PathBuf;
 
 /// What `ir html` takes.
