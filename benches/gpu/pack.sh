@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
-# Builds the command for CUDA alone and packs it with NVRTC, its headers and the side-by-side bench into one file for a machine with an
-# NVIDIA GPU and no network.
+# Builds the command for CUDA, without the CPU's kernels, and packs it with NVRTC, its headers and the side-by-side bench into one file
+# for a machine with an NVIDIA GPU and no network.
 #
-#   benches/gpu/pack.sh [--no-nvrtc] [--out FILE.tar]
+#   benches/gpu/pack.sh [--webgpu] [--no-nvrtc] [--out FILE.tar]
 #
-# OMCHAT names a command that is built already. --no-nvrtc leaves the compiler out (30 MB packed): run.sh then takes the one that PyTorch
-# brought or the one of CUDA_PATH; the headers travel always. The file must stay under $LIMIT bytes: if it does not, nothing is written.
+# OMCHAT names a command that is built already. --webgpu builds that in too, for a machine with a Vulkan driver. --no-nvrtc leaves the
+# compiler out (30 MB packed): run.sh then takes the one that PyTorch brought or the one of CUDA_PATH; the headers travel always. The
+# file must stay under $LIMIT bytes: if it does not, nothing is written.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 # shellcheck source=scripts/common.sh
 . "$root/scripts/common.sh"
 LIMIT=${LIMIT:-$((64 << 20))}
 
-nvrtc=1 out="$cache/omchat-gpu.tar"
+nvrtc=1 webgpu="" out="$cache/omchat-gpu.tar"
 while [ $# -gt 0 ]; do
   case "$1" in
     --no-nvrtc) nvrtc=0 ;;
+    --webgpu) webgpu=,omchat/wgpu ;;
     --out) out=${2:?--out needs a file}; shift ;;
-    *) die "unknown argument '$1'; there are --no-nvrtc and --out FILE.tar" ;;
+    *) die "unknown argument '$1'; there are --webgpu --no-nvrtc and --out FILE.tar" ;;
   esac
   shift
 done
@@ -25,7 +27,7 @@ case "$out" in /*) ;; *) out="$PWD/$out" ;; esac
 command -v xz >/dev/null || debian xz-utils || die "xz is missing"
 
 if [ -z "${OMCHAT:-}" ]; then
-  say "building omchat for CUDA alone; a first build takes five minutes of two cores"
+  say "building omchat for CUDA${webgpu:+ and WebGPU}; a first build takes five minutes of two cores"
   target="${CARGO_TARGET_DIR:-$cache/gpu}"
   # A copy of the sources, as the lock file changes: a stand-in takes the place of LLVM, which NVRTC does without.
   copy="$target/source"
@@ -33,7 +35,7 @@ if [ -z "${OMCHAT:-}" ]; then
   (cd "$root" && git ls-files -z --cached --others --exclude-standard | tar -c --null -T -) | tar -x -C "$copy"
   # The driver's version: cudarc, with no toolkit to look at, would take its newest.
   (cd "$copy" && CUDARC_CUDA_VERSION=13000 cargo build -q --config "patch.crates-io.cubecl-llvm.path='$root/benches/gpu/llvm'" \
-    --profile travel -p omchat -p omchat-runtime --no-default-features --features omchat/cuda,omchat/nccl,omchat-runtime/nccl \
+    --profile travel -p omchat -p omchat-runtime --no-default-features --features "omchat/cuda,omchat/nccl,omchat-runtime/nccl$webgpu" \
     --bin omchat --bin test_ranks --target-dir "$target")
   OMCHAT="$target/travel/omchat"
 fi

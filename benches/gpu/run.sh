@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU and no network: checks every kernel and schedule, then times kernels and full-size steps beside PyTorch.
 #
-#   run.sh [check] [ranks] [kernels] [steps] [peers]      without a name: all five, in that order; each keeps what the others wrote
+#   run.sh [check] [ranks] [kernels] [steps] [peers] [webgpu]   without a name: all six, in that order; each keeps what the others wrote
 #     --device cuda|cpu    cpu: a dry run on small shapes
 #     --out DIR            where the results go (results/ beside this script)
 #     --rounds N           rounds of `peers` (5)
@@ -17,17 +17,17 @@ die() { printf 'omchat: %s\n' "$*" >&2; exit 2; }
 device=cuda out="$here/results" rounds=5 group=() stages=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    check|ranks|kernels|steps|peers) stages+=("$1") ;;
+    check|ranks|kernels|steps|peers|webgpu) stages+=("$1") ;;
     --device) device=${2:?--device needs cuda or cpu}; shift ;;
     --out) out=${2:?--out needs a folder}; shift ;;
     --rounds) rounds=${2:?--rounds needs a number}; shift ;;
     --group) group=(--group "${2:?--group needs a name}"); shift ;;
-    *) die "unknown argument '$1'; there are check ranks kernels steps peers --device --out --rounds --group" ;;
+    *) die "unknown argument '$1'; there are check ranks kernels steps peers webgpu --device --out --rounds --group" ;;
   esac
   shift
 done
 case "$device" in cuda|cpu) ;; *) die "no device is called '$device' here: cuda, or cpu for a dry run" ;; esac
-[ ${#stages[@]} -gt 0 ] || stages=(check ranks kernels steps peers)
+[ ${#stages[@]} -gt 0 ] || stages=(check ranks kernels steps peers webgpu)
 
 # The GPU first: without one nothing is worth unpacking.
 if [ "$device" = cuda ]; then
@@ -233,6 +233,28 @@ END
       rm -f "$out/.python"
       "$PYTHON" "$root/benches/peers/peers.py" measure --omchat "$OMCHAT" --commit "$commit" --list "$list" --device "$device" \
         --rounds "$rounds" "${group[@]}" --out "$base-peers.json" || { wrong=1; say "failed: the side-by-side bench"; } ;;
+    webgpu)
+      # The same machine through Vulkan: odd sizes, then attention by tiles beside the plain kernel.
+      if ! grep -Eq '^wgpu +present' <<<"$doctor"; then
+        say "webgpu: skipped: $(grep -E '^wgpu ' <<<"$doctor" || echo 'the command was built without it'); pack.sh --webgpu builds it in"; continue
+      fi
+      tokens=4096; [ "$device" = cuda ] || tokens=256
+      vulkan() { "$OMCHAT" bench kernels --device wgpu --all --bare --json "$@" || { wrong=1; say "failed: omchat bench kernels --device wgpu $*"; }; }
+      vulkan --time 1 "${small[@]}" --only einsum --only attention/f32/causal >"$base-webgpu.jsonl"
+      say "webgpu: $(rows "$base-webgpu.jsonl") kernels and schedules at odd sizes, $(grep -c '"checked":false' "$base-webgpu.jsonl" || true) wrong"
+      vulkan --model mini --tokens "$tokens" --only attention/f32/causal >"$shards/attention.jsonl"
+      cat "$shards/attention.jsonl" >>"$base-webgpu.jsonl"
+      "$PYTHON" - "$shards/attention.jsonl" <<'END' || wrong=1
+import json, sys
+rows = [r for r in map(json.loads, open(sys.argv[1])) if r["checked"]]
+plain = min((r["median_s"] for r in rows if r["kernel"] == "attention.plain"), default=None)
+best = min((r for r in rows if r["kernel"] != "attention.plain"), key=lambda r: r["median_s"], default=None)
+if plain is None or best is None:
+    print("omchat: failed: webgpu: attention has no two right kernels"); sys.exit(1)
+print(f"omchat: webgpu: {best['name']}: {best['median_s'] * 1e3:.2f} ms by {best['kernel']} [{best['schedule']}], "
+      f"{plain * 1e3:.2f} by attention.plain, {plain / best['median_s']:.1f} times as long (bar 5 / 20)")
+END
+      ;;
   esac
 done
 
