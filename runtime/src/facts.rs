@@ -23,6 +23,9 @@ impl Device {
             out.push(("packed weights", format!("{}: two to a word, widened in registers", names.join(" "))));
         }
         out.extend(limits(target));
+        if target.turns < usize::MAX {
+            out.push(("a unit's loops", format!("end after {} turns together: longer work is refused", target.turns)));
+        }
         out.extend(units(p));
         if target.family == omchat_codegen::Family::Cuda {
             let told =
