@@ -10,7 +10,7 @@ use omchat_runtime::{Device, Executable, HostTensor, Store, Trial, program};
 fn devices() -> Vec<Device> {
     let open = |name: &&str| match Device::open(name) {
         Ok(Device::Cube { client, target }) => {
-            Some(Device::Cube { client, target: Target { software: false, ..target } })
+            Some(Device::Cube { client, target: Target { software: false, turns: usize::MAX, ..target } })
         }
         Ok(Device::Interp) => None,
         Err(e) => {
