@@ -47,7 +47,7 @@ impl Kernel for AttentionDkvTiled {
         let (n, ..) = backward(work, "attention_dkv", 2)?;
         shares(target, n.d)?;
         let shapes = [(16, 16, 1, 1), (8, 8, 1, 1), (4, 16, 1, 1)];
-        Ok(schedules(target, n.d, (n.b * n.h, n.s), &shapes, |_| (1, 5)))
+        Ok(schedules(target, n.d, (n.b * n.h, n.s), &shapes, (1, 5)))
     }
 
     fn turns(&self, work: &Work, schedule: &Schedule) -> usize {

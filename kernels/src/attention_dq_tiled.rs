@@ -46,7 +46,7 @@ impl Kernel for AttentionDqTiled {
         let (n, ..) = backward(work, "attention_dq", 1)?;
         shares(target, n.d)?;
         let shapes = [(16, 16, 1, 1), (8, 8, 2, 1), (8, 8, 1, 1)];
-        Ok(schedules(target, n.d, (n.b * n.h, n.g * n.t), &shapes, |_| (1, 2)))
+        Ok(schedules(target, n.d, (n.b * n.h, n.g * n.t), &shapes, (1, 2)))
     }
 
     fn turns(&self, work: &Work, schedule: &Schedule) -> usize {

@@ -40,8 +40,7 @@ pub(crate) struct Tiling {
     pub(crate) chunk: usize,
     /// Rows that the second product takes at a time.
     pub(crate) deep: usize,
-    /// Whether units keep to their rows when they fill panels on their side. Else neighbours read neighbours, as cards
-    /// like it.
+    /// Whether units keep to their rows when they fill panels on their side. Else neighbours read neighbours.
     pub(crate) apart: bool,
 }
 
@@ -152,11 +151,10 @@ pub(crate) fn schedules(
     d: usize,
     (heads, rows): (usize, usize),
     shapes: &[(usize, usize, usize, usize)],
-    beside: impl Fn(&Tiling) -> (usize, usize),
+    (a_row, a_column): (usize, usize),
 ) -> Vec<Schedule> {
     let fitted = shapes.iter().filter_map(|&(down, across, rows, cols)| {
         let t = Tiling { d, down, across, rows, cols, chunk: LANES, deep: LANES, apart: target.software };
-        let (a_row, a_column) = beside(&t);
         t.fitted(target.shared_bytes, a_row, a_column).filter(|t| t.units() as u32 <= target.max_units)
     });
     let mut all: Vec<Tiling> = fitted.collect();
@@ -229,11 +227,7 @@ fn fill_by_rows(
     #[unroll]
     for f in 0..comptime![fours.div_ceil(t.units())] {
         let four = UNIT_POS as usize % fours + comptime![f * t.units()];
-        let mut begins = Sequence::<usize>::new();
-        #[unroll]
-        for l in 0..LANES {
-            begins.push(starts[four * LANES + l] as usize);
-        }
+        let begins = begins(starts, four);
         #[unroll]
         for i in 0..comptime![t.chunk / beside] {
             let column = UNIT_POS as usize / fours + comptime![i * beside];
@@ -252,12 +246,18 @@ fn piece(
     #[comptime] slot: Slot,
     #[comptime] t: Tiling,
 ) -> Four {
-    let mut begins = Sequence::<usize>::new();
+    quarter(operands, &begins(starts, four), column, slot, t)
+}
+
+/// Where 4 rows begin.
+#[cube]
+fn begins(starts: &Shared<[u32]>, four: usize) -> Sequence<usize> {
+    let mut out = Sequence::<usize>::new();
     #[unroll]
     for l in 0..LANES {
-        begins.push(starts[four * LANES + l] as usize);
+        out.push(starts[four * LANES + l] as usize);
     }
-    quarter(operands, &begins, column, slot, t)
+    out
 }
 
 /// Column `column` of 4 rows that begin there.

@@ -64,7 +64,7 @@ impl Kernel for AttentionTiled {
             &[(16, 16, 2, 1), (8, 8, 2, 1), (4, 8, 2, 2), (8, 8, 1, 1)]
         };
         // Beside its panels a cube keeps where rows start, and keys' starts and places.
-        Ok(schedules(target, n.d, (n.b * n.h, n.g * n.t), shapes, |_| (1, 2)))
+        Ok(schedules(target, n.d, (n.b * n.h, n.g * n.t), shapes, (1, 2)))
     }
 
     fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
