@@ -25,6 +25,11 @@ use crate::target::{Family, Target};
 /// Multiply-adds of halves of a processor's matrix units in the time of one of each lane; of tf32 they do half as many.
 const MATRIX: f64 = 8.0;
 
+/// Rows that a block of attention takes at once on a CPU.
+const STEP: usize = 4;
+/// Rows whose products take about as long as turning a tile on its side (measured: stores of single elements).
+const TURN: f64 = 32.0;
+
 /// What a device of a family does in a second, and what a launch costs.
 struct Rates {
     /// Fused multiply-adds of one lane in a core.
@@ -89,7 +94,7 @@ pub(crate) fn seconds(work: &Work, amount: &Amount, schedule: &Schedule, scratch
     };
     let busy = match &product {
         Some(p) => p.seconds(schedule, target, &rates),
-        None => plain(flops * padding(work, schedule), schedule, target, &rates),
+        None => plain(flops * padding(work, schedule, target), schedule, target, &rates),
     };
     // A memory controller serves one core about half as fast as all of them.
     let share = if target.family == Family::Cpu { (workers(schedule, &rates) / rates.cores).max(0.5) } else { 1.0 };
@@ -107,16 +112,22 @@ fn workers(schedule: &Schedule, rates: &Rates) -> f64 {
 }
 
 /// How many times its operations attention computes by whole blocks of `rows` queries and whole tiles of `tile` keys; the
-/// cotangents of keys by blocks of keys and tiles of queries.
-fn padding(work: &Work, schedule: &Schedule) -> f64 {
+/// cotangents of keys by blocks of keys and tiles of queries. On a CPU a block takes `STEP` rows at a time, and where it has
+/// more, each of its tiles is turned on its side first.
+fn padding(work: &Work, schedule: &Schedule, target: &Target) -> f64 {
     let Work::Function { name, .. } = work else { return 1.0 };
     if schedule.get("tile") == 0 {
         return 1.0;
     }
     let (queries, keys) = (work.dim("G") * work.dim("T"), work.dim("S"));
     let (down, across) = if name == "attention_dkv" { (keys, queries) } else { (queries, keys) };
-    let filled = |n: usize, by: u32| n.max(1).next_multiple_of((by as usize).max(1)) as f64 / n.max(1) as f64;
-    filled(down, schedule.get("rows")) * filled(across, schedule.get("tile"))
+    let filled = |n: usize, by: usize| n.max(1).next_multiple_of(by.max(1)) as f64 / n.max(1) as f64;
+    let (rows, tile) = (schedule.get("rows") as usize, schedule.get("tile") as usize);
+    let by_rows = match target.family {
+        Family::Cpu if rows > STEP => filled(down, STEP) + TURN * down.div_ceil(rows) as f64 / down.max(1) as f64,
+        _ => filled(down, rows),
+    };
+    by_rows * filled(across, tile)
 }
 
 /// Work of which only the number of operations is known: even, with one sum a lane.

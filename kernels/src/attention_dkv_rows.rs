@@ -158,10 +158,10 @@ fn attention_dkv_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut B
             }
             if far >= lowest && near <= highest {
                 let from = query * plan.shape.d;
-                pack_side::<N>(operands, from, from, width, &mut side_q, plan.places.q, plan.shape);
-                pack_side::<N>(operands, from, from, width, &mut side_d, plan.places.dout, plan.shape);
-                pack_rows::<N>(operands, from, from, width, &mut rows_q, plan.places.q, plan.shape);
-                pack_rows::<N>(operands, from, from, width, &mut rows_d, plan.places.dout, plan.shape);
+                pack_side::<N>(operands, from, width, &mut side_q, plan.places.q, plan.shape);
+                pack_side::<N>(operands, from, width, &mut side_d, plan.places.dout, plan.shape);
+                pack_rows::<N>(operands, from, width, &mut rows_q, plan.places.q, plan.shape);
+                pack_rows::<N>(operands, from, width, &mut rows_d, plan.places.dout, plan.shape);
                 for step in 0..steps {
                     let row = step * STEP;
                     let mut low = b.at[row];

@@ -146,9 +146,9 @@ fn attention_dq_rows<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Bu
             }
             if far >= lowest && near <= highest {
                 let from = (head * keys + start) * plan.shape.d;
-                pack_side::<N>(operands, from, from, width, &mut side_k, plan.places.k, plan.shape);
-                pack_side::<N>(operands, from, from, width, &mut side_v, plan.places.v, plan.shape);
-                pack_rows::<N>(operands, from, from, width, &mut rows_k, plan.places.k, plan.shape);
+                pack_side::<N>(operands, from, width, &mut side_k, plan.places.k, plan.shape);
+                pack_side::<N>(operands, from, width, &mut side_v, plan.places.v, plan.shape);
+                pack_rows::<N>(operands, from, width, &mut rows_k, plan.places.k, plan.shape);
                 for step in 0..steps {
                     let row = step * STEP;
                     let mut low = b.lo[row];

@@ -3,7 +3,8 @@
 //! A core takes a block of `rows` queries (all the query heads of a group, neighbours in time) and walks the
 //! keys in tiles. A tile of keys is turned on its side once a block, so that scores of `LANES` keys are one
 //! vector and no sum across lanes is needed; values keep their rows. Tiles that no query of the block sees are
-//! skipped before they are touched; tiles that all see are taken without masks.
+//! skipped before they are touched; tiles that all see are taken without masks. Queries that fill one step alone read keys
+//! and values where they lie.
 //!
 //! Of few queries the keys are cut into parts, and a second launch merges what they came to.
 //!
@@ -20,7 +21,8 @@ use crate::attention::{FORWARD, Places, blocks, instance, places};
 use crate::attention_carry::{Carry, carried_top, carried_weight};
 use crate::attention_parts::{Merge, floats, merge_rows, parts, queries};
 use crate::attention_tiles::{
-    STEP, Shape, TILE, add_weighed, block, pack_row, pack_rows, pack_side, product, write_row,
+    STEP, Shape, TILE, add_weighed, add_weighed_in_place, block, pack_row, pack_rows, pack_side, product,
+    product_in_place, write_row,
 };
 use crate::bind::{Buffers, Slot, Slots};
 use crate::chain::Stage;
@@ -95,7 +97,7 @@ impl Launch for AttentionRows {
         let (places, carry, ins, outs) = places(operands, results);
         let (lanes, rows, tile) =
             (schedule.get("lanes") as usize, schedule.get("rows") as usize, schedule.get("tile") as usize);
-        let shape = Shape { ahead: rows == STEP, ..Shape::new(n.d, tile, lanes) };
+        let shape = Shape { in_place: rows == STEP, ..Shape::new(n.d, tile, lanes) };
         let parts = schedule.get("parts") as usize;
         let (items, mut words) = blocks(&n, n.g * n.t, rows);
         let items = items * parts as u32;
@@ -138,10 +140,13 @@ struct Block<N: Size> {
 /// A tile of keys.
 #[derive(CubeType)]
 struct Tile<N: Size> {
-    /// Keys on their side: [D, tile].
+    /// Keys on their side: [D, tile]; nothing where they are read where they lie.
     k: Array<Vector<f32, N>>,
-    /// Values: [tile, D].
+    /// Values: [tile, D]; likewise.
     v: Array<Vector<f32, N>>,
+    /// Where its keys and values begin, and those of the tile that is taken next.
+    from: usize,
+    next: usize,
     at: Array<Vector<i32, N>>,
     /// Keys there are; the rest of the tile is void.
     count: usize,
@@ -182,9 +187,11 @@ pub(crate) fn attend_block<N: Size>(
             hi: Array::new(comptime![plan.rows]),
         };
         let mut tile = Tile::<N> {
-            k: Array::new(comptime![plan.shape.d * plan.shape.tv]),
-            v: Array::new(comptime![plan.shape.tile * plan.shape.dv]),
+            k: Array::new(comptime![if plan.shape.in_place { 1 } else { plan.shape.d * plan.shape.tv }]),
+            v: Array::new(comptime![if plan.shape.in_place { 1 } else { plan.shape.tile * plan.shape.dv }]),
             at: Array::new(comptime![plan.shape.tv]),
+            from: 0usize.runtime(),
+            next: 0usize.runtime(),
             count: 0usize.runtime(),
             lowest: 0i32.runtime(),
             highest: 0i32.runtime(),
@@ -221,12 +228,14 @@ pub(crate) fn attend_block<N: Size>(
             tile.count = min(keys - i * plan.shape.tile, plan.shape.tile.runtime());
             bounds::<N>(operands, batch * keys + i * plan.shape.tile, &mut tile, plan);
             if tile.highest >= lowest && tile.lowest <= highest {
-                let from = (head * keys + i * plan.shape.tile) * plan.shape.d;
-                let next = from + parts * comptime![plan.shape.tile * plan.shape.d];
-                pack_side::<N>(operands, from, next, tile.count, &mut tile.k, plan.places.k, plan.shape);
-                pack_rows::<N>(operands, from, next, tile.count, &mut tile.v, plan.places.v, plan.shape);
+                tile.from = (head * keys + i * plan.shape.tile) * plan.shape.d;
+                tile.next = tile.from + parts * comptime![plan.shape.tile * plan.shape.d];
+                if comptime![!plan.shape.in_place] {
+                    pack_side::<N>(operands, tile.from, tile.count, &mut tile.k, plan.places.k, plan.shape);
+                    pack_rows::<N>(operands, tile.from, tile.count, &mut tile.v, plan.places.v, plan.shape);
+                }
                 for step in 0..steps {
-                    attend::<N>(&mut b, &tile, step * STEP, plan);
+                    attend::<N>(operands, &mut b, &tile, step * STEP, plan);
                 }
             }
             i += parts;
@@ -315,7 +324,7 @@ fn bounds<N: Size>(operands: &Buffers, from: usize, tile: &mut Tile<N>, #[compti
 
 /// One step: `STEP` queries from `row` on against a tile.
 #[cube]
-fn attend<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, #[comptime] plan: Plan) {
+fn attend<N: Size>(operands: &Buffers, b: &mut Block<N>, tile: &Tile<N>, row: usize, #[comptime] plan: Plan) {
     let mut low = b.lo[row];
     let mut low_most = b.lo[row];
     let mut high = b.hi[row];
@@ -330,12 +339,22 @@ fn attend<N: Size>(b: &mut Block<N>, tile: &Tile<N>, row: usize, #[comptime] pla
     if tile.highest >= low && tile.lowest <= high {
         let whole = tile.count == plan.shape.tile && tile.lowest >= low_most && tile.highest <= high_least;
         let mut p = Array::<Vector<f32, N>>::new(comptime![STEP * plan.shape.tv]);
-        product::<N>(&b.q, &tile.k, row, &mut p, plan.shape);
+        let (from, next, count) = (tile.from, tile.next, tile.count);
+        if comptime![plan.shape.in_place] {
+            product_in_place::<N>(operands, from, next, count, &b.q, row, &mut p, plan.places.k, plan.shape);
+        } else {
+            product::<N>(&b.q, &tile.k, row, &mut p, plan.shape);
+        }
         if !whole {
             mask::<N>(b, tile, row, &mut p, plan);
         }
         weigh::<N>(b, row, &mut p, plan);
-        add_weighed::<N>(&mut b.sum, &p, &tile.v, row, plan.shape);
+        if comptime![plan.shape.in_place] {
+            let slot = plan.places.v;
+            add_weighed_in_place::<N>(operands, from, next, count, &mut b.sum, &p, row, slot, plan.shape);
+        } else {
+            add_weighed::<N>(&mut b.sum, &p, &tile.v, row, plan.shape);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Refusal, Schedule, Target};
 
 use crate::bind::{Buffers, Slot};
-use crate::vector::{Lane, read_float, write_float};
+use crate::vector::{Lane, across, read_float, write_float};
 use crate::words::prefetch;
 
 /// Rows that one step of the micro-kernels works on.
@@ -25,13 +25,13 @@ pub(crate) struct Shape {
     /// Vectors that hold them.
     pub(crate) tv: usize,
     pub(crate) lanes: usize,
-    /// Whether the next tile is asked for while this one is packed: queries are so few that keys are waited for.
-    pub(crate) ahead: bool,
+    /// Whether keys and values are read where they lie: queries are so few that packing costs more than it gains.
+    pub(crate) in_place: bool,
 }
 
 impl Shape {
     pub(crate) fn new(d: usize, tile: usize, lanes: usize) -> Shape {
-        Shape { d, dv: d.div_ceil(lanes), tile, tv: tile / lanes, lanes, ahead: false }
+        Shape { d, dv: d.div_ceil(lanes), tile, tv: tile / lanes, lanes, in_place: false }
     }
 }
 
@@ -48,21 +48,30 @@ pub(crate) fn pack_row<N: Size>(
 ) {
     #[unroll]
     for j in 0..shape.dv {
-        let at = from + comptime![j * shape.lanes];
-        if comptime![(j + 1) * shape.lanes <= shape.d] {
-            to[row * shape.dv + j] = read_float::<N>(operands, at, 1usize, slot, Lane::One) * Vector::new(scale);
-        } else {
-            let mut value = Vector::<f32, N>::new(0.0f32);
-            #[unroll]
-            for l in 0..comptime![shape.d - j * shape.lanes] {
-                value.insert(
-                    l,
-                    read_float::<Const<1>>(operands, at + l, 0usize, slot, Lane::Zero).extract(0usize) * scale,
-                );
-            }
-            to[row * shape.dv + j] = value;
+        to[row * shape.dv + j] = part_of_row::<N>(operands, from, j, slot, shape) * Vector::new(scale);
+    }
+}
+
+/// Vector `j` of a row of D elements, widened, with zeros behind.
+#[cube]
+fn part_of_row<N: Size>(
+    operands: &Buffers,
+    from: usize,
+    #[comptime] j: usize,
+    #[comptime] slot: Slot,
+    #[comptime] shape: Shape,
+) -> Vector<f32, N> {
+    let at = from + comptime![j * shape.lanes];
+    let mut value = Vector::<f32, N>::new(0.0f32);
+    if comptime![(j + 1) * shape.lanes <= shape.d] {
+        value = read_float::<N>(operands, at, 1usize, slot, Lane::One);
+    } else {
+        #[unroll]
+        for l in 0..comptime![shape.d - j * shape.lanes] {
+            value.insert(l, read_float::<Const<1>>(operands, at + l, 0usize, slot, Lane::Zero).extract(0usize));
         }
     }
+    value
 }
 
 /// Asks for a row of D elements, which need not exist.
@@ -74,22 +83,17 @@ fn ask_row(operands: &Buffers, from: usize, #[comptime] slot: Slot, #[comptime] 
     }
 }
 
-/// `count` rows of a tile, and zeros where they end. Where `shape.ahead`, those of the tile at `next` are asked for
-/// meanwhile.
+/// `count` rows of a tile, and zeros where they end.
 #[cube]
 pub(crate) fn pack_rows<N: Size>(
     operands: &Buffers,
     from: usize,
-    next: usize,
     count: usize,
     to: &mut Array<Vector<f32, N>>,
     #[comptime] slot: Slot,
     #[comptime] shape: Shape,
 ) {
     for s in 0..shape.tile {
-        if comptime![shape.ahead] {
-            ask_row(operands, next + s * shape.d, slot, shape);
-        }
         if s < count {
             pack_row::<N>(operands, from + s * shape.d, to, s, f32::cast_from(1.0f32), slot, shape);
         } else {
@@ -106,7 +110,6 @@ pub(crate) fn pack_rows<N: Size>(
 pub(crate) fn pack_side<N: Size>(
     operands: &Buffers,
     from: usize,
-    next: usize,
     count: usize,
     to: &mut Array<Vector<f32, N>>,
     #[comptime] slot: Slot,
@@ -114,9 +117,6 @@ pub(crate) fn pack_side<N: Size>(
 ) {
     let one = to.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
     for s in 0..shape.tile {
-        if comptime![shape.ahead] {
-            ask_row(operands, next + s * shape.d, slot, shape);
-        }
         if s < count {
             for d in 0..shape.d {
                 one[d * shape.tile + s] =
@@ -163,6 +163,48 @@ pub(crate) fn product<N: Size>(
     }
 }
 
+/// Rows `row..row + STEP` of a block times `count` rows of a tile that are read where they lie, and zeros where they end:
+/// [STEP, tile]. Sums across lanes cost few rows less than turning the tile on its side. Rows from `next` on are asked for
+/// meanwhile.
+#[cube]
+pub(crate) fn product_in_place<N: Size>(
+    operands: &Buffers,
+    from: usize,
+    next: usize,
+    count: usize,
+    rows: &Array<Vector<f32, N>>,
+    row: usize,
+    out: &mut Array<Vector<f32, N>>,
+    #[comptime] slot: Slot,
+    #[comptime] shape: Shape,
+) {
+    #[unroll]
+    for i in 0..comptime![STEP * shape.tv] {
+        out[i] = Vector::new(0.0f32);
+    }
+    let one = out.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
+    for s in 0..count {
+        ask_row(operands, next + s * shape.d, slot, shape);
+        let mut acc = Array::<Vector<f32, N>>::new(STEP);
+        #[unroll]
+        for r in 0..STEP {
+            acc[r] = Vector::new(0.0f32);
+        }
+        #[unroll]
+        for j in 0..shape.dv {
+            let x = part_of_row::<N>(operands, from + s * shape.d, j, slot, shape);
+            #[unroll]
+            for r in 0..STEP {
+                acc[r] = fma(rows[(row + r) * shape.dv + j], x, acc[r]);
+            }
+        }
+        #[unroll]
+        for r in 0..STEP {
+            one[comptime![r * shape.tile] + s] = Vector::new(across::<N>(acc[r], false));
+        }
+    }
+}
+
 /// Adds a tile's rows, each weighed, to rows `row..row + STEP` of a block.
 #[cube]
 pub(crate) fn add_weighed<N: Size>(
@@ -172,37 +214,109 @@ pub(crate) fn add_weighed<N: Size>(
     row: usize,
     #[comptime] shape: Shape,
 ) {
-    let w = weights.as_slice().as_vectorized().with_vector_size::<Const<1>>();
     #[unroll]
     for part in 0..comptime![shape.dv.div_ceil(columns(shape.dv))] {
         let from = comptime![part * columns(shape.dv)];
         let width = comptime![columns(shape.dv).min(shape.dv - from)];
         let mut acc = Array::<Vector<f32, N>>::new(comptime![STEP * width]);
-        #[unroll]
-        for r in 0..STEP {
-            #[unroll]
-            for j in 0..width {
-                acc[comptime![r * width + j]] = sum[(row + r) * shape.dv + comptime![from + j]];
-            }
-        }
+        take_sums::<N>(sum, &mut acc, row, from, width, shape);
         for s in 0..shape.tile {
             #[unroll]
             for j in 0..width {
-                let v = rows[s * shape.dv + comptime![from + j]];
-                #[unroll]
-                for r in 0..STEP {
-                    let x = w[comptime![r * shape.tile] + s].extract(0usize);
-                    acc[comptime![r * width + j]] = fma(Vector::new(x), v, acc[comptime![r * width + j]]);
-                }
+                weigh_vector::<N>(&mut acc, weights, rows[s * shape.dv + comptime![from + j]], s, j, width, shape);
             }
         }
-        #[unroll]
-        for r in 0..STEP {
+        leave_sums::<N>(sum, &acc, row, from, width, shape);
+    }
+}
+
+/// The same of `count` rows that are read where they lie.
+#[cube]
+pub(crate) fn add_weighed_in_place<N: Size>(
+    operands: &Buffers,
+    at: usize,
+    next: usize,
+    count: usize,
+    sum: &mut Array<Vector<f32, N>>,
+    weights: &Array<Vector<f32, N>>,
+    row: usize,
+    #[comptime] slot: Slot,
+    #[comptime] shape: Shape,
+) {
+    #[unroll]
+    for part in 0..comptime![shape.dv.div_ceil(columns(shape.dv))] {
+        let from = comptime![part * columns(shape.dv)];
+        let width = comptime![columns(shape.dv).min(shape.dv - from)];
+        let mut acc = Array::<Vector<f32, N>>::new(comptime![STEP * width]);
+        take_sums::<N>(sum, &mut acc, row, from, width, shape);
+        for s in 0..count {
+            if comptime![part == 0] {
+                ask_row(operands, next + s * shape.d, slot, shape);
+            }
             #[unroll]
             for j in 0..width {
-                sum[(row + r) * shape.dv + comptime![from + j]] = acc[comptime![r * width + j]];
+                let v = part_of_row::<N>(operands, at + s * shape.d, comptime![from + j], slot, shape);
+                weigh_vector::<N>(&mut acc, weights, v, s, j, width, shape);
             }
         }
+        leave_sums::<N>(sum, &acc, row, from, width, shape);
+    }
+}
+
+/// `width` vectors of `STEP` rows' sums, from vector `from` of each on.
+#[cube]
+fn take_sums<N: Size>(
+    sum: &mut Array<Vector<f32, N>>,
+    acc: &mut Array<Vector<f32, N>>,
+    row: usize,
+    #[comptime] from: usize,
+    #[comptime] width: usize,
+    #[comptime] shape: Shape,
+) {
+    #[unroll]
+    for r in 0..STEP {
+        #[unroll]
+        for j in 0..width {
+            acc[comptime![r * width + j]] = sum[(row + r) * shape.dv + comptime![from + j]];
+        }
+    }
+}
+
+/// Leaves them where `take_sums` took them.
+#[cube]
+fn leave_sums<N: Size>(
+    sum: &mut Array<Vector<f32, N>>,
+    acc: &Array<Vector<f32, N>>,
+    row: usize,
+    #[comptime] from: usize,
+    #[comptime] width: usize,
+    #[comptime] shape: Shape,
+) {
+    #[unroll]
+    for r in 0..STEP {
+        #[unroll]
+        for j in 0..width {
+            sum[(row + r) * shape.dv + comptime![from + j]] = acc[comptime![r * width + j]];
+        }
+    }
+}
+
+/// Adds vector `v` of a tile's row `s`, weighed by each of `STEP` rows, to their sums.
+#[cube]
+fn weigh_vector<N: Size>(
+    acc: &mut Array<Vector<f32, N>>,
+    weights: &Array<Vector<f32, N>>,
+    v: Vector<f32, N>,
+    s: usize,
+    #[comptime] j: usize,
+    #[comptime] width: usize,
+    #[comptime] shape: Shape,
+) {
+    let w = weights.as_slice().as_vectorized().with_vector_size::<Const<1>>();
+    #[unroll]
+    for r in 0..STEP {
+        let x = w[comptime![r * shape.tile] + s].extract(0usize);
+        acc[comptime![r * width + j]] = fma(Vector::new(x), v, acc[comptime![r * width + j]]);
     }
 }
 
@@ -256,10 +370,12 @@ pub(crate) fn tiled(target: &Target, d: usize, heads: usize, rows: usize) -> Res
     ]))
 }
 
-/// Rows a block: wide, so that a tile is packed for many; but enough blocks to keep every core busy.
+/// Rows a block: about `most` or an even share, so that a tile is packed for many; but enough blocks to keep every core busy.
 pub(crate) fn block(heads: usize, rows: usize, cores: usize, most: usize) -> usize {
+    // As many blocks as come closest to that size, so that none is left nearly empty.
+    let even = |size: usize| rows.div_ceil(((rows + size / 2) / size).max(1)).next_multiple_of(STEP);
     let busy = |block: usize| heads * rows.div_ceil(block) >= 4 * cores;
-    let sizes = [256, 128, 64, 16].into_iter().filter(|b| *b <= most);
-    let fits = sizes.into_iter().find(|&b| b <= rows && busy(b));
+    let sizes = [256, 128, 64, 16].into_iter().filter(|size| *size <= most && *size <= rows);
+    let fits = sizes.map(even).find(|block| busy(*block));
     fits.unwrap_or(if rows > STEP { 16 } else { STEP })
 }

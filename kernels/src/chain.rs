@@ -2,7 +2,8 @@
 //!
 //! There a launch costs some 25 microseconds: two threads hand it on, and the cores wait for each other through both. A
 //! layer of a decode is a dozen launches of little work. As stages of one launch they cost a barrier each: every core
-//! takes its run of a stage's items, as it would of the launch's, and waits for the others.
+//! takes its run of a stage's items, as it would of the launch's, and waits for the others. While it waits, the first of the
+//! weights that it reads next are on their way.
 
 use cubecl::prelude::*;
 
@@ -10,7 +11,7 @@ use crate::attention_parts::{self, merge_row};
 use crate::attention_rows::{self, attend_block};
 use crate::bind::{Args, Buffers};
 use crate::einsum::Einsum;
-use crate::einsum_dot::dots;
+use crate::einsum_dot::{ask_columns, dots};
 use crate::key::Key;
 use crate::loops;
 use crate::map_plain::chunk;
@@ -105,6 +106,10 @@ fn chain<N: Size>(
 ) {
     #[unroll]
     for s in 0..links.len() {
+        #[unroll]
+        for next in s..comptime![asked_until(&links, s)] {
+            ask_ahead(metas.index(next), operands.index(next), comptime![links[next].clone()]);
+        }
         if comptime![s > 0] {
             sync_cube();
         }
@@ -121,6 +126,30 @@ fn chain<N: Size>(
                 );
             }
         }
+    }
+}
+
+/// The end of the stages, from `s` on, whose columns are asked for before stage `s` begins: up to the first that several cores
+/// take, since the others wait meanwhile. Behind a stage of one core they were asked for before it.
+fn asked_until(links: &[Link], s: usize) -> usize {
+    if s > 0 && links[s - 1].units == 1 {
+        return s;
+    }
+    (s..links.len()).find(|n| links[*n].units > 1).map_or(links.len(), |n| n + 1)
+}
+
+/// Asks for what a stage reads that no stage wrote.
+#[cube]
+fn ask_ahead(meta: &[u32], operands: &Buffers, #[comptime] link: Link) {
+    match comptime!(link.stage) {
+        Stage::Dot(e) => {
+            if comptime![e.ahead] {
+                if UNIT_POS < link.units {
+                    ask_columns(meta, operands, UNIT_POS * link.cubes, e);
+                }
+            }
+        }
+        _ => {}
     }
 }
 

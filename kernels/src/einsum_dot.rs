@@ -9,7 +9,7 @@
 use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
-use crate::bind::Buffers;
+use crate::bind::{Buffers, Storage};
 use crate::chain::Stage;
 use crate::einsum::{Einsum, Roles, finish, inside, stride, tile};
 use crate::grid::{address, cores, looped};
@@ -31,6 +31,10 @@ const NEAR: usize = 40 << 10;
 const FEW: usize = 2;
 /// Bytes of a tile of columns that wait in a core's first cache for their turn.
 const AHEAD: usize = 24 << 10;
+/// Bytes of columns that are asked for before the rows are there.
+const BEFORE: usize = 32 << 10;
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
 
 /// Sums dot products, tile by tile.
 pub struct EinsumDot;
@@ -160,6 +164,20 @@ pub(crate) fn dots<N: Size, C: Size>(
                 }
             }
         }
+    }
+}
+
+/// Asks for the first `BEFORE` bytes of the columns that an item takes: whoever waits for the factor of few rows knows where
+/// those of the other lie.
+#[cube]
+pub(crate) fn ask_columns(meta: &[u32], operands: &Buffers, item: u32, #[comptime] e: Key<Einsum>) {
+    let b_slot = comptime![e.plan.reads[e.b].view.slot];
+    let step = stride(meta, e.b, comptime![e.plan.kept - 1], e.plan.clone());
+    let t = tile(meta, operands, item, e.clone());
+    let from = *t.cursor.reads.index(e.b) + t.n as usize * comptime![e.group * e.cols] * step;
+    let bytes = comptime![if b_slot.storage == Storage::F32 { 4 } else { 2 }];
+    for i in 0..comptime![BEFORE / LINE] {
+        prefetch(operands, from + i * comptime![LINE / bytes], b_slot);
     }
 }
 

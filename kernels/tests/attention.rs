@@ -422,6 +422,24 @@ fn attention_in_hops_does_not_lose_by_ranks() {
     }
 }
 
+/// Blocks of queries on the CPU are even: none is left with a query or two, for which all keys would be packed again.
+#[test]
+fn blocks_of_queries_are_even() {
+    let kernel = omchat_kernels::by_name("attention.rows").unwrap();
+    let rows = |h: usize, t: usize| {
+        let [f, i] = [Dtype::F32, Dtype::I32];
+        let [q, k] = [Type::new(f, [1, h, 1, t, 64]), Type::new(f, [1, h, t, 64])];
+        let at = Type::new(i, [1, t]);
+        let operands = vec![q.clone(), k.clone(), k, at.clone(), at.clone(), at];
+        let results = vec![q, Type::new(f, [1, h, 1, t])];
+        let work = Work::Function { name: "attention".into(), binds: Default::default(), operands, results };
+        kernel.schedules(&work, &Target::cpu(2)).unwrap()[0].get("rows")
+    };
+    // 256 patches and what stands before them.
+    assert_eq!([rows(24, 257), rows(24, 1025), rows(24, 1024), rows(24, 383)], [260, 260, 256, 384]);
+    assert_eq!([rows(24, 384), rows(1, 257), rows(1, 20), rows(1, 4)], [192, 20, 16, 4]);
+}
+
 /// A tile of 64 keys is not worth padding 8 keys to, and a long row is not for a unit a query.
 #[test]
 fn the_cost_model_counts_what_tiles_pad() {
