@@ -99,9 +99,32 @@ impl Slots {
         [&self.f32s, &self.i32s, &self.bf16s, &self.f16s].into_iter().flatten().copied()
     }
 
+    /// Bindings of each list.
+    pub(crate) fn counts(&self) -> [usize; 4] {
+        [&self.f32s, &self.i32s, &self.bf16s, &self.f16s].map(Vec::len)
+    }
+
     /// Bindings that a launch takes.
     pub(crate) fn len(&self) -> usize {
-        self.f32s.len() + self.i32s.len() + self.bf16s.len() + self.f16s.len()
+        self.counts().iter().sum()
+    }
+
+    /// The buffers in the order of the bindings.
+    ///
+    /// Errors: fewer buffers than are named; no scratch memory where some is.
+    pub(crate) fn pick<'a>(
+        &'a self,
+        what: &'static str,
+        buffers: &'a [Buffer],
+        scratch: Option<&'a Buffer>,
+    ) -> Result<impl Iterator<Item = &'a Buffer> + 'a, LaunchError> {
+        if self.args() > buffers.len() {
+            return Err(LaunchError::Missing { what, need: self.args(), have: buffers.len() });
+        }
+        if scratch.is_none() && self.f32s.contains(&SCRATCH) {
+            return Err(LaunchError::Missing { what: "scratch buffers", need: 1, have: 0 });
+        }
+        Ok(self.order().filter_map(move |a| if a == SCRATCH { scratch } else { buffers.get(a) }))
     }
 
     /// One more than the largest argument named.
@@ -118,27 +141,16 @@ impl Slots {
         packed: bool,
         tally: Tally,
     ) -> Result<BuffersLaunch, LaunchError> {
-        if self.args() > buffers.len() {
-            return Err(LaunchError::Missing { what, need: self.args(), have: buffers.len() });
-        }
-        let mut f32s = vec![];
-        for &a in &self.f32s {
-            let own = if a == SCRATCH { scratch } else { buffers.get(a) };
-            f32s.push(raw(own.ok_or(LaunchError::Missing { what: "scratch buffers", need: 1, have: 0 })?));
-        }
-        let none: &[usize] = &[];
-        let (halves, words) = if packed {
-            ([none; 2], [&self.bf16s[..], &self.f16s])
-        } else {
-            ([&self.bf16s[..], &self.f16s], [none; 2])
-        };
+        let mut next = self.pick(what, buffers, scratch)?;
+        let [f32s, i32s, bf16s, f16s] = self.counts();
+        let (halves, words) = if packed { ([0, 0], [bf16s, f16s]) } else { ([bf16s, f16s], [0, 0]) };
         Ok(BuffersLaunch::new(
-            f32s.into_iter().collect(),
-            self.i32s.iter().map(|&a| raw(&buffers[a])).collect(),
-            halves[0].iter().map(|&a| raw(&buffers[a])).collect(),
-            halves[1].iter().map(|&a| raw(&buffers[a])).collect(),
-            words[0].iter().map(|&a| in_words(&buffers[a])).collect(),
-            words[1].iter().map(|&a| in_words(&buffers[a])).collect(),
+            next.by_ref().take(f32s).map(raw).collect(),
+            next.by_ref().take(i32s).map(raw).collect(),
+            next.by_ref().take(halves[0]).map(raw).collect(),
+            next.by_ref().take(halves[1]).map(raw).collect(),
+            next.by_ref().take(words[0]).map(in_words).collect(),
+            next.by_ref().take(words[1]).map(in_words).collect(),
             tally,
         ))
     }

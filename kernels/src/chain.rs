@@ -17,6 +17,7 @@ use crate::loops;
 use crate::map_plain::chunk;
 use crate::prepared::{LaunchError, Prepared};
 use crate::rms_norm_rows::{self, scale_row};
+use crate::stages::{Stages, StagesArg};
 use crate::tally::Tally;
 
 /// What a stage runs: the comptime half of a kernel's instance.
@@ -37,6 +38,9 @@ pub(crate) struct Link {
     /// Items of each core.
     pub(crate) cubes: u32,
     pub(crate) units: u32,
+    /// Buffers that it reads and writes, by storage.
+    pub(crate) operands: [usize; 4],
+    pub(crate) results: [usize; 4],
 }
 
 /// Launches made as one, in order; each sees what those before it wrote.
@@ -67,48 +71,26 @@ impl Chain {
     ///
     /// Errors: fewer buffers than a part's work names.
     pub fn launch(&self, client: &Client, parts: &[&Prepared], args: &[Args<'_>]) -> Result<(), LaunchError> {
-        let (mut metas, mut operands, mut results) = (vec![], vec![], vec![]);
+        let mut stages = StagesArg::new(self.links.clone(), self.tally.clone());
         for (part, args) in parts.iter().zip(args) {
-            for step in part.steps() {
-                // Counted once.
-                let tally = if metas.is_empty() { self.tally.clone() } else { Tally::default() };
-                let bound = step.bind(false, args, &tally)?;
-                metas.push(bound.meta);
-                operands.push(bound.operands);
-                results.push(bound.results);
-            }
+            part.steps().iter().try_for_each(|step| stages.push(step, args))?;
         }
         let (count, dim) = (CubeCount::Static(1, 1, 1), CubeDim::new_1d(self.units));
         // SAFETY: kernels index by their plan, which stays inside the buffers it was made for.
         unsafe {
-            chain::launch_unchecked(
-                client,
-                count,
-                dim,
-                AddressType::U64,
-                self.lanes,
-                metas.into_iter().collect(),
-                operands.into_iter().collect(),
-                results.into_iter().collect(),
-                self.links.clone(),
-            );
+            chain::launch_unchecked(client, count, dim, AddressType::U64, self.lanes, stages, self.links.clone());
         }
         Ok(())
     }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn chain<N: Size>(
-    metas: &Sequence<Box<[u32]>>,
-    operands: &Sequence<Buffers>,
-    results: &mut Sequence<Buffers>,
-    #[comptime] links: Key<Vec<Link>>,
-) {
+fn chain<N: Size>(stages: &mut Stages, #[comptime] links: Key<Vec<Link>>) {
     #[unroll]
     for s in 0..links.len() {
         #[unroll]
         for next in s..comptime![asked_until(&links, s)] {
-            ask_ahead(metas.index(next), operands.index(next), comptime![links[next].clone()]);
+            ask_ahead(stages.metas.index(next), stages.operands.index(next), comptime![links[next].clone()]);
         }
         if comptime![s > 0] {
             sync_cube();
@@ -118,9 +100,9 @@ fn chain<N: Size>(
             for i in 0..cubes {
                 let item = UNIT_POS * cubes + i;
                 run::<N>(
-                    metas.index(s),
-                    operands.index(s),
-                    results.index_mut(s),
+                    stages.metas.index(s),
+                    stages.operands.index(s),
+                    stages.results.index_mut(s),
                     item,
                     comptime![links[s].stage.clone()],
                 );

@@ -78,6 +78,7 @@ mod prepared;
 mod rms_norm_rows;
 mod scatter_add_plain;
 mod source;
+mod stages;
 mod tally;
 mod vector;
 mod warpgroups;

@@ -136,7 +136,8 @@ impl Prepared {
     pub(crate) fn staged(mut self, stage: Stage, lanes: usize) -> Prepared {
         if let Some(step) = self.steps.last_mut() {
             let [x, y, z] = step.cubes;
-            step.link = Some(Link { stage, lanes, cubes: x * y * z, units: step.units });
+            let (operands, results) = (step.operands.counts(), step.results.counts());
+            step.link = Some(Link { stage, lanes, cubes: x * y * z, units: step.units, operands, results });
         }
         self
     }
@@ -236,7 +237,12 @@ impl Step {
         self.link.as_ref()
     }
 
-    pub(crate) fn bind(&self, packed: bool, args: &Args<'_>, tally: &Tally) -> Result<Bound, LaunchError> {
+    /// What it reads and what it writes.
+    pub(crate) fn slots(&self) -> [&Slots; 2] {
+        [&self.operands, &self.results]
+    }
+
+    fn bind(&self, packed: bool, args: &Args<'_>, tally: &Tally) -> Result<Bound, LaunchError> {
         Ok(Bound {
             meta: raw(args.meta),
             operands: self.operands.bind("operands", args.operands, args.scratch, packed, tally.clone())?,
