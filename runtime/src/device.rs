@@ -1,5 +1,7 @@
 //! Devices: which there are, which is best, and what each allows. The one file that knows cargo features.
 
+#[cfg(feature = "cpu")]
+mod batch;
 pub(crate) mod memory;
 
 use crate::Error;
@@ -140,7 +142,7 @@ impl Device {
 
 #[cfg(feature = "cpu")]
 fn open_cpu() -> Result<Device, String> {
-    let client = cubecl::Device::cpu().map_err(|e| e.to_string())?.client();
+    let client = batch::start(|| cubecl::Device::cpu().map(|d| d.client()).map_err(|e| e.to_string()))?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     Ok(Device::Cube { client, target: Target::cpu(cores) })
 }

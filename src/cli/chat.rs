@@ -12,7 +12,6 @@ use omchat_runtime::collective::{Exchange, World};
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// What a chat takes.
 #[derive(clap::Args)]
@@ -181,19 +180,25 @@ pub fn ask(chat: &mut Chat, prompt: &str, visuals: Vec<Visual>) -> Result<(), Er
 }
 
 fn report(chat: &Chat, a: &Answer) {
-    let rate = |n: usize, t: Duration| if t.is_zero() { 0.0 } else { n as f64 / t.as_secs_f64() };
+    let first = match a.first.as_secs_f64() {
+        s if s < 0.1 => format!("{:.1} ms", s * 1e3),
+        s => format!("{s:.2} s"),
+    };
+    // An answer of one token takes no step.
+    let steps = match a.stepping.as_secs_f64() {
+        s if a.steps > 0 && s > 0.0 => format!(", then {:.1} tokens/s", a.steps as f64 / s),
+        _ => String::new(),
+    };
     let e = chat.engine();
     let replayed = match e.replays() {
         0 => String::new(),
         n => format!(", {n} runs replayed"),
     };
     note(format!(
-        "{} tokens read ({} tiles), {} answered | first token after {:.2} s, then {:.1} tokens/s | {} of {} slots | {} programs, {} kernels, {} compiled ({} for this answer){replayed} | {} {}",
+        "{} tokens read ({} tiles), {} answered | first token after {first}{steps} | {} of {} slots | {} programs, {} kernels, {} compiled ({} for this answer){replayed} | {} {}",
         a.prompt,
         a.tiles,
         a.ids.len(),
-        a.first.as_secs_f64(),
-        rate(a.steps, a.stepping),
         chat.session().len(),
         chat.session().context(),
         e.programs(),
