@@ -30,7 +30,8 @@ fn yield_on_wake() {
 #[cfg(not(target_os = "linux"))]
 fn yield_on_wake() {}
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::start;
     use std::thread;
