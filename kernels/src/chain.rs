@@ -120,18 +120,15 @@ fn asked_until(links: &[Link], s: usize) -> usize {
     (s..links.len()).find(|n| links[*n].units > 1).map_or(links.len(), |n| n + 1)
 }
 
-/// Asks for what a stage reads that no stage wrote.
+/// Asks for what a core reads first in a stage, where no stage writes it.
 #[cube]
+#[allow(clippy::single_match)]
 fn ask_ahead(meta: &[u32], operands: &Buffers, #[comptime] link: Link) {
-    match comptime!(link.stage) {
-        Stage::Dot(e) => {
-            if comptime![e.ahead] {
-                if UNIT_POS < link.units {
-                    ask_columns(meta, operands, UNIT_POS * link.cubes, e);
-                }
-            }
+    if UNIT_POS < link.units {
+        match comptime!(link.stage) {
+            Stage::Dot(e) => ask_columns(meta, operands, UNIT_POS * link.cubes, e),
+            _ => {}
         }
-        _ => {}
     }
 }
 

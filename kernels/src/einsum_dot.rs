@@ -167,17 +167,19 @@ pub(crate) fn dots<N: Size, C: Size>(
     }
 }
 
-/// Asks for the first `BEFORE` bytes of the columns that an item takes: whoever waits for the factor of few rows knows where
-/// those of the other lie.
+/// Asks for the first `BEFORE` bytes of the columns that an item takes, where rows are few: who waits for those knows already
+/// where the columns lie.
 #[cube]
 pub(crate) fn ask_columns(meta: &[u32], operands: &Buffers, item: u32, #[comptime] e: Key<Einsum>) {
-    let b_slot = comptime![e.plan.reads[e.b].view.slot];
-    let step = stride(meta, e.b, comptime![e.plan.kept - 1], e.plan.clone());
-    let t = tile(meta, operands, item, e.clone());
-    let from = *t.cursor.reads.index(e.b) + t.n as usize * comptime![e.group * e.cols] * step;
-    let bytes = comptime![if b_slot.storage == Storage::F32 { 4 } else { 2 }];
-    for i in 0..comptime![BEFORE / LINE] {
-        prefetch(operands, from + i * comptime![LINE / bytes], b_slot);
+    if comptime![e.ahead] {
+        let b_slot = comptime![e.plan.reads[e.b].view.slot];
+        let step = stride(meta, e.b, comptime![e.plan.kept - 1], e.plan.clone());
+        let t = tile(meta, operands, item, e.clone());
+        let from = *t.cursor.reads.index(e.b) + t.n as usize * comptime![e.group * e.cols] * step;
+        let bytes = comptime![if b_slot.storage == Storage::F32 { 4 } else { 2 }];
+        for i in 0..comptime![BEFORE / LINE] {
+            prefetch(operands, from + i * comptime![LINE / bytes], b_slot);
+        }
     }
 }
 
