@@ -18,6 +18,9 @@ status=0
 cargo test --workspace "${features[@]}" --no-fail-fast -- --show-output 2>&1 | tee "$log" || status=$?
 if [ ${#features[@]} = 0 ]; then echo "skipped: ranks as processes (Open MPI and libclang could not be installed)" | tee -a "$log"; fi
 
+# Built together, crates lend each other the features of what they share; whoever embeds the runtime builds it alone.
+cargo check -q --locked -p omchat-runtime --features cpu 2>&1 | tee -a "$log" || status=1
+
 # Candle takes half a minute to build: only where mini was made.
 if [ -d "$cache/convert" ]; then
   cargo test -q --locked --manifest-path tools/convert/Cargo.toml --target-dir "$cache/convert" 2>&1 | tee -a "$log" || status=1

@@ -69,6 +69,7 @@ fn cpu(_: &Client, _: &Handle, _: usize) -> Result<Held, String> {
     Err("built without the feature `cpu`".into())
 }
 
+#[cfg(any(feature = "cuda", feature = "cpu"))]
 fn long(have: u64, need: usize) -> Result<(), String> {
     if have >= need as u64 { Ok(()) } else { Err(format!("a buffer of {have} bytes, and {need} are exchanged")) }
 }
