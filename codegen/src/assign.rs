@@ -2,6 +2,7 @@
 
 use crate::program::{BufferPlan, LaunchPlan, Place, Port};
 use crate::{Error, Target};
+use std::ops::Range;
 
 /// Places every arena buffer; yields the bytes of each slab.
 ///
@@ -11,10 +12,11 @@ use crate::{Error, Target};
 pub fn assign(
     buffers: &mut [BufferPlan],
     launches: &[LaunchPlan],
+    horizontals: &[Range<usize>],
     results: &[Port],
     target: &Target,
 ) -> Result<Vec<usize>, Error> {
-    let lives = lives(buffers, launches, results);
+    let lives = lives(buffers, launches, horizontals, results);
     let mut order: Vec<usize> =
         (0..buffers.len()).filter(|b| buffers[*b].place != Place::Own && lives[*b].is_some()).collect();
     order.sort_by_key(|b| (std::cmp::Reverse(buffers[*b].ty.bytes()), *b));
@@ -43,13 +45,21 @@ pub fn assign(
     Ok(slabs)
 }
 
-/// First and last launch that touches each buffer; results live to the end.
-pub(crate) fn lives(buffers: &[BufferPlan], launches: &[LaunchPlan], results: &[Port]) -> Vec<Option<(usize, usize)>> {
+/// First and last launch that touches each buffer; results live to the end. Launches side by side touch theirs all at once.
+pub(crate) fn lives(
+    buffers: &[BufferPlan],
+    launches: &[LaunchPlan],
+    horizontals: &[Range<usize>],
+    results: &[Port],
+) -> Vec<Option<(usize, usize)>> {
     let mut lives: Vec<Option<(usize, usize)>> = vec![None; buffers.len()];
+    let mut ranges = horizontals.iter().peekable();
     for (at, l) in launches.iter().enumerate() {
+        while ranges.next_if(|r| r.end <= at).is_some() {}
+        let (start, last) = ranges.peek().filter(|r| r.contains(&at)).map_or((at, at), |r| (r.start, r.end - 1));
         for b in l.buffers() {
-            let first = lives[b].map_or(at, |x| x.0);
-            lives[b] = Some((first, at));
+            let first = lives[b].map_or(start, |x| x.0);
+            lives[b] = Some((first, last));
         }
     }
     for r in results {

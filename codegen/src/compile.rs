@@ -2,6 +2,7 @@
 
 use crate::assign;
 use crate::chain::chains;
+use crate::horizontal::horizontals;
 use crate::kernel::Work;
 use crate::lower::{Lowered, lower};
 use crate::nest::{Nest, Read, Write};
@@ -81,7 +82,8 @@ impl Compiler<'_> {
             }
         }
         let target = self.context.target.clone();
-        let slabs = assign::assign(&mut self.buffers, &self.launches, &results, &target)?;
+        let horizontals = horizontals(&mut self.launches, &self.chosen, self.context);
+        let slabs = assign::assign(&mut self.buffers, &self.launches, &horizontals, &results, &target)?;
         let chains = chains(&self.launches, &self.chosen, self.context);
         Ok(Program {
             name: f.name.clone(),
@@ -94,6 +96,7 @@ impl Compiler<'_> {
             chosen: self.chosen,
             launches: self.launches,
             chains,
+            horizontals,
         })
     }
 

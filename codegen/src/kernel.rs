@@ -168,6 +168,11 @@ pub trait Kernel: Sync {
     fn chains(&self) -> bool {
         false
     }
+    /// Whether a launch of it can run beside others in one launch of a GPU: a cube's work follows from its number and the
+    /// launch's words.
+    fn horizontal(&self) -> bool {
+        false
+    }
     /// The share of itself by which each product may be off, because the kernel rounds factors that its dtypes hold exactly.
     /// Most kernels round none.
     fn rounding(&self) -> f64 {

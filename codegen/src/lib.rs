@@ -11,6 +11,7 @@ mod collective;
 mod compile;
 mod cost;
 mod error;
+mod horizontal;
 mod kernel;
 mod lower;
 mod meaning;

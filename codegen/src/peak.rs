@@ -67,7 +67,7 @@ pub struct Peak {
 impl Program {
     /// Where the program holds most, and what for.
     pub fn peak(&self) -> Peak {
-        let lives = lives(&self.buffers, &self.launches, &self.results);
+        let lives = lives(&self.buffers, &self.launches, &self.horizontals, &self.results);
         let bytes = |b: usize| self.buffers[b].ty.bytes().max(1).next_multiple_of(self.target.align);
         let alive = |b: usize, at: usize| {
             self.buffers[b].place != Place::Own && lives[b].is_some_and(|(s, e)| s <= at && at <= e)

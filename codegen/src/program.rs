@@ -150,6 +150,8 @@ pub struct Program {
     pub launches: Vec<LaunchPlan>,
     /// Ranges of them, in order, that a CPU is given as one launch each.
     pub chains: Vec<Range<usize>>,
+    /// Ranges of them, in order, that a GPU is given side by side: none of a range reads or writes what another writes.
+    pub horizontals: Vec<Range<usize>>,
 }
 
 /// A new buffer of that many floats for a launch to work in; none for none.
@@ -186,7 +188,7 @@ impl Program {
     }
 
     /// The same program with another kernel or schedule for one of its [`Program::chosen`]; the arena is laid anew, for
-    /// the scratch memory that this takes.
+    /// the scratch memory that this takes. Nothing runs beside it.
     ///
     /// Errors: `Limit` where scratch memory is more than the target may bind.
     pub fn with(&self, chosen: usize, kernel: &dyn Kernel, schedule: Schedule) -> Result<Program, Error> {
@@ -196,10 +198,11 @@ impl Program {
         (c.kernel, c.schedule) = (kernel.name(), schedule);
         let floats = c.scratch;
         p.chains.retain(|chain| kernel.chains() || p.launches[chain.clone()].iter().all(|l| l.chosen != chosen));
+        p.horizontals.retain(|side| p.launches[side.clone()].iter().all(|l| l.chosen != chosen));
         for l in p.launches.iter_mut().filter(|l| l.chosen == chosen) {
             l.scratch = scratch(&mut p.buffers, floats);
         }
-        p.slabs = assign(&mut p.buffers, &p.launches, &p.results, &p.target)?;
+        p.slabs = assign(&mut p.buffers, &p.launches, &p.horizontals, &p.results, &p.target)?;
         Ok(p)
     }
 
@@ -228,6 +231,10 @@ impl fmt::Display for Program {
         let (chained, chains) = (self.chains.iter().map(Range::len).sum::<usize>(), self.chains.len());
         if chains > 0 {
             writeln!(f, "    {chained} of them made as {chains} chain{}", many(chains, "s"))?;
+        }
+        let (beside, times) = (self.horizontals.iter().map(Range::len).sum::<usize>(), self.horizontals.len());
+        if times > 0 {
+            writeln!(f, "    {beside} of them side by side, made as {times}")?;
         }
         if self.trains() {
             write!(f, "{}", self.peak())?;

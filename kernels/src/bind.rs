@@ -164,7 +164,7 @@ pub(crate) fn raw(buffer: &Buffer) -> BufferArg {
 }
 
 /// A buffer of halves as words of two.
-fn in_words(buffer: &Buffer) -> BufferArg {
+pub(crate) fn in_words(buffer: &Buffer) -> BufferArg {
     raw(&Buffer { handle: buffer.handle.clone(), elements: buffer.elements.div_ceil(2) })
 }
 

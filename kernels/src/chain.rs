@@ -15,9 +15,9 @@ use crate::einsum_dot::{ask_columns, dots};
 use crate::key::Key;
 use crate::loops;
 use crate::map_plain::chunk;
-use crate::prepared::{LaunchError, Prepared};
+use crate::prepared::{LaunchError, Prepared, Step};
 use crate::rms_norm_rows::{self, scale_row};
-use crate::stages::{Stages, StagesArg};
+use crate::stages::{Counts, Stages, StagesArg};
 use crate::tally::Tally;
 
 /// What a stage runs: the comptime half of a kernel's instance.
@@ -38,14 +38,12 @@ pub(crate) struct Link {
     /// Items of each core.
     pub(crate) cubes: u32,
     pub(crate) units: u32,
-    /// Buffers that it reads and writes, by storage.
-    pub(crate) operands: [usize; 4],
-    pub(crate) results: [usize; 4],
 }
 
 /// Launches made as one, in order; each sees what those before it wrote.
 pub struct Chain {
     links: Key<Vec<Link>>,
+    counts: Key<Vec<Counts>>,
     lanes: usize,
     units: u32,
     tally: Tally,
@@ -54,12 +52,13 @@ pub struct Chain {
 impl Chain {
     /// The chain of those launches; `None` where one of them can be no stage.
     pub fn of(parts: &[&Prepared]) -> Option<Chain> {
-        let links: Vec<Link> =
-            parts.iter().flat_map(|p| p.steps()).map(|s| s.link().cloned()).collect::<Option<_>>()?;
+        let steps = || parts.iter().flat_map(|p| p.steps());
+        let links: Vec<Link> = steps().map(|s| s.link().cloned()).collect::<Option<_>>()?;
+        let counts = Key::new(steps().map(Step::counts).collect());
         let lanes = links.first()?.lanes;
         let units = links.iter().map(|l| l.units).max()?;
         let alike = links.iter().all(|l| l.lanes == lanes);
-        alike.then(|| Chain { links: Key::new(links), lanes, units, tally: Tally::new() })
+        alike.then(|| Chain { links: Key::new(links), counts, lanes, units, tally: Tally::new() })
     }
 
     /// Times that a device compiled it.
@@ -71,7 +70,7 @@ impl Chain {
     ///
     /// Errors: fewer buffers than a part's work names.
     pub fn launch(&self, client: &Client, parts: &[&Prepared], args: &[Args<'_>]) -> Result<(), LaunchError> {
-        let mut stages = StagesArg::new(self.links.clone(), self.tally.clone());
+        let mut stages = StagesArg::new(self.counts.clone(), false, self.tally.clone());
         for (part, args) in parts.iter().zip(args) {
             part.steps().iter().try_for_each(|step| stages.push(step, args))?;
         }

@@ -138,9 +138,15 @@ pub(crate) fn exists(meta: &[u32], #[comptime] t: Key<Tiles>) -> bool {
 /// The tile of this cube.
 #[cube]
 pub(crate) fn spot(meta: &[u32], operands: &Buffers, #[comptime] t: Key<Tiles>) -> Spot {
+    spot_of(meta, operands, CUBE_POS as u32, t)
+}
+
+/// Tile `item` of all parts.
+#[cube]
+pub(crate) fn spot_of(meta: &[u32], operands: &Buffers, item: u32, #[comptime] t: Key<Tiles>) -> Spot {
     let m_tiles = meta[comptime![t.e.tiles + 1]];
     let n_tiles = meta[comptime![t.e.tiles + 2]];
-    let mut item = CUBE_POS as u32;
+    let mut item = item;
     let mut part = 0u32.runtime();
     let mut to = 0usize.runtime();
     if comptime![t.parts > 1] {

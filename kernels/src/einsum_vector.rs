@@ -11,8 +11,9 @@ use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work
 
 use crate::bind::{Buffers, Slot};
 use crate::einsum::Roles;
-use crate::einsum_tiles::{Factor, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
+use crate::einsum_tiles::{Factor, Tiles, factor_a, factor_b, fold_offset, leave, shares, spot_of};
 use crate::grid::{address, looped};
+use crate::horizontal::{Part, Side};
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
 use crate::nest::depth;
@@ -79,6 +80,10 @@ impl Kernel for EinsumVector {
 
     fn implements(&self) -> Implements {
         Implements::Nest
+    }
+
+    fn horizontal(&self) -> bool {
+        true
     }
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
@@ -158,6 +163,7 @@ impl Launch for EinsumVector {
         let a_whole = cuda && roles.strides(roles.a).1 == 1 && roles.whole(roles.a);
         let (split, plane, along_k) = (get("split"), get("plane"), lanes > 1);
         let s = Key::new(Share { t, rows, split, plane, groups, whole, a_whole, a_lane, along_k });
+        let part = Part::Vector(s.clone());
         Ok(Prepared::new(
             words,
             ins,
@@ -165,7 +171,8 @@ impl Launch for EinsumVector {
             cubes,
             units,
             runner!(|b| einsum_vector, bits, lanes, b.meta, b.operands, b.results, s.clone()),
-        ))
+        )
+        .beside(Side { part, lanes }))
     }
 }
 
@@ -173,9 +180,27 @@ type Sums = Array<Vector<f32, Const<COLUMNS>>>;
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn einsum_vector<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] h: Key<Share>) {
+    sum_item::<N>(meta, operands, results, CUBE_POS as u32, h);
+}
+
+/// Cubes that have work.
+#[cube]
+pub(crate) fn items(meta: &[u32], #[comptime] h: Key<Share>) -> u32 {
+    meta[h.t.e.tiles]
+}
+
+/// What cube `item` sums, if there is such a one.
+#[cube]
+pub(crate) fn sum_item<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    item: u32,
+    #[comptime] h: Key<Share>,
+) {
     let mut parts = Shared::<[Vector<f32, Const<COLUMNS>>]>::new_slice(comptime![h.groups * h.parts() * h.rows]);
-    if exists(meta, h.t.clone()) {
-        let s = spot(meta, operands, h.t.clone());
+    if item < items(meta, h.clone()) {
+        let s = spot_of(meta, operands, item, h.t.clone());
         let x = factor_a(meta, &s, h.t.clone());
         let y = factor_b(meta, &s, h.t.clone());
         let unit = UNIT_POS as usize;

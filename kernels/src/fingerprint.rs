@@ -32,7 +32,7 @@ const SHARED: &[(&str, &str)] = shared![
 
 /// Files that decide nothing about how fast a kernel is.
 #[cfg(test)]
-const APART: &[&str] = &["chain", "fingerprint", "key", "lib", "prepared", "source", "stages", "tally"];
+const APART: &[&str] = &["chain", "fingerprint", "horizontal", "key", "lib", "prepared", "source", "stages", "tally"];
 
 /// The fingerprint of the kernel of that name; nothing for a kernel that is not in the list.
 pub fn fingerprint(name: &str) -> Option<u64> {

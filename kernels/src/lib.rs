@@ -63,6 +63,7 @@ mod fingerprint;
 mod fold_plain;
 mod fold_shared;
 mod grid;
+mod horizontal;
 mod key;
 mod kth_largest_plain;
 mod kth_largest_radix;
@@ -87,6 +88,7 @@ mod words;
 pub use bind::{Args, Buffer};
 pub use chain::Chain;
 pub use fingerprint::fingerprint;
+pub use horizontal::Horizontal;
 pub use prepared::{LaunchError, Parameter, Prepared, Step};
 pub use source::Dialect;
 

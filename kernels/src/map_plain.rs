@@ -15,6 +15,7 @@ use crate::bind::Buffers;
 use crate::body::evaluate;
 use crate::chain::Stage;
 use crate::grid::{address, cubes, looped, units};
+use crate::horizontal::{Part, Side};
 use crate::key::Key;
 use crate::loops::{CHUNK, ITEMS, Loops, PARTS, Plan, addressable, whole, widest};
 use crate::nest::{Cursor, deliver, item, look, origin, seek};
@@ -37,6 +38,10 @@ impl Kernel for MapPlain {
     }
 
     fn chains(&self) -> bool {
+        true
+    }
+
+    fn horizontal(&self) -> bool {
         true
     }
 
@@ -71,15 +76,19 @@ impl Launch for MapPlain {
         let items = words[plan.rank + ITEMS];
         let (cubes, units) = cubes(items, schedule);
         let (bits, stage) = (address(schedule), plan.clone());
-        Ok(Prepared::new(
+        let prepared = Prepared::new(
             words,
             ins,
             outs,
             cubes,
             units,
             runner!(|b| map_plain, bits, lanes, b.meta, b.operands, b.results, plan.clone()),
-        )
-        .staged(Stage::Map(stage), lanes))
+        );
+        Ok(if gpu {
+            prepared.beside(Side { part: Part::Map(stage), lanes })
+        } else {
+            prepared.staged(Stage::Map(stage), lanes)
+        })
     }
 }
 
@@ -138,6 +147,12 @@ fn map_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #
     chunk::<N>(meta, operands, results, item, plan);
 }
 
+/// Items that there are.
+#[cube]
+pub(crate) fn items(meta: &[u32], #[comptime] plan: Key<Plan>) -> u32 {
+    meta[comptime![plan.rank + ITEMS]]
+}
+
 /// An item: a vector, or a chunk of a row.
 #[cube]
 pub(crate) fn chunk<N: Size>(
@@ -148,7 +163,7 @@ pub(crate) fn chunk<N: Size>(
     #[comptime] plan: Key<Plan>,
 ) {
     let rank = comptime![plan.rank];
-    if item < meta[comptime![rank + ITEMS]] {
+    if item < items(meta, plan.clone()) {
         let inner = comptime![plan.kept - 1];
         let parts = meta[comptime![rank + PARTS]];
         let start = origin(meta, operands, plan.clone());

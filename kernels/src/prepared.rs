@@ -6,7 +6,9 @@ use cubecl::prelude::*;
 use crate::bind::{Args, BuffersLaunch, SCRATCH, Slots, raw};
 use crate::chain::{Link, Stage};
 use crate::grid::Grid;
+use crate::horizontal::Side;
 use crate::source::{Dialect, Offline};
+use crate::stages::Counts;
 use crate::tally::Tally;
 use omchat_codegen::Refusal;
 
@@ -70,7 +72,7 @@ pub(crate) enum Site<'a> {
 
 impl Site<'_> {
     /// Whether halves are bound two to a word: there is no u16.
-    fn packs(&self) -> bool {
+    pub(crate) fn packs(&self) -> bool {
         match self {
             Site::Device(client) => !client.properties().supports_type(ElemType::UInt(UIntKind::U16)),
             Site::Text(offline) => offline.packs(),
@@ -117,6 +119,8 @@ pub struct Step {
     run: Run,
     /// What it is as a stage of a chain, where it can be one.
     link: Option<Link>,
+    /// What it is beside others, where it can be.
+    side: Option<Side>,
 }
 
 impl Prepared {
@@ -128,7 +132,7 @@ impl Prepared {
         units: u32,
         run: Run,
     ) -> Prepared {
-        let steps = vec![Step { operands, results, cubes, units, run, link: None }];
+        let steps = vec![Step { operands, results, cubes, units, run, link: None, side: None }];
         Prepared { meta, steps, scratch: 0, tally: Tally::new() }
     }
 
@@ -136,8 +140,15 @@ impl Prepared {
     pub(crate) fn staged(mut self, stage: Stage, lanes: usize) -> Prepared {
         if let Some(step) = self.steps.last_mut() {
             let [x, y, z] = step.cubes;
-            let (operands, results) = (step.operands.counts(), step.results.counts());
-            step.link = Some(Link { stage, lanes, cubes: x * y * z, units: step.units, operands, results });
+            step.link = Some(Link { stage, lanes, cubes: x * y * z, units: step.units });
+        }
+        self
+    }
+
+    /// That a [`Horizontal`](crate::Horizontal) can run its launch beside others.
+    pub(crate) fn beside(mut self, side: Side) -> Prepared {
+        if let [step] = &mut self.steps[..] {
+            step.side = Some(side);
         }
         self
     }
@@ -151,7 +162,7 @@ impl Prepared {
         (cubes, units): Grid,
         run: Run,
     ) -> Prepared {
-        self.steps.push(Step { operands, results, cubes, units, run, link: None });
+        self.steps.push(Step { operands, results, cubes, units, run, link: None, side: None });
         self.scratch = scratch;
         self
     }
@@ -224,17 +235,32 @@ impl Step {
     /// Errors: the build lacks the dialect's compiler; the compiler's own message.
     pub fn source(&self, dialect: Dialect) -> Result<String, String> {
         let offline = Offline::new(dialect);
+        let go = |args: &Args<'_>| self.go(Site::Text(&offline), args, &Tally::default());
+        let kernel = self.with_ghosts(&offline, go).map_err(|e| e.to_string())?;
+        offline.text(kernel.ok_or("the kernel has no text")?)
+    }
+
+    /// What `f` yields for buffers of nothing, as many as the launch names.
+    pub(crate) fn with_ghosts<T>(&self, offline: &Offline, f: impl FnOnce(&Args<'_>) -> T) -> T {
         let ghosts = |n: usize| (0..n).map(|_| offline.buffer()).collect::<Vec<_>>();
         let (operands, results) = (ghosts(self.operands.args()), ghosts(self.results.args()));
         let ghost = offline.buffer();
-        let args = Args { operands: &operands, results: &results, scratch: Some(&ghost), meta: &ghost };
-        let kernel = self.go(Site::Text(&offline), &args, &Tally::default()).map_err(|e| e.to_string())?;
-        offline.text(kernel.ok_or("the kernel has no text")?)
+        f(&Args { operands: &operands, results: &results, scratch: Some(&ghost), meta: &ghost })
     }
 
     /// What it is as a stage of a chain, where it can be one.
     pub(crate) fn link(&self) -> Option<&Link> {
         self.link.as_ref()
+    }
+
+    /// What it is beside others, where it can be.
+    pub(crate) fn side(&self) -> Option<&Side> {
+        self.side.as_ref()
+    }
+
+    /// Buffers that it reads, and that it writes, by storage.
+    pub(crate) fn counts(&self) -> Counts {
+        self.slots().map(Slots::counts)
     }
 
     /// What it reads and what it writes.

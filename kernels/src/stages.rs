@@ -1,4 +1,4 @@
-//! The words and buffers of a chain's stages as one argument of its launch.
+//! The words and buffers of several launches as one argument of the launch that they are made as.
 //!
 //! CubeCL's lists hold arguments in place, some kilobytes a stage that every launch would move from hand to hand, and it
 //! looks a kernel up by all of them. Here they are one list, and what tells kernels apart is hashed once.
@@ -6,8 +6,7 @@
 use cubecl::ir::attributes::BufferIOAttr;
 use cubecl::prelude::*;
 
-use crate::bind::{Args, Buffers, BuffersExpand, raw};
-use crate::chain::Link;
+use crate::bind::{Args, Buffers, BuffersExpand, in_words, raw};
 use crate::key::Key;
 use crate::prepared::{LaunchError, Step};
 use crate::tally::Tally;
@@ -20,22 +19,29 @@ pub(crate) struct Stages {
     pub(crate) results: Sequence<Buffers>,
 }
 
+/// Buffers that a stage reads, and that it writes, by storage.
+pub(crate) type Counts = [[usize; 4]; 2];
+
 /// The same as a launch is given it.
 pub(crate) struct StagesArg {
-    links: Key<Vec<Link>>,
+    key: StagesKey,
     /// By stage its words, its operands, its results, each list in its order.
     buffers: Vec<BufferArg>,
-    tally: Tally,
 }
 
 /// What of it is compiled in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct StagesKey(Key<Vec<Link>>, Tally);
+pub(crate) struct StagesKey {
+    counts: Key<Vec<Counts>>,
+    /// Whether halves are bound two to a word.
+    packed: bool,
+    tally: Tally,
+}
 
 impl StagesArg {
-    pub(crate) fn new(links: Key<Vec<Link>>, tally: Tally) -> StagesArg {
-        let count = links.iter().map(|l| 1 + l.operands.iter().chain(&l.results).sum::<usize>()).sum();
-        StagesArg { links, buffers: Vec::with_capacity(count), tally }
+    pub(crate) fn new(counts: Key<Vec<Counts>>, packed: bool, tally: Tally) -> StagesArg {
+        let count = counts.iter().map(|c| 1 + c.as_flattened().iter().sum::<usize>()).sum();
+        StagesArg { key: StagesKey { counts, packed, tally }, buffers: Vec::with_capacity(count) }
     }
 
     /// Adds the buffers of the next stage.
@@ -44,8 +50,12 @@ impl StagesArg {
     pub(crate) fn push(&mut self, step: &Step, args: &Args<'_>) -> Result<(), LaunchError> {
         let [operands, results] = step.slots();
         self.buffers.push(raw(args.meta));
-        self.buffers.extend(operands.pick("operands", args.operands, args.scratch)?.map(raw));
-        self.buffers.extend(results.pick("results", args.results, args.scratch)?.map(raw));
+        for (slots, what, buffers) in [(operands, "operands", args.operands), (results, "results", args.results)] {
+            let [f32s, i32s, ..] = slots.counts();
+            let all = slots.pick(what, buffers, args.scratch)?.enumerate();
+            let words = |i: usize| self.key.packed && i >= f32s + i32s;
+            self.buffers.extend(all.map(|(i, b)| if words(i) { in_words(b) } else { raw(b) }));
+        }
         Ok(())
     }
 }
@@ -63,21 +73,22 @@ impl LaunchArg for Stages {
             launcher.declare_io(io);
             buffers.by_ref().take(count).for_each(|b| launcher.register_buffer(b, size));
         };
-        for link in arg.links.iter() {
+        let sizes = if arg.key.packed { [4; 4] } else { SIZES };
+        for [operands, results] in arg.key.counts.iter() {
             some(1, 4, BufferIOAttr::ReadOnly);
-            link.operands.iter().zip(SIZES).for_each(|(n, size)| some(*n, size, BufferIOAttr::ReadOnly));
-            link.results.iter().zip(SIZES).for_each(|(n, size)| some(*n, size, BufferIOAttr::ReadWrite));
+            operands.iter().zip(sizes).for_each(|(n, size)| some(*n, size, BufferIOAttr::ReadOnly));
+            results.iter().zip(sizes).for_each(|(n, size)| some(*n, size, BufferIOAttr::ReadWrite));
         }
-        StagesKey(arg.links, arg.tally)
+        arg.key
     }
 
-    fn expand(StagesKey(links, tally): &StagesKey, builder: &mut KernelBuilder) -> StagesExpand {
-        Tally::expand(tally, builder);
+    fn expand(key: &StagesKey, builder: &mut KernelBuilder) -> StagesExpand {
+        Tally::expand(&key.tally, builder);
         let (mut metas, mut operands, mut results) = (vec![], vec![], vec![]);
-        for link in links.iter() {
+        for [read, written] in key.counts.iter() {
             metas.push(buffer::<u32>(builder));
-            operands.push(lists(builder, link.operands));
-            results.push(lists(builder, link.results));
+            operands.push(lists(builder, *read, key.packed));
+            results.push(lists(builder, *written, key.packed));
         }
         let scope = &builder.scope;
         StagesExpand {
@@ -98,20 +109,23 @@ fn sequence<T: CubeType>(scope: &Scope, values: Vec<T::ExpandType>) -> SequenceE
     out
 }
 
-/// Buffers by storage; halves as they are, since the CPU has them.
-fn lists(builder: &mut KernelBuilder, [f32s, i32s, bf16s, f16s]: [usize; 4]) -> BuffersExpand {
+/// Buffers by storage.
+fn lists(builder: &mut KernelBuilder, [f32s, i32s, bf16s, f16s]: [usize; 4], packed: bool) -> BuffersExpand {
+    let (halves, words) = if packed { ([0, 0], [bf16s, f16s]) } else { ([bf16s, f16s], [0, 0]) };
     let f32s = (0..f32s).map(|_| buffer::<f32>(builder)).collect();
     let i32s = (0..i32s).map(|_| buffer::<i32>(builder)).collect();
-    let bf16s = (0..bf16s).map(|_| buffer::<u16>(builder)).collect();
-    let f16s = (0..f16s).map(|_| buffer::<half::f16>(builder)).collect();
+    let bf16s = (0..halves[0]).map(|_| buffer::<u16>(builder)).collect();
+    let f16s = (0..halves[1]).map(|_| buffer::<half::f16>(builder)).collect();
+    let bf16_words = (0..words[0]).map(|_| buffer::<u32>(builder)).collect();
+    let f16_words = (0..words[1]).map(|_| buffer::<u32>(builder)).collect();
     let scope = &builder.scope;
     BuffersExpand {
         f32s: sequence(scope, f32s),
         i32s: sequence(scope, i32s),
         bf16s: sequence(scope, bf16s),
         f16s: sequence(scope, f16s),
-        bf16_words: sequence(scope, vec![]),
-        f16_words: sequence(scope, vec![]),
+        bf16_words: sequence(scope, bf16_words),
+        f16_words: sequence(scope, f16_words),
         tally: (),
     }
 }

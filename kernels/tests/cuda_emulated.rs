@@ -12,6 +12,8 @@ mod attention_backward;
 mod common;
 #[path = "differential.rs"]
 mod differential;
+#[path = "horizontal.rs"]
+mod horizontal;
 #[path = "products.rs"]
 mod products;
 #[path = "scatter_add.rs"]

@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::executable::Timing;
 use crate::faults;
 use crate::host::HostTensor;
-use crate::launches::{self, Chains, Ready, buffer, enqueue, launches, prepare};
+use crate::launches::{self, Joints, Ready, buffer, enqueue, launches, prepare};
 use crate::ranked::Ranked;
 use crate::store::Store;
 use crate::window;
@@ -31,7 +31,7 @@ pub(crate) struct Compiled {
     pub(crate) program: Program,
     /// One a chosen kernel, with its metadata on the device.
     prepared: Vec<Ready>,
-    chains: Chains,
+    joints: Joints,
     /// The ranks that run it together.
     world: Option<World>,
     slabs: Vec<Handle>,
@@ -67,15 +67,15 @@ impl Compiled {
             inputs[p.buffer] = Some(client.empty(p.ty.bytes().max(1)));
         }
         let prepared = prepare(client, device.name(), &program)?;
-        let chains = Chains::of(&program, &prepared)?;
+        let joints = Joints::of(&program, &prepared)?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let client = client.clone();
         let (turn, replays) = (Mutex::new(()), 0.into());
-        Ok(Compiled { id, client, program, prepared, chains, slabs, inputs, world, turn, replays })
+        Ok(Compiled { id, client, program, prepared, joints, slabs, inputs, world, turn, replays })
     }
 
     pub(crate) fn compilations(&self) -> usize {
-        self.prepared.iter().map(Ready::compilations).sum::<usize>() + self.chains.compilations()
+        self.prepared.iter().map(Ready::compilations).sum::<usize>() + self.joints.compilations()
     }
 
     pub(crate) fn replays(&self) -> usize {
@@ -155,7 +155,7 @@ impl Compiled {
             let (client, program, prepared) = (&self.client, &self.program, &self.prepared);
             return Ranked { client, program, prepared, world }.run(&bound.launches);
         }
-        enqueue(&self.client, &self.program, &self.prepared, &self.chains, &bound.launches, &mut 0)
+        enqueue(&self.client, &self.program, &self.prepared, &self.joints, &bound.launches, &mut 0)
     }
 
     /// Writes the inputs, and yields the store's binding to this program.

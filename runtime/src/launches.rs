@@ -4,7 +4,8 @@ use crate::Error;
 use cubecl::prelude::Client;
 use cubecl::server::Handle;
 use omchat_codegen::{Collective, LaunchPlan, Place, Program, Work};
-use omchat_kernels::{Args, Buffer, Chain, Prepared, by_name};
+use omchat_kernels::{Args, Buffer, Chain, Horizontal, LaunchError, Prepared, by_name};
+use std::ops::Range;
 
 /// Launches that CubeCL's CPU client queues before it makes the host wait.
 pub(crate) const QUEUE: usize = 32;
@@ -133,46 +134,83 @@ pub(crate) fn launches(program: &Program, held: &[Option<Handle>], slabs: &[Hand
     program.launches.iter().map(one).collect()
 }
 
+/// A kernel of several launches.
+enum Joint {
+    /// One after the other.
+    Chain(Chain),
+    /// Side by side.
+    Horizontal(Horizontal),
+}
+
+impl Joint {
+    fn launch(&self, client: &Client, parts: &[&Prepared], args: &[Args<'_>]) -> Result<(), LaunchError> {
+        match self {
+            Joint::Chain(c) => c.launch(client, parts, args),
+            Joint::Horizontal(h) => h.launch(client, parts, args),
+        }
+    }
+}
+
 /// Launches of a program that are made as one; those of other layers share the kernel.
-pub(crate) struct Joined {
-    chain: Chain,
-    /// What the kernel was made of: a choice a stage.
+struct Joined {
+    joint: Joint,
+    /// What the kernel was made of: a choice a launch.
     chosen: Vec<usize>,
 }
 
-/// The chains of a program, and by launch which of them begins there and how long it is.
-pub(crate) struct Chains {
+/// What of a program is made as one, and by launch which of it begins there and how long it is.
+pub(crate) struct Joints {
     joined: Vec<Joined>,
     at: Vec<Option<(usize, usize)>>,
 }
 
-impl Chains {
-    /// Makes a program's chains ready, each distinct one once.
+impl Joints {
+    /// Makes a program's joint launches ready, each distinct kernel once.
     ///
-    /// Errors: a stage that can be none, which codegen would not have chosen.
-    pub(crate) fn of(program: &Program, prepared: &[Ready]) -> Result<Chains, Error> {
-        let mut out = Chains { joined: vec![], at: vec![None; program.launches.len()] };
-        for range in &program.chains {
+    /// Errors: launches that cannot be joined, which codegen would not have chosen.
+    pub(crate) fn of(program: &Program, prepared: &[Ready]) -> Result<Joints, Error> {
+        let mut out = Joints { joined: vec![], at: vec![None; program.launches.len()] };
+        let (chain, beside) = (
+            |p: &[&Prepared]| Chain::of(p).map(Joint::Chain),
+            |p: &[&Prepared]| Horizontal::of(p).map(Joint::Horizontal),
+        );
+        out.add(program, prepared, &program.chains, chain)?;
+        out.add(program, prepared, &program.horizontals, beside)?;
+        Ok(out)
+    }
+
+    fn add(
+        &mut self,
+        program: &Program,
+        prepared: &[Ready],
+        ranges: &[Range<usize>],
+        of: impl Fn(&[&Prepared]) -> Option<Joint>,
+    ) -> Result<(), Error> {
+        for range in ranges {
             let chosen: Vec<usize> = program.launches[range.clone()].iter().map(|l| l.chosen).collect();
-            let known = out.joined.iter().position(|j| j.chosen == chosen);
+            let known = self.joined.iter().position(|j| j.chosen == chosen);
             let which = match known {
                 Some(i) => i,
                 None => {
                     let parts: Vec<&Prepared> = chosen.iter().filter_map(|c| prepared[*c].kernel()).collect();
-                    let chain = Chain::of(&parts).filter(|_| parts.len() == chosen.len());
-                    let chain = chain.ok_or_else(|| failed(program, "launches that cannot be joined".into()))?;
-                    out.joined.push(Joined { chain, chosen });
-                    out.joined.len() - 1
+                    let joint = of(&parts).filter(|_| parts.len() == chosen.len());
+                    let joint = joint.ok_or_else(|| failed(program, "launches that cannot be joined".into()))?;
+                    self.joined.push(Joined { joint, chosen });
+                    self.joined.len() - 1
                 }
             };
-            out.at[range.start] = Some((which, range.len()));
+            self.at[range.start] = Some((which, range.len()));
         }
-        Ok(out)
+        Ok(())
     }
 
     /// Kernels that the device compiled for them.
     pub(crate) fn compilations(&self) -> usize {
-        self.joined.iter().map(|j| j.chain.compilations()).sum()
+        let one = |j: &Joined| match &j.joint {
+            Joint::Chain(c) => c.compilations(),
+            Joint::Horizontal(h) => h.compilations(),
+        };
+        self.joined.iter().map(one).sum()
     }
 }
 
@@ -185,7 +223,7 @@ impl Joined {
                 args.push(Args { operands, results, scratch: scratch.as_ref(), meta });
             }
         }
-        Ok(self.chain.launch(client, &parts, &args)?)
+        Ok(self.joint.launch(client, &parts, &args)?)
     }
 }
 
@@ -197,16 +235,16 @@ pub(crate) fn enqueue(
     client: &Client,
     program: &Program,
     prepared: &[Ready],
-    chains: &Chains,
+    joints: &Joints,
     buffers: &Launches,
     queued: &mut usize,
 ) -> Result<(), Error> {
     let mut at = 0;
     while let Some(l) = program.launches.get(at) {
-        let (passed, made) = match chains.at[at] {
-            Some((which, stages)) => {
-                chains.joined[which].launch(client, prepared, &buffers[at..at + stages])?;
-                (stages, 1)
+        let (passed, made) = match joints.at[at] {
+            Some((which, launches)) => {
+                joints.joined[which].launch(client, prepared, &buffers[at..at + launches])?;
+                (launches, 1)
             }
             None => {
                 prepared[l.chosen].launch(client, program, &buffers[at])?;

@@ -5,7 +5,7 @@
 
 use crate::device::Device;
 use crate::faults;
-use crate::launches::{Bindings, Chains, Launches, Ready, buffer, enqueue, launches, prepare};
+use crate::launches::{Bindings, Joints, Launches, Ready, buffer, enqueue, launches, prepare};
 use crate::{Error, HostTensor};
 use cubecl::prelude::Client;
 use cubecl::server::Handle;
@@ -95,7 +95,7 @@ struct Compiled {
     device: String,
     program: Program,
     prepared: Vec<Ready>,
-    chains: Chains,
+    joints: Joints,
     /// The buffers of each launch, for each copy of the operands.
     copies: Vec<Launches>,
     /// The results that are no state, of the first copy.
@@ -130,7 +130,7 @@ impl Trial {
         }
         let count = if cold { copies_of(need, cache_bytes(target.family), device.free_bytes()) } else { 1 };
         let prepared = prepare(client, device.name(), &program)?;
-        let chains = Chains::of(&program, &prepared)?;
+        let joints = Joints::of(&program, &prepared)?;
         let (mut copies, mut results) = (vec![], vec![]);
         for _ in 0..count {
             let (launches, out) = buffers(client, &program, operands)?;
@@ -144,7 +144,7 @@ impl Trial {
                 device,
                 program,
                 prepared,
-                chains,
+                joints,
                 copies,
                 results,
                 next: 0,
@@ -249,7 +249,7 @@ impl Compiled {
         let mut queued = 0;
         for _ in 0..times {
             let buffers = &self.copies[self.next];
-            enqueue(&self.client, &self.program, &self.prepared, &self.chains, buffers, &mut queued)?;
+            enqueue(&self.client, &self.program, &self.prepared, &self.joints, buffers, &mut queued)?;
             self.next = (self.next + 1) % self.copies.len();
         }
         self.wait()

@@ -7,7 +7,7 @@ use cubecl::{Device, prelude::*};
 use half::{bf16, f16};
 use omchat_codegen::{Family, Schedule, Target, Work};
 use omchat_ir::Dtype;
-use omchat_kernels::{Args, Buffer, Launch};
+use omchat_kernels::{Args, Buffer, Horizontal, Launch, Prepared};
 
 use super::emulator::{Bytes, Emulator, hash};
 use super::reference::Host;
@@ -185,34 +185,72 @@ impl Present {
         results: &[Host],
     ) -> Vec<Vec<f64>> {
         let Some(client) = &self.client else { return self.emulate(kernel, work, schedule, [operands, results]) };
+        let prepared = kernel.prepare(work, schedule).expect("prepares");
+        let up = Uploaded::of(client, self.target.align, &prepared, operands, results);
+        prepared.launch(client, &up.args()).expect("launches");
+        up.read(client, results)
+    }
+
+    /// Runs launches side by side.
+    pub fn run_beside(&self, launches: &[&Prepared], operands: &[&[Host]], results: &[&[Host]]) -> Vec<Vec<Vec<f64>>> {
+        let joint = Horizontal::of(launches).expect("can be joined");
+        let each = || launches.iter().zip(operands).zip(results).map(|((l, o), r)| (*l, *o, *r));
+        let Some(client) = &self.client else {
+            let of = |h: &Host| Bytes { data: bytes(h), element: h.dtype.bytes() as u32 };
+            let all = each().map(|(l, o, r)| (l, o.iter().map(of).collect(), r.iter().map(of).collect()));
+            let emulator = Emulator::present().expect("is there");
+            let read = emulator.run_beside(&joint, self.target.sm, &all.collect::<Vec<_>>());
+            let read = read.unwrap_or_else(|e| panic!("side by side on emulated {}: {e}", self.target.name));
+            let one = |(b, h): (&Vec<u8>, &Host)| numbers(h.dtype, b);
+            return read.iter().zip(results).map(|(b, r)| b.iter().zip(*r).map(one).collect()).collect();
+        };
+        let up: Vec<_> = each().map(|(l, o, r)| Uploaded::of(client, self.target.align, l, o, r)).collect();
+        let args: Vec<Args> = up.iter().map(Uploaded::args).collect();
+        joint.launch(client, launches, &args).expect("launches");
+        up.iter().zip(results).map(|(u, r)| u.read(client, r)).collect()
+    }
+}
+
+/// A launch's buffers on a device.
+struct Uploaded {
+    operands: Vec<Buffer>,
+    results: Vec<Buffer>,
+    scratch: Buffer,
+    meta: Buffer,
+}
+
+impl Uploaded {
+    fn of(client: &Client, align: usize, prepared: &Prepared, operands: &[Host], results: &[Host]) -> Uploaded {
         let up = |h: &Host| {
-            let mut b = vec![0xee; self.target.align];
+            let mut b = vec![0xee; align];
             b.extend(bytes(h));
             b.extend([0xee; 64]);
             b.resize(b.len().next_multiple_of(4), 0xee);
             let len = b.len() as u64;
             // A device that packs halves binds whole words.
             let body = (h.data.len() * h.dtype.bytes()).next_multiple_of(4) as u64;
-            let handle = client
-                .create_from_slice(&b)
-                .offset_start(self.target.align as u64)
-                .offset_end(len - self.target.align as u64 - body);
+            let handle = client.create_from_slice(&b).offset_start(align as u64).offset_end(len - align as u64 - body);
             Buffer { handle, elements: h.data.len() }
         };
-        let prepared = kernel.prepare(work, schedule).expect("prepares");
         let words: Vec<u8> = prepared.meta().iter().flat_map(|w| w.to_le_bytes()).collect();
-        let meta = Buffer { handle: client.create_from_slice(&words), elements: prepared.meta().len() };
-        let (ins, outs): (Vec<_>, Vec<_>) = (operands.iter().map(up).collect(), results.iter().map(up).collect());
-        // Scratch memory holds anything at first: here floats that are none.
-        let scratch = up(&Host { dtype: Dtype::F32, data: vec![f64::NAN; prepared.scratch()] });
-        let args = Args { operands: &ins, results: &outs, scratch: Some(&scratch), meta: &meta };
-        prepared.launch(client, &args).expect("launches");
-        outs.iter()
-            .zip(results)
-            .map(|(b, h)| {
-                let read = client.read_one(b.handle.clone()).expect("reads");
-                numbers(h.dtype, &read)[..h.data.len()].to_vec()
-            })
-            .collect()
+        Uploaded {
+            operands: operands.iter().map(up).collect(),
+            results: results.iter().map(up).collect(),
+            // Scratch memory holds anything at first: here floats that are none.
+            scratch: up(&Host { dtype: Dtype::F32, data: vec![f64::NAN; prepared.scratch()] }),
+            meta: Buffer { handle: client.create_from_slice(&words), elements: prepared.meta().len() },
+        }
+    }
+
+    fn args(&self) -> Args<'_> {
+        Args { operands: &self.operands, results: &self.results, scratch: Some(&self.scratch), meta: &self.meta }
+    }
+
+    fn read(&self, client: &Client, results: &[Host]) -> Vec<Vec<f64>> {
+        let one = |(b, h): (&Buffer, &Host)| {
+            let read = client.read_one(b.handle.clone()).expect("reads");
+            numbers(h.dtype, &read)[..h.data.len()].to_vec()
+        };
+        self.results.iter().zip(results).map(one).collect()
     }
 }

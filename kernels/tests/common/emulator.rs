@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
-use omchat_kernels::{Dialect, Parameter, Prepared};
+use omchat_kernels::{Dialect, Horizontal, Parameter, Prepared};
 
 use super::rewrite;
 
@@ -182,6 +182,34 @@ impl Emulator {
             }
         }
         Ok(out.into_iter().map(|b| b.data).collect())
+    }
+
+    /// Runs launches side by side, each with its operands and results.
+    ///
+    /// Errors: as [`Emulator::run`].
+    pub fn run_beside(
+        &self,
+        joint: &Horizontal,
+        sm: u32,
+        launches: &[(&Prepared, Vec<Bytes>, Vec<Bytes>)],
+    ) -> Result<Vec<Vec<Vec<u8>>>, String> {
+        let mut buffers = vec![];
+        for (prepared, operands, results) in launches {
+            for p in prepared.steps().iter().flat_map(|s| s.parameters()) {
+                let data = prepared.meta().iter().flat_map(|w| w.to_le_bytes()).collect();
+                buffers.push(match p {
+                    Parameter::Meta => (0, Bytes { data, element: 4 }),
+                    Parameter::Operand(i) => (1, operands[i].clone()),
+                    Parameter::Result(i) => (2, results[i].clone()),
+                    Parameter::Scratch { .. } => return Err("what takes scratch memory stands alone".into()),
+                });
+            }
+        }
+        let prepared: Vec<&Prepared> = launches.iter().map(|l| l.0).collect();
+        let text = joint.source(&prepared, Dialect::CudaCpp { sm })?;
+        let mut read = self.run_text(&text, joint.grid(), &buffers)?.into_iter();
+        let one = |(.., results): &(&Prepared, Vec<Bytes>, Vec<Bytes>)| read.by_ref().take(results.len()).collect();
+        Ok(launches.iter().map(one).collect())
     }
 
     /// Runs a text over buffers in the order of its parameters: 0 the metadata, 1 an operand, 2 a result.

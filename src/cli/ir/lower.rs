@@ -6,7 +6,7 @@ use omchat::{After, Dump, watched};
 use omchat_codegen::{
     Chosen, Context, Kernel, PIPELINE, Program, Schedule, Target, Tuned, Unit, Work, passes, ranks_of,
 };
-use omchat_kernels::{Dialect, LIST, by_name};
+use omchat_kernels::{Dialect, Horizontal, LIST, Prepared, by_name};
 use omchat_runtime::Table;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -194,21 +194,40 @@ pub fn source(args: &Source) -> Result<(), Error> {
     for picked in args.pick.all(&target)? {
         let picked = picked.called(&kernels())?;
         let program = program(&picked, &target, None, dump.as_ref())?;
+        let mut show = |n: usize, name: &str, text: String| {
+            if seen.contains(&text) {
+                return Ok(());
+            }
+            say(format!("// unit: {}.{n}.{name}\n{}\n", program.name, text.trim_end()))?;
+            seen.push(text);
+            Ok::<(), Error>(())
+        };
         for (n, chosen) in program.chosen.iter().enumerate() {
-            for (step, text) in kernel_texts(&program, chosen, dialect)?.into_iter().enumerate() {
-                if !seen.contains(&text) {
-                    let name = step_name(chosen.kernel, step);
-                    say(format!("// unit: {}.{n}.{name}\n{}\n", program.name, text.trim_end()))?;
-                    seen.push(text);
-                }
+            let texts = texts_of(chosen.kernel, &chosen.work, &chosen.schedule, &program.name, dialect)?;
+            for (step, text) in texts.into_iter().enumerate() {
+                show(n, &step_name(chosen.kernel, step), text)?;
+            }
+        }
+        let mut joined: Vec<Vec<usize>> = vec![];
+        for range in &program.horizontals {
+            let side: Vec<usize> = program.launches[range.clone()].iter().map(|l| l.chosen).collect();
+            if !joined.contains(&side) {
+                show(side[0], "horizontal", horizontal(&program, &side, dialect)?)?;
+                joined.push(side);
             }
         }
     }
     Ok(())
 }
 
-fn kernel_texts(program: &Program, chosen: &Chosen, dialect: Dialect) -> Result<Vec<String>, Error> {
-    texts_of(chosen.kernel, &chosen.work, &chosen.schedule, &program.name, dialect)
+/// The text of the launch that those choices of a program are side by side.
+fn horizontal(program: &Program, side: &[usize], dialect: Dialect) -> Result<String, Error> {
+    let of = format!("launches side by side of @{}", program.name);
+    let one = |c: &Chosen| prepared(c.kernel, &c.work, &c.schedule, &of);
+    let launches: Vec<Prepared> = side.iter().map(|c| one(&program.chosen[*c])).collect::<Result<_, _>>()?;
+    let launches: Vec<&Prepared> = launches.iter().collect();
+    let joint = Horizontal::of(&launches).ok_or_else(|| Error::failed(format!("{of}: they cannot be joined")))?;
+    expanded(&of, || joint.source(&launches, dialect))
 }
 
 /// What the text of a kernel's launch is called: its name alone, or with the launch's number from the second on.
@@ -227,12 +246,20 @@ pub(crate) fn texts_of(
     dialect: Dialect,
 ) -> Result<Vec<String>, Error> {
     let what = format!("{name} of @{of}");
+    let prepared = prepared(name, work, schedule, &what)?;
+    expanded(&what, || prepared.sources(dialect))
+}
+
+fn prepared(name: &str, work: &Work, schedule: &Schedule, what: &str) -> Result<Prepared, Error> {
     let kernel = by_name(name).ok_or_else(|| Error::failed(format!("no kernel is called {name}")))?;
-    let prepared = kernel.prepare(work, schedule).map_err(|e| Error::failed(format!("{what}: {e}")))?;
-    // A kernel that cannot be expanded panics inside CubeCL.
-    let texts = catch_unwind(AssertUnwindSafe(|| prepared.sources(dialect)));
-    let texts = texts.map_err(|_| Error::failed(format!("{what}: the kernel cannot be compiled for this target")))?;
-    texts.map_err(|e| Error::failed(format!("{what}: {e}")))
+    kernel.prepare(work, schedule).map_err(|e| Error::failed(format!("{what}: {e}")))
+}
+
+/// What the compiler makes of a kernel; one that cannot be expanded panics inside CubeCL.
+fn expanded<T>(what: &str, make: impl FnOnce() -> Result<T, String>) -> Result<T, Error> {
+    let made = catch_unwind(AssertUnwindSafe(make));
+    let made = made.map_err(|_| Error::failed(format!("{what}: the kernel cannot be compiled for this target")))?;
+    made.map_err(|e| Error::failed(format!("{what}: {e}")))
 }
 
 /// THE LIST, as codegen takes it.

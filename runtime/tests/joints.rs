@@ -1,8 +1,10 @@
 //! Launches made as one give what they give one by one, bit for bit, and what the interpreter says.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use omchat_codegen::Program;
 use omchat_ir::{Func, Mode, Module, Tensor, Type, interpret, parse};
 use omchat_runtime::{Device, Executable, HostTensor, Store, Trial, program};
+use std::ops::Range;
 
 const LAYERS: usize = 10;
 
@@ -73,6 +75,44 @@ fn inputs(m: &Module, f: Func, seed: u64, start: usize) -> Vec<Tensor> {
 const SIZES: [[usize; 7]; 4] =
     [[1, 96, 200, 3, 3, 32, 700], [1, 67, 130, 1, 5, 24, 77], [2, 80, 81, 2, 1, 40, 300], [1, 64, 64, 3, 1, 16, 1100]];
 
+/// Runs the layers as they are planned and launch by launch: the same bits; and as an executable, run after run: what the
+/// interpreter says.
+fn joined(device: &Device, sizes: [usize; 7], e: &str, seed: u64, planned: impl Fn(&Program) -> &Vec<Range<usize>>) {
+    let (m, f) = module(sizes, e);
+    let operands = inputs(&m, f, seed, sizes[6] * 2 / 3);
+    let hosts: Vec<HostTensor> = operands.iter().map(HostTensor::from_tensor).collect();
+    let whole = program(&m, f, &device.target()).unwrap();
+    let lengths: Vec<usize> = planned(&whole).iter().map(Range::len).collect();
+    assert!(
+        lengths.len() >= LAYERS - 1 && lengths.iter().all(|n| *n == lengths[0]),
+        "{sizes:?} {e}: {lengths:?}\n{whole}"
+    );
+    let mut single = whole.clone();
+    single.chains.clear();
+    single.horizontals.clear();
+    let [joined, alone] =
+        [whole, single].map(|p| Trial::new(device, p, &hosts, false).unwrap().outcome().unwrap().remove(0));
+    assert_eq!(joined.bytes, alone.bytes, "{sizes:?} {e}");
+    // And as it is used: the states too, run after run.
+    let exe = Executable::load(device, &m, f).unwrap();
+    let mut store = Store::default();
+    let params = exe.params();
+    for (p, h) in params.iter().zip(&hosts).skip(12) {
+        store.upload(device, &p.name, h);
+    }
+    let fed: Vec<(&str, HostTensor)> =
+        params.iter().zip(&hosts).take(12).map(|(p, h)| (p.name.as_str(), h.clone())).collect();
+    // The third run records the launches, where a device can, and the fourth replays them.
+    let runs: Vec<HostTensor> = (0..4).map(|_| exe.run(&fed, &mut store).unwrap().remove(0)).collect();
+    assert!(runs.iter().all(|r| r.bytes == joined.bytes), "{sizes:?} {e}");
+    let want = HostTensor::from_tensor(&interpret(&m, f, vec![operands], Mode::Typed).unwrap().remove(0)[0]).to_f32();
+    let slack = if e == "f32" { 2e-4 } else { 0.08 };
+    let top = want.iter().fold(1.0f32, |a, x| a.max(x.abs()));
+    for (j, (w, g)) in want.iter().zip(runs[0].to_f32()).enumerate() {
+        assert!((w - g).abs() <= slack * top, "{sizes:?} {e}: [{j}] is {g}, not {w}");
+    }
+}
+
 #[test]
 fn chains_are_their_launches() {
     let Ok(device @ Device::Cube { .. }) = Device::open("cpu") else {
@@ -80,38 +120,20 @@ fn chains_are_their_launches() {
         return;
     };
     for (i, (sizes, e)) in SIZES.into_iter().zip(["f32", "bf16", "f16", "bf16"]).enumerate() {
-        let (m, f) = module(sizes, e);
-        let operands = inputs(&m, f, 5 + i as u64, sizes[6] * 2 / 3);
-        let hosts: Vec<HostTensor> = operands.iter().map(HostTensor::from_tensor).collect();
-        let whole = program(&m, f, &device.target()).unwrap();
-        let stages: Vec<usize> = whole.chains.iter().map(std::ops::Range::len).collect();
-        assert!(
-            stages.len() >= LAYERS - 1 && stages.iter().all(|n| *n == stages[0]),
-            "{sizes:?} {e}: {stages:?}\n{whole}"
-        );
-        let mut single = whole.clone();
-        single.chains.clear();
-        let [joined, alone] =
-            [whole, single].map(|p| Trial::new(&device, p, &hosts, false).unwrap().outcome().unwrap().remove(0));
-        assert_eq!(joined.bytes, alone.bytes, "{sizes:?} {e}");
-        // And as it is used: the states too, run after run.
-        let exe = Executable::load(&device, &m, f).unwrap();
-        let mut store = Store::default();
-        let params = exe.params();
-        for (p, h) in params.iter().zip(&hosts).skip(12) {
-            store.upload(&device, &p.name, h);
-        }
-        let fed: Vec<(&str, HostTensor)> =
-            params.iter().zip(&hosts).take(12).map(|(p, h)| (p.name.as_str(), h.clone())).collect();
-        let first = exe.run(&fed, &mut store).unwrap().remove(0);
-        let again = exe.run(&fed, &mut store).unwrap().remove(0);
-        assert_eq!((&first.bytes, &first.bytes), (&joined.bytes, &again.bytes), "{sizes:?} {e}");
-        let want =
-            HostTensor::from_tensor(&interpret(&m, f, vec![operands], Mode::Typed).unwrap().remove(0)[0]).to_f32();
-        let slack = if e == "f32" { 2e-4 } else { 0.08 };
-        let top = want.iter().fold(1.0f32, |a, x| a.max(x.abs()));
-        for (j, (w, g)) in want.iter().zip(first.to_f32()).enumerate() {
-            assert!((w - g).abs() <= slack * top, "{sizes:?} {e}: [{j}] is {g}, not {w}");
+        joined(&device, sizes, e, 5 + i as u64, |p| &p.chains);
+    }
+}
+
+#[test]
+fn launches_side_by_side_are_their_launches() {
+    for name in ["wgpu", "cuda"] {
+        let Ok(device @ Device::Cube { .. }) = Device::open(name) else {
+            println!("skipped: {name}: not built in, or there is none");
+            continue;
+        };
+        let halves = device.target().holds(omchat_ir::Dtype::Bf16);
+        for (i, (sizes, e)) in SIZES.into_iter().zip(["f32", "bf16", "f16", "bf16"]).enumerate() {
+            joined(&device, sizes, if halves { e } else { "f32" }, 25 + i as u64, |p| &p.horizontals);
         }
     }
 }
