@@ -65,7 +65,7 @@ impl Kernel for FoldShared {
 }
 
 /// The axis that the units of a cube lie along.
-fn axis(loops: &Loops) -> usize {
+pub(crate) fn axis(loops: &Loops) -> usize {
     let Nest { kept, folded, .. } = &loops.nest;
     kept.len() + folded.len() - 1
 }
@@ -105,20 +105,22 @@ fn fold_shared<N: Size>(
     let start = origin(meta, operands, plan.clone());
     let c = seek(meta, &start, item / parts, 0usize, comptime![plan.kept - 1], plan.clone());
     let i = item % parts;
-    let held = share::<N>(meta, operands, &c, i, plan.clone(), units);
+    let held = share::<N>(meta, operands, &c, i, 0u32.runtime(), 1usize, plan.clone(), units);
     let all = together(held, plan.clone(), units);
     if UNIT_POS == 0 && (CUBE_POS as u32) < items {
         finish::<Const<1>>(meta, operands, results, &c, i as usize, &all, plan.clone());
     }
 }
 
-/// What a unit folds: every `units`-th vector of each row.
+/// What a unit folds: every `units`-th vector of its part of each row.
 #[cube]
-fn share<N: Size>(
+pub(crate) fn share<N: Size>(
     meta: &[u32],
     operands: &Buffers,
     c: &Cursor,
     i: u32,
+    part: u32,
+    #[comptime] parts: usize,
     #[comptime] plan: Key<Plan>,
     #[comptime] units: usize,
 ) -> Held<Const<1>> {
@@ -131,12 +133,22 @@ fn share<N: Size>(
     for row in 0..depth(meta, plan.clone()) {
         let outer = seek(meta, &point, row, plan.kept, last, plan.clone());
         let mut j = UNIT_POS;
-        while j < vectors {
+        let mut end = vectors;
+        if comptime![parts > 1] {
+            let each = vectors.div_ceil(comptime![parts as u32]);
+            j += part * each;
+            end = min((part + 1) * each, vectors);
+        }
+        while j < end {
             element::<N>(meta, operands, &outer, &mut held, row * width, j * comptime_lanes::<N>(), plan.clone());
             j += comptime![units as u32];
         }
         if comptime![plan.tail] {
             let mut f = vectors * comptime_lanes::<N>() + UNIT_POS;
+            if comptime![parts > 1] {
+                // What is no whole vector is the last part's.
+                f = select(part == comptime![parts as u32 - 1], f, width);
+            }
             while f < width {
                 element::<Const<1>>(meta, operands, &outer, &mut rest, row * width, f, plan.clone());
                 f += comptime![units as u32];
@@ -168,7 +180,7 @@ fn element<N: Size>(
 
 /// What all units of a cube hold together, in unit 0: halves meet halves in shared memory.
 #[cube]
-fn together(mine: Held<Const<1>>, #[comptime] plan: Key<Plan>, #[comptime] units: usize) -> Held<Const<1>> {
+pub(crate) fn together(mine: Held<Const<1>>, #[comptime] plan: Key<Plan>, #[comptime] units: usize) -> Held<Const<1>> {
     let is_float = comptime![body_kind(&plan) == Kind::Float];
     let places = comptime![plan.fold == Some(Fold::ArgMax)];
     // One piece, numbers as bits and places behind them: CubeCL names several in any order, and texts would differ.

@@ -19,9 +19,9 @@ use crate::vector::load;
 use crate::{Launch, LaunchError};
 
 /// Bins of the widest pass.
-const BINS: usize = 2048;
+pub(crate) const BINS: usize = 2048;
 /// Where the bits of each pass begin.
-const SHIFTS: [u32; 3] = [21, 10, 0];
+pub(crate) const SHIFTS: [u32; 3] = [21, 10, 0];
 /// The shortest row that pays for clearing and reading the bins: of a unit (measured on the CPU: equal at 4096), and of
 /// the units of a cube, which share that work.
 const SHORT: [usize; 2] = [4096, 1024];
@@ -88,20 +88,20 @@ impl Launch for KthLargestRadix {
     }
 }
 
-fn bins_of(pass: usize) -> usize {
+pub(crate) fn bins_of(pass: usize) -> usize {
     if pass == 2 { BINS / 2 } else { BINS }
 }
 
 /// Whether the bits above a pass's own are those found so far.
 #[cube]
-fn open<N: Size>(image: Vector<u32, N>, found: u32, #[comptime] pass: usize) -> Vector<bool, N> {
+pub(crate) fn open<N: Size>(image: Vector<u32, N>, found: u32, #[comptime] pass: usize) -> Vector<bool, N> {
     let above = comptime![SHIFTS[pass - 1]];
     (image >> Vector::new(above)).equal(&Vector::new(found >> above))
 }
 
 /// The bin of an image.
 #[cube]
-fn digit(image: u32, #[comptime] pass: usize) -> usize {
+pub(crate) fn digit(image: u32, #[comptime] pass: usize) -> usize {
     ((image >> comptime![SHIFTS[pass]]) & comptime![bins_of(pass) as u32 - 1]) as usize
 }
 
@@ -173,6 +173,35 @@ fn any<N: Size>(hits: Vector<u32, N>) -> bool {
     sum != 0u32
 }
 
+/// Finds the bin that holds the `want`-th largest, and how manieth it is there: behind the bins, for all units, and the sums of
+/// each unit's `each` bins before them.
+#[cube]
+pub(crate) fn pick(bins: &Shared<[Atomic<u32>]>, want: u32, #[comptime] each: usize, #[comptime] units: usize) {
+    let at = UNIT_POS as usize;
+    let mut sum = 0u32.runtime();
+    for b in 0..each {
+        sum += bins[at * each + b].load();
+    }
+    bins[BINS + at].store(sum);
+    sync_cube();
+    if at == 0 {
+        let mut c = comptime![units - 1].runtime();
+        let mut rest = want;
+        while bins[BINS + c].load() < rest {
+            rest -= bins[BINS + c].load();
+            c -= 1;
+        }
+        let mut b = c * each + comptime![each - 1];
+        while bins[b].load() < rest {
+            rest -= bins[b].load();
+            b -= 1;
+        }
+        bins[comptime![BINS + units]].store(b as u32);
+        bins[comptime![BINS + units + 1]].store(rest);
+    }
+    sync_cube();
+}
+
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn by_cube(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] units: usize) {
     // A cube past the end takes the last row again and writes nothing: all units of a cube meet.
@@ -205,28 +234,7 @@ fn by_cube(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] 
             i += units;
         }
         sync_cube();
-        let mut sum = 0u32.runtime();
-        for b in 0..each {
-            sum += bins[at * each + b].load();
-        }
-        bins[BINS + at].store(sum);
-        sync_cube();
-        if at == 0 {
-            let mut c = comptime![units - 1].runtime();
-            let mut rest = want;
-            while bins[BINS + c].load() < rest {
-                rest -= bins[BINS + c].load();
-                c -= 1;
-            }
-            let mut b = c * each + comptime![each - 1];
-            while bins[b].load() < rest {
-                rest -= bins[b].load();
-                b -= 1;
-            }
-            bins[comptime![BINS + units]].store(b as u32);
-            bins[comptime![BINS + units + 1]].store(rest);
-        }
-        sync_cube();
+        pick(&bins, want, each, units);
         found |= bins[comptime![BINS + units]].load() << comptime![SHIFTS[pass]];
         want = bins[comptime![BINS + units + 1]].load();
         sync_cube();

@@ -62,11 +62,13 @@ mod einsum_wgmma;
 mod fingerprint;
 mod fold_plain;
 mod fold_shared;
+mod fold_split;
 mod grid;
 mod horizontal;
 mod key;
 mod kth_largest_plain;
 mod kth_largest_radix;
+mod kth_largest_split;
 mod layer_norm_rows;
 mod loops;
 mod map_plain;
@@ -131,8 +133,10 @@ pub const LIST: &[&dyn Launch] = &[
     &einsum_dot::EinsumDot,
     &einsum_rows::EinsumRows,
     &map_plain::MapPlain,
+    &fold_split::FoldSplit,
     &fold_shared::FoldShared,
     &fold_plain::FoldPlain,
+    &kth_largest_split::KthLargestSplit,
     &kth_largest_radix::KthLargestRadix,
     &kth_largest_plain::KthLargestPlain,
     &scatter_add_plain::ScatterAddPlain,
