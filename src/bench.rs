@@ -16,10 +16,10 @@ mod steps;
 pub use cases::{Case, Scale, cases};
 pub use draw::drawn;
 pub use kernels::{Lowered, amount, kernels, lower, trial};
-pub use memory::memory;
+pub use memory::{memory, memory_names};
 pub use ring::ring;
 pub use row::Row;
-pub use steps::{Step, Whole, decode, prefill, train, vision};
+pub use steps::{Step, Whole, decode, prefill, train, train_name, vision};
 
 use crate::{Device, Error};
 use omchat_codegen::Family;

@@ -9,7 +9,7 @@ use crate::Error;
 use crate::body::{Body, Kind, Step};
 use crate::kernel::Work;
 use crate::nest::{Fold, Nest, Read};
-use omchat_ir::{Action, Axes, Func, Function, Module, Op, Scope, Type};
+use omchat_ir::{Action, Axes, Bind, Dtype, Func, Function, Module, Op, Scope, Type};
 
 /// Bytes read, bytes written, FLOPs. Each saturates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -167,13 +167,17 @@ fn span(axes: &[usize], strides: &[usize]) -> u64 {
     axes.iter().zip(strides).map(reach).fold(1, u64::saturating_add)
 }
 
-/// FLOPs of a library function, from its own text.
+/// FLOPs of a library function, from its own text. Floats count as f32: weights may lie packed beside wider activations, and
+/// no count depends on it.
 fn function_flops(work: &Work) -> Result<u64, Error> {
     let Work::Function { name, binds, operands, .. } = work else { return Ok(0) };
     let scope = Scope::new(&[omchat_ir::library::file()?]);
     let mut module = Module::default();
-    let types: Vec<Option<Type>> = operands.iter().cloned().map(Some).collect();
-    let f = scope.instantiate(&mut module, name, binds, &types, 0)?;
+    let wide = |d: Dtype| if d.is_float() { Dtype::F32 } else { d };
+    let types: Vec<Option<Type>> = operands.iter().map(|t| Some(Type::new(wide(t.dtype), t.shape.clone()))).collect();
+    let bind = |b: &Bind| if let Bind::Dtype(d) = b { Bind::Dtype(wide(*d)) } else { b.clone() };
+    let binds = binds.iter().map(|(letter, b)| (letter.clone(), bind(b))).collect();
+    let f = scope.instantiate(&mut module, name, &binds, &types, 0)?;
     Ok(flops_of(&module, f))
 }
 

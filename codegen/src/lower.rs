@@ -11,6 +11,7 @@ pub use collective::ranks_of;
 use index::{Affine, Contraction, Index, contraction, operand_index, rearranged, sliced, unit, zero};
 use omchat_ir::ops::{ArgMax, Cast, Concat, Einsum, FoldKind, Gather, Reduce, UpdateSlice};
 use omchat_ir::{Action, Dtype, Fault, Function, Node, Op, Scalar, Type, Value, strides};
+use std::collections::HashMap;
 
 /// What a function lowers to.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,6 +77,20 @@ struct Making {
     axes: usize,
     reads: Vec<Read>,
     body: Body,
+    /// Steps of this body by what they yield: a value that is used twice is walked once.
+    known: HashMap<(Value, Index), usize>,
+}
+
+impl Making {
+    fn new(axes: usize) -> Making {
+        Making { axes, reads: vec![], body: Body::default(), known: HashMap::new() }
+    }
+
+    /// The body so far; the next begins.
+    fn taken(&mut self) -> Body {
+        self.known.clear();
+        std::mem::take(&mut self.body)
+    }
 }
 
 impl<'a> Lower<'a> {
@@ -144,7 +159,7 @@ impl<'a> Lower<'a> {
         let Contraction { folded, fold, operands: start } =
             self.anchor.map(|n| self.folds(&self.f.nodes[n])).unwrap_or_default();
         let axes = kept.len() + folded.len();
-        let mut m = Making { axes, reads: vec![], body: Body::default() };
+        let mut m = Making::new(axes);
         let identity: Index = (0..kept.len()).map(|i| unit(i, axes)).collect();
         let mut body = Body::default();
         if let Some(n) = self.anchor {
@@ -155,7 +170,7 @@ impl<'a> Lower<'a> {
                 [a, b] => m.body.push(Step::Apply { f: Scalar::Mul, args: vec![a, b], of: Kind::Float }),
                 _ => steps[0],
             };
-            body = std::mem::take(&mut m.body);
+            body = m.taken();
             body.results = vec![result];
         }
         let results = sinks.iter().map(|s| self.value(s.0, &identity, &mut m)).collect();
@@ -182,6 +197,16 @@ impl<'a> Lower<'a> {
 
     /// The step that yields a value at an index.
     fn value(&self, v: Value, index: &Index, m: &mut Making) -> usize {
+        let key = (v, index.clone());
+        if let Some(step) = m.known.get(&key) {
+            return *step;
+        }
+        let step = self.made(v, index, m);
+        m.known.insert(key, step);
+        step
+    }
+
+    fn made(&self, v: Value, index: &Index, m: &mut Making) -> usize {
         let ty = self.f.ty(v);
         if let Some((op, node)) = self.op(v) {
             if self.maker[v.0 as usize] == self.anchor {
@@ -309,7 +334,7 @@ impl<'a> Lower<'a> {
 
     /// A nest that writes one value, read at an index.
     fn copy_of(&self, v: Value, index: &Index, kept: Vec<usize>, write: Write) -> Work {
-        let mut m = Making { axes: kept.len(), reads: vec![], body: Body::default() };
+        let mut m = Making::new(kept.len());
         let step = self.value(v, index, &mut m);
         m.body.results = vec![step];
         Work::Nest(

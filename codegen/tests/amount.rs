@@ -162,6 +162,9 @@ fn other_functions_count_their_ops() {
         function("rms_norm", &[(Dtype::F32, rows), (Dtype::F32, &[3]), (Dtype::F32, &[])], &[(Dtype::F32, rows)]);
     // Squares 6, sums 6, means 2, + eps 2, rsqrt 2, units 6, times the weight 6.
     assert_eq!(Amount::of(&norm).unwrap(), amount(6 * 4 + 3 * 4 + 4, 6 * 4, 30));
+    // A weight that lies packed beside f32 activations: half its bytes, the same operations.
+    let packed = function("rms_norm", &[(Dtype::F32, rows), (E, &[3]), (Dtype::F32, &[])], &[(Dtype::F32, rows)]);
+    assert_eq!(Amount::of(&packed).unwrap(), amount(6 * 4 + 3 * 2 + 4, 6 * 4, 30));
     let loss = function(
         "linear_cross_entropy",
         &[(E, &[5, 4]), (E, &[11, 4]), (Dtype::I32, &[5])],

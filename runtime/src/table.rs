@@ -133,10 +133,15 @@ impl Table {
         }
     }
 
-    /// Writes the table whole or not at all.
+    /// Writes the table whole or not at all; to what is no file, as a pipe is, or through a link.
     ///
     /// Errors: `Table` with what the system says.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
+        let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+            return std::fs::write(path, self.to_string())
+                .map_err(|e| fault(path, 0, format!("cannot be written: {e}")));
+        }
         let part = path.with_extension(format!("part-{}", std::process::id()));
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
         let made = folder.map_or(Ok(()), std::fs::create_dir_all);

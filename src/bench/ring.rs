@@ -23,7 +23,15 @@ pub fn ring(
     say: &mut dyn FnMut(Said) -> Result<(), Error>,
 ) -> Result<bool, Error> {
     let e = scale.dtypes.first().map_or(Dtype::F32, |d| d.0);
-    let ranks: Vec<usize> = RANKS.into_iter().filter(|r| scale.context.is_multiple_of(*r)).collect();
+    let (ranks, left): (Vec<usize>, Vec<usize>) = RANKS.into_iter().partition(|r| scale.context.is_multiple_of(*r));
+    if ranks.is_empty() {
+        let n = scale.context;
+        return Err(Error::Input(format!("{n} tokens are cut by no ring of 2, 4 or 8 ranks: give a multiple of 2")));
+    }
+    for r in left {
+        let reason = format!("{} tokens are no multiple of {r}", scale.context);
+        say(Said::Skipped { name: format!("ring of {r}"), reason })?;
+    }
     let hops: Vec<(usize, Case, Case)> =
         ranks.into_iter().map(|r| (r, hops(config, scale.context, r, e), whole(config, scale.context, r, e))).collect();
     if !hops.iter().any(|(_, a, b)| options.wants(&a.name) || options.wants(&b.name)) {

@@ -82,32 +82,33 @@ impl Step {
     }
 }
 
-/// The chunks of a prompt of `tokens` read into an empty cache.
+/// The chunks of a prompt of `tokens` read into an empty cache: as many whole ones as it has, by which the row is named.
 ///
 /// Errors: what cannot be lowered or does not fit.
 pub fn prefill(whole: &Whole, tokens: usize) -> Result<Step, Error> {
     let chunk = Chunks::of(&whole.device.target()).sizes().into_iter().find(|c| *c <= tokens).unwrap_or(1);
     let starts: Vec<usize> = (0..tokens / chunk).map(|i| i * chunk).collect();
-    decoding(whole, "prefill", chunk, tokens, &starts)
+    decoding(whole, "prefill", chunk, starts.len() * chunk, &starts)
 }
 
 /// One token over a cache of `filled` slots.
 ///
 /// Errors: as [`prefill`].
 pub fn decode(whole: &Whole, filled: usize) -> Result<Step, Error> {
-    decoding(whole, "decode", 1, filled + 1, &[filled])
+    decoding(whole, "decode", 1, 1, &[filled])
 }
 
+/// `tokens` in chunks that begin at `starts`.
 fn decoding(whole: &Whole, suite: &str, chunk: usize, tokens: usize, starts: &[usize]) -> Result<Step, Error> {
     let t = &whole.config.text;
     // The cache of a session: its context and room for a padded chunk.
-    let capacity = Chunks::of(&whole.device.target()).slots(tokens);
+    let capacity = Chunks::of(&whole.device.target()).slots(starts[0] + tokens);
     let spec = DecoderSpec { tokens: chunk, capacity, features: false, output: Output::Last, spread: Spread::Alone };
     let module = decoder_module(whole.config, spec, whole.dtype)?;
     let context = starts.last().copied().unwrap_or(0);
-    let name = format!("{suite}/{}/{}/t{}", whole.name, whole.dtype, if chunk == 1 { context } else { tokens });
-    let shape =
-        [("tokens", json!(if chunk == 1 { 1 } else { tokens })), ("context", json!(context)), ("chunk", json!(chunk))];
+    let named = if suite == "decode" { context } else { tokens };
+    let name = format!("{suite}/{}/{}/t{named}", whole.name, whole.dtype);
+    let shape = [("tokens", json!(tokens)), ("context", json!(context)), ("chunk", json!(chunk))];
     let mut step = loaded(whole, suite, name, &shape, &module, (starts.len() * chunk, "tokens/s"))?;
     // Slots that were written before hold keys; the rest is empty.
     let at: Vec<i32> = (0..capacity).map(|i| if i < starts[0] { i as i32 } else { i32::MAX }).collect();
@@ -154,6 +155,11 @@ pub fn vision(whole: &Whole) -> Result<Step, Error> {
     Ok(step)
 }
 
+/// The name of the row of [`train`].
+pub fn train_name(whole: &Whole, tokens: usize) -> String {
+    format!("train/{}/{}/t{tokens}", whole.name, whole.dtype)
+}
+
 /// A step of AdamW on one sequence of `tokens`, of the whole decoder.
 ///
 /// Errors: as [`prefill`].
@@ -163,7 +169,7 @@ pub fn train(whole: &Whole, tokens: usize) -> Result<Step, Error> {
     let spec = TrainSpec { parts: vec![crate::Part::Decoder], ..TrainSpec::whole(ForwardSpec::text(tokens)) };
     let plan = crate::plan_training(&text, &spec, whole.dtype, &whole.device.target(), whole.device.free_bytes())?;
     let module = step_module(&text, &plan.spec, whole.dtype)?;
-    let name = format!("train/{}/{}/t{tokens}", whole.name, whole.dtype);
+    let name = train_name(whole, tokens);
     let shape = [
         ("tokens", json!(tokens)),
         ("recompute", json!(format!("{:?}", plan.spec.recompute))),

@@ -2,8 +2,7 @@
 
 use super::{Error, device, note, place, say};
 use omchat::Device;
-use omchat::bench::{self, Options, Row, Said, Scale, Step, Whole};
-use omchat_ir::Dtype;
+use omchat::bench::{self, Options, Row, Said, Scale, Whole};
 use omchat_model::{Checkpoint, OmChatConfig};
 use std::path::Path;
 use std::time::Duration;
@@ -81,7 +80,15 @@ pub fn run(args: &Args) -> Result<(), Error> {
     if let Some(n) = args.tokens {
         (scale.context, scale.tokens) = (n as usize, scale.tokens.min(n as usize));
     }
+    let dtype = device::options(args.dtype.as_deref())?.dtype;
     scale.dtypes.retain(|(a, w)| device.target().holds(*a) && device.target().holds(*w));
+    if let (Some(d), Suite::Kernels | Suite::Ring) = (dtype, args.suite) {
+        if !device.target().holds(d) {
+            let name = device.name();
+            return Err(Error::input(format!("--dtype {d}: kernels on {name} compute in no {d}; leave it out")));
+        }
+        scale.dtypes = vec![(d, d)];
+    }
     let mut options = Options {
         only: args.only.clone(),
         all: args.all,
@@ -114,7 +121,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let right = match args.suite {
         Suite::Kernels => bench::kernels(&device, &bench::cases(&config, &scale), &options, &mut tell),
         Suite::Ring => bench::ring(&device, &config, &scale, &options, &mut tell),
-        _ => return steps(args, &device, folder.as_deref(), &config, &scale, &options),
+        _ => steps(args, &device, folder.as_deref(), &config, &scale, &options, &mut tell).map(|()| true),
     };
     let right = match (right, unsaid) {
         (Err(_), Some(e)) => return Err(e),
@@ -124,6 +131,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
 }
 
 /// Whole steps of a model.
+///
+/// Errors: no row of the wanted name; what cannot be lowered, or does not run.
 fn steps(
     args: &Args,
     device: &Device,
@@ -131,34 +140,41 @@ fn steps(
     config: &OmChatConfig,
     scale: &Scale,
     options: &Options,
-) -> Result<(), Error> {
-    let dtype = device::options(args.dtype.as_deref())?.dtype.unwrap_or_else(|| device.default_dtype());
+    tell: &mut dyn FnMut(Said) -> Result<(), omchat::Error>,
+) -> Result<(), omchat::Error> {
+    let input = |e: Error| omchat::Error::Input(e.to_string());
+    let dtype = device::options(args.dtype.as_deref()).map_err(input)?.dtype.unwrap_or_else(|| device.default_dtype());
     let checkpoint = folder.map(|dir| Checkpoint::load(dir, config)).transpose()?;
     let name = match (&args.model, folder) {
         (Some(model), _) => Path::new(model).file_name().map_or(model.clone(), |n| n.to_string_lossy().into_owned()),
         (None, _) => bench::usual_name(device).to_string(),
     };
     let whole = Whole { name, config, checkpoint: checkpoint.as_ref(), dtype, device };
-    let step = match args.suite {
-        Suite::Prefill => bench::prefill(&whole, scale.context)?,
-        Suite::Decode => bench::decode(&whole, scale.context)?,
-        Suite::Vision => bench::vision(&whole)?,
-        _ => bench::train(&whole, args.tokens.map_or(scale.tokens, |n| n as usize))?,
-    };
-    if !options.wants(&step.row.name) {
-        return Err(options.nothing(&[&step.row.name]).into());
-    }
-    shown(&measured(step, dtype, device, options)?, args.json)?;
-    if args.suite == Suite::Train {
-        for row in bench::memory(device)? {
-            shown(&row, args.json)?;
+    let names = match args.suite {
+        Suite::Train => {
+            let tokens = args.tokens.map_or(scale.tokens, |n| n as usize);
+            let name = bench::train_name(&whole, tokens);
+            if options.wants(&name) {
+                tell(Said::Row(Box::new(bench::train(&whole, tokens)?.row(dtype, device, options)?)))?;
+            }
+            bench::memory(device, options, tell)?;
+            [vec![name], bench::memory_names(device)].concat()
         }
-    }
-    Ok(())
-}
-
-fn measured(step: Step, dtype: Dtype, device: &Device, options: &Options) -> Result<Row, Error> {
-    Ok(step.row(dtype, device, options)?)
+        suite => {
+            let step = match suite {
+                Suite::Prefill => bench::prefill(&whole, scale.context)?,
+                Suite::Decode => bench::decode(&whole, scale.context)?,
+                _ => bench::vision(&whole)?,
+            };
+            let name = step.row.name.clone();
+            if options.wants(&name) {
+                tell(Said::Row(Box::new(step.row(dtype, device, options)?)))?;
+            }
+            vec![name]
+        }
+    };
+    let known: Vec<&str> = names.iter().map(String::as_str).collect();
+    if known.iter().any(|n| options.wants(n)) { Ok(()) } else { Err(options.nothing(&known)) }
 }
 
 fn shown(row: &Row, json: bool) -> Result<(), Error> {

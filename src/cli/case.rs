@@ -57,10 +57,7 @@ pub fn write(path: &Path, tensors: &[(String, Data)]) -> Result<(), Error> {
         views.push((name.as_str(), TensorView::new(data.dtype, data.shape.clone(), &data.bytes).map_err(fail)?));
     }
     let bytes = safetensors::serialize(views, None).map_err(fail)?;
-    // A file is replaced as a whole; a pipe or a device must not be replaced by a file.
-    let whole = std::fs::metadata(path).map_or(true, |m| m.is_file());
-    let written = if whole { write_whole(path, &bytes) } else { std::fs::write(path, &bytes) };
-    written.map_err(|e| Error::input(format!("cannot write {}: {e}", path.display())))
+    write_whole(path, &bytes).map_err(|e| Error::input(format!("cannot write {}: {e}", path.display())))
 }
 
 /// Every tensor of a file, by name.

@@ -1,13 +1,11 @@
 //! `omchat tune`: which kernel and schedule is the fastest for each class of a model's work, measured and kept.
 
-use super::{Error, device, note, say};
+use super::{Error, device, note, place, say};
 use omchat::{Chunks, Device, EngineOptions, Program};
 use omchat_codegen::Pick;
 use omchat_ir::{Func, Module};
 use omchat_kernels::{LIST, fingerprint};
-use omchat_model::OmChatConfig;
 use omchat_model::graph::{DecoderSpec, Output, Spread, decoder_module, vision_module};
-use omchat_model::presets::preset;
 use omchat_recipe::Recipe;
 use omchat_runtime::tune::{Outcome, Task, Tuning, tasks, tune};
 use omchat_runtime::{Entry, Table};
@@ -20,7 +18,7 @@ const HOLDS: f64 = 0.9;
 /// What `omchat tune` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The model whose programs are measured, as a chat runs them: a folder or a preset. Weights are not read.
+    /// The model whose programs are measured, as a chat runs them: a folder, the name of one that was fetched, or a preset. Weights are not read.
     #[arg(long, value_name = "DIR|PRESET", default_value = "mini")]
     model: String,
     /// Measures the training steps of this recipe's stages instead. Data and weights are not read.
@@ -117,15 +115,9 @@ fn enter(table: &mut Table, o: &Outcome) {
 
 /// The programs of the model as a chat runs them.
 fn programs(args: &Args, device: &Device) -> Result<Vec<(String, Program)>, Error> {
-    let (config, name) = match preset(&args.model) {
-        Ok(config) => (config, args.model.clone()),
-        Err(_) => {
-            let dir = Path::new(&args.model);
-            let name =
-                dir.file_name().map_or("model".into(), |n| n.to_string_lossy().replace(char::is_whitespace, "-"));
-            (OmChatConfig::from_dir(dir)?, name)
-        }
-    };
+    let (_, config) = place::find(&args.model)?;
+    let name = Path::new(&args.model).file_name();
+    let name = name.map_or("model".into(), |n| n.to_string_lossy().replace(char::is_whitespace, "-"));
     let dtype = device::options(args.dtype.as_deref())?.dtype.unwrap_or_else(|| device.default_dtype());
     let chunks = Chunks::of(&device.target());
     let capacity = chunks.slots(args.context as usize);

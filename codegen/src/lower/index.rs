@@ -15,7 +15,7 @@ pub(super) struct Contraction {
 }
 
 /// An index along one axis of a value, as a sum over the nest's axes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Affine {
     /// What is added.
     pub offset: usize,

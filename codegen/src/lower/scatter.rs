@@ -2,7 +2,7 @@
 
 use super::index::{Index, unit};
 use super::{Lower, Lowered, Making};
-use crate::body::{Body, Kind, Step};
+use crate::body::{Kind, Step};
 use crate::nest::{Fold, Nest, Write};
 use crate::{Error, Work};
 use omchat_ir::ops::ScatterAdd;
@@ -57,14 +57,14 @@ fn nest(l: &Lower, node: &Node, Words(tw, iw, rw): &Words) -> Lowered {
             .unwrap_or(0)
     };
     let index = |own: &[String]| -> Index { own.iter().map(|w| unit(place(w), axes)).collect() };
-    let mut m = Making { axes, reads: vec![], body: Body::default() };
+    let mut m = Making::new(axes);
     let id = l.value(ids, &index(iw), &mut m);
     let own = m.body.push(Step::Index { axis: row });
     let hit = m.body.push(Step::Apply { f: Scalar::Eq, args: vec![id, own], of: Kind::Int });
     let value = l.value(rows, &index(rw), &mut m);
     let zero = m.body.push(Step::Float { bits: 0 });
     let picked = m.body.push(Step::Apply { f: Scalar::Select, args: vec![hit, value, zero], of: Kind::Float });
-    let mut body = std::mem::take(&mut m.body);
+    let mut body = m.taken();
     body.results = vec![picked];
     let base = l.value(table, &index(tw), &mut m);
     let sum = m.body.push(Step::Folded { kind: Kind::Float });

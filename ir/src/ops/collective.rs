@@ -112,7 +112,7 @@ impl OpDef for CollectivePermute {
 
 /// `%y = all_reduce.sum %x` — the fold of all ranks' operands, on every rank.
 ///
-/// Numbers: folds in rank order, so that a run repeats bit for bit.
+/// Numbers: folds in rank order, so that a run repeats bit for bit; sums of i32 wrap.
 /// Source: StableHLO `all_reduce`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AllReduce {
@@ -141,8 +141,7 @@ impl OpDef for AllReduce {
 
     fn eval(&self, ranks: &[Vec<&Tensor>], to: &Type) -> Vec<Tensor> {
         let n = to.elements();
-        let data: Vec<f64> =
-            (0..n).map(|i| ranks.iter().fold(self.fold.unit(), |a, x| self.fold.join(a, x[0].data[i]))).collect();
+        let data: Vec<f64> = (0..n).map(|i| self.fold.of(to.dtype, ranks.iter().map(|x| x[0].data[i]))).collect();
         ranks.iter().map(|_| Tensor { ty: to.clone(), data: data.clone() }).collect()
     }
 

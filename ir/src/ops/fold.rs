@@ -43,12 +43,13 @@ impl FoldKind {
         }
     }
 
-    /// One more value folded in.
-    pub fn join(self, a: f64, b: f64) -> f64 {
-        match self {
+    /// The fold of values of that dtype; sums of integers wrap, as `add` does.
+    pub fn of(self, dtype: Dtype, values: impl Iterator<Item = f64>) -> f64 {
+        values.fold(self.unit(), |a, b| match self {
+            FoldKind::Sum if dtype == Dtype::I32 => f64::from((a as i32).wrapping_add(b as i32)),
             FoldKind::Sum => a + b,
             FoldKind::Max => a.max(b),
-        }
+        })
     }
 }
 
@@ -108,7 +109,7 @@ fn share(e: &mut Emit, axes: &Axes, x: Value, y: Value, dy: Local) -> Result<Loc
 /// `%y = reduce.sum %x "b t d -> b t"` — folds the axes missing on the right.
 ///
 /// Shapes: the result has the axes of the right side, in that order.
-/// Numbers: accumulates in f32 or wider. A fold over nothing is 0, or −1e30 for `max`.
+/// Numbers: accumulates in f32 or wider; sums of i32 wrap. A fold over nothing is 0, or −1e30 for `max`.
 /// Errors: `axes` if the right side names an axis the left lacks.
 /// Source: einops `reduce`; StableHLO `reduce`.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,10 +145,7 @@ impl OpDef for Reduce {
     fn eval(&self, ranks: &[Vec<&Tensor>], to: &Type) -> Vec<Tensor> {
         each(ranks, |x| {
             let (kept, folded) = walk(&self.axes, &x[0].ty);
-            let data = kept
-                .iter()
-                .map(|k| folded.iter().fold(self.fold.unit(), |a, f| self.fold.join(a, x[0].data[k + f])))
-                .collect();
+            let data = kept.iter().map(|k| self.fold.of(to.dtype, folded.iter().map(|f| x[0].data[k + f]))).collect();
             Tensor { ty: to.clone(), data }
         })
     }

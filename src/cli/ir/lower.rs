@@ -202,7 +202,9 @@ pub fn source(args: &Source) -> Result<(), Error> {
             seen.push(text);
             Ok::<(), Error>(())
         };
-        for (n, chosen) in program.chosen.iter().enumerate() {
+        // Where ranks meet there is no kernel.
+        let kernels = program.chosen.iter().enumerate().filter(|(_, c)| !matches!(c.work, Work::Collective(_)));
+        for (n, chosen) in kernels {
             let texts = texts_of(chosen.kernel, &chosen.work, &chosen.schedule, &program.name, dialect)?;
             for (step, text) in texts.into_iter().enumerate() {
                 show(n, &step_name(chosen.kernel, step), text)?;
