@@ -175,7 +175,7 @@ fn function_flops(work: &Work) -> Result<u64, Error> {
     let mut module = Module::default();
     let wide = |d: Dtype| if d.is_float() { Dtype::F32 } else { d };
     let types: Vec<Option<Type>> = operands.iter().map(|t| Some(Type::new(wide(t.dtype), t.shape.clone()))).collect();
-    let bind = |b: &Bind| if let Bind::Dtype(d) = b { Bind::Dtype(wide(*d)) } else { b.clone() };
+    let bind = |b: &Bind| if let Bind::Dtype(d) = b { Bind::Dtype(wide(*d)) } else { *b };
     let binds = binds.iter().map(|(letter, b)| (letter.clone(), bind(b))).collect();
     let f = scope.instantiate(&mut module, name, &binds, &types, 0)?;
     Ok(flops_of(&module, f))

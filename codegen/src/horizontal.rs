@@ -33,7 +33,8 @@ pub(crate) fn horizontals(launches: &mut [LaunchPlan], chosen: &[Chosen], contex
     while at < launches.len() {
         let mut end = at + 1;
         let mut bound = binds(&launches[at]) + 1;
-        for next in end..launches.len().min(if fits(&launches[at]) { at + FAR } else { end }) {
+        let far = if fits(&launches[at]) { launches.len().min(at + FAR) } else { end };
+        for next in at + 1..far {
             let (l, more) = (&launches[next], bound + binds(&launches[next]));
             let free = || launches[at..next].iter().all(|before| apart(before, l));
             let alike = alike(&chosen[launches[at].chosen], &chosen[l.chosen]);
@@ -77,6 +78,7 @@ fn apart(a: &LaunchPlan, b: &LaunchPlan) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::{apart, horizontals};
     use crate::program::{By, Chosen, LaunchPlan};
