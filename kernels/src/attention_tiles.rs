@@ -214,23 +214,42 @@ pub(crate) fn add_weighed<N: Size>(
     row: usize,
     #[comptime] shape: Shape,
 ) {
+    let w = weights.as_slice().as_vectorized().with_vector_size::<Const<1>>();
     #[unroll]
     for part in 0..comptime![shape.dv.div_ceil(columns(shape.dv))] {
         let from = comptime![part * columns(shape.dv)];
         let width = comptime![columns(shape.dv).min(shape.dv - from)];
         let mut acc = Array::<Vector<f32, N>>::new(comptime![STEP * width]);
-        take_sums::<N>(sum, &mut acc, row, from, width, shape);
+        #[unroll]
+        for r in 0..STEP {
+            #[unroll]
+            for j in 0..width {
+                acc[comptime![r * width + j]] = sum[(row + r) * shape.dv + comptime![from + j]];
+            }
+        }
         for s in 0..shape.tile {
             #[unroll]
             for j in 0..width {
-                weigh_vector::<N>(&mut acc, weights, rows[s * shape.dv + comptime![from + j]], s, j, width, shape);
+                let v = rows[s * shape.dv + comptime![from + j]];
+                #[unroll]
+                for r in 0..STEP {
+                    let x = w[comptime![r * shape.tile] + s].extract(0usize);
+                    acc[comptime![r * width + j]] = fma(Vector::new(x), v, acc[comptime![r * width + j]]);
+                }
             }
         }
-        leave_sums::<N>(sum, &acc, row, from, width, shape);
+        #[unroll]
+        for r in 0..STEP {
+            #[unroll]
+            for j in 0..width {
+                sum[(row + r) * shape.dv + comptime![from + j]] = acc[comptime![r * width + j]];
+            }
+        }
     }
 }
 
-/// The same of `count` rows that are read where they lie.
+/// The same of `count` rows that are read where they lie; rows from `next` on are asked for meanwhile. The sums stay in the
+/// nearest cache: they are stored again long before the next row has come.
 #[cube]
 pub(crate) fn add_weighed_in_place<N: Size>(
     operands: &Buffers,
@@ -243,80 +262,19 @@ pub(crate) fn add_weighed_in_place<N: Size>(
     #[comptime] slot: Slot,
     #[comptime] shape: Shape,
 ) {
-    #[unroll]
-    for part in 0..comptime![shape.dv.div_ceil(columns(shape.dv))] {
-        let from = comptime![part * columns(shape.dv)];
-        let width = comptime![columns(shape.dv).min(shape.dv - from)];
-        let mut acc = Array::<Vector<f32, N>>::new(comptime![STEP * width]);
-        take_sums::<N>(sum, &mut acc, row, from, width, shape);
-        for s in 0..count {
-            if comptime![part == 0] {
-                ask_row(operands, next + s * shape.d, slot, shape);
-            }
-            #[unroll]
-            for j in 0..width {
-                let v = part_of_row::<N>(operands, at + s * shape.d, comptime![from + j], slot, shape);
-                weigh_vector::<N>(&mut acc, weights, v, s, j, width, shape);
-            }
-        }
-        leave_sums::<N>(sum, &acc, row, from, width, shape);
-    }
-}
-
-/// `width` vectors of `STEP` rows' sums, from vector `from` of each on.
-#[cube]
-fn take_sums<N: Size>(
-    sum: &mut Array<Vector<f32, N>>,
-    acc: &mut Array<Vector<f32, N>>,
-    row: usize,
-    #[comptime] from: usize,
-    #[comptime] width: usize,
-    #[comptime] shape: Shape,
-) {
-    #[unroll]
-    for r in 0..STEP {
-        #[unroll]
-        for j in 0..width {
-            acc[comptime![r * width + j]] = sum[(row + r) * shape.dv + comptime![from + j]];
-        }
-    }
-}
-
-/// Leaves them where `take_sums` took them.
-#[cube]
-fn leave_sums<N: Size>(
-    sum: &mut Array<Vector<f32, N>>,
-    acc: &Array<Vector<f32, N>>,
-    row: usize,
-    #[comptime] from: usize,
-    #[comptime] width: usize,
-    #[comptime] shape: Shape,
-) {
-    #[unroll]
-    for r in 0..STEP {
-        #[unroll]
-        for j in 0..width {
-            sum[(row + r) * shape.dv + comptime![from + j]] = acc[comptime![r * width + j]];
-        }
-    }
-}
-
-/// Adds vector `v` of a tile's row `s`, weighed by each of `STEP` rows, to their sums.
-#[cube]
-fn weigh_vector<N: Size>(
-    acc: &mut Array<Vector<f32, N>>,
-    weights: &Array<Vector<f32, N>>,
-    v: Vector<f32, N>,
-    s: usize,
-    #[comptime] j: usize,
-    #[comptime] width: usize,
-    #[comptime] shape: Shape,
-) {
     let w = weights.as_slice().as_vectorized().with_vector_size::<Const<1>>();
-    #[unroll]
-    for r in 0..STEP {
-        let x = w[comptime![r * shape.tile] + s].extract(0usize);
-        acc[comptime![r * width + j]] = fma(Vector::new(x), v, acc[comptime![r * width + j]]);
+    for s in 0..count {
+        ask_row(operands, next + s * shape.d, slot, shape);
+        #[unroll]
+        for j in 0..shape.dv {
+            let v = part_of_row::<N>(operands, at + s * shape.d, j, slot, shape);
+            #[unroll]
+            for r in 0..STEP {
+                let x = w[comptime![r * shape.tile] + s].extract(0usize);
+                let to = (row + r) * shape.dv + j;
+                sum[to] = fma(Vector::new(x), v, sum[to]);
+            }
+        }
     }
 }
 

@@ -83,7 +83,7 @@ impl Row {
             out += &format!("  {x:.2} GB/s{}", share(self.share_of_copy));
         }
         if let Some(x) = self.tflop_s {
-            out += &format!("  {x:.4} TFLOP/s{}", share(self.share_of_einsum));
+            out += &format!("  {}{}", operations(x), share(self.share_of_einsum));
         }
         if let Some(b) = self.bytes {
             out += &format!("  {b} bytes");
@@ -101,6 +101,11 @@ impl Row {
         }
         out.trim_end().to_string()
     }
+}
+
+/// A number of TFLOP/s, in the unit in which it shows.
+fn operations(x: f64) -> String {
+    if x < 0.01 { format!("{:.3} GFLOP/s", x * 1e3) } else { format!("{x:.4} TFLOP/s") }
 }
 
 fn seconds(s: f64) -> String {

@@ -82,6 +82,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     if args.check {
         return check(args, &device, &path, all, started);
     }
+    Table::writable(&path)?;
     let mut table = if path.is_file() { Table::read(&path)? } else { Table::of(&device) };
     if let Some(why) = table.foreign(&device) {
         note(format!("{} begins anew: {why}", path.display()));
