@@ -124,12 +124,34 @@ fn beside<N: Size>(
     i: usize,
     #[comptime] plan: Key<Plan>,
 ) {
+    let held = column::<N>(meta, operands, c, i, 0u32.runtime(), 1usize, plan.clone());
+    finish::<N>(meta, operands, results, c, i, &held, plan.clone());
+}
+
+/// What neighbouring results hold of a part of each row.
+#[cube]
+pub(crate) fn column<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    c: &Cursor,
+    i: usize,
+    part: u32,
+    #[comptime] parts: usize,
+    #[comptime] plan: Key<Plan>,
+) -> Held<N> {
     let mut held = nothing::<N>(plan.clone());
     let last = comptime![plan.rank - 1];
     let width = meta[last];
+    let mut from = 0u32.runtime();
+    let mut to = width;
+    if comptime![parts > 1] {
+        let each = width.div_ceil(comptime![parts as u32]);
+        from = min(part * each, width);
+        to = min(from + each, width);
+    }
     for row in 0..depth(meta, plan.clone()) {
         let outer = seek(meta, c, row, comptime![plan.kept], last, plan.clone());
-        for f in 0..width {
+        for f in from..to {
             let here = seek(meta, &outer, f, last, comptime![plan.rank], plan.clone());
             let x = look::<N>(
                 meta,
@@ -151,7 +173,7 @@ fn beside<N: Size>(
             );
         }
     }
-    finish::<N>(meta, operands, results, c, i, &held, plan.clone());
+    held
 }
 
 /// Lanes are neighbours along the innermost folded axis; they meet at the end.

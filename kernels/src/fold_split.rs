@@ -21,7 +21,7 @@ use crate::prepared::{Prepared, Run, runner, unfit};
 use crate::{Launch, LaunchError};
 
 /// Cubes of a core that keep its memory busy.
-const CUBES: usize = 8;
+pub(crate) const CUBES: usize = 8;
 /// Vectors of a unit that take a cube alone as long as another launch.
 const SHORT: usize = 16;
 /// The fewest vectors of a unit that are worth a part.
@@ -36,12 +36,12 @@ pub struct FoldSplit;
 
 /// How a fold is cut.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Cut {
-    plan: Key<Plan>,
+pub(crate) struct Cut {
+    pub(crate) plan: Key<Plan>,
     /// What the parts hold: a number each, and behind all of them the places of the largest.
-    scratch: Slot,
-    parts: usize,
-    units: usize,
+    pub(crate) scratch: Slot,
+    pub(crate) parts: usize,
+    pub(crate) units: usize,
 }
 
 impl Cut {
@@ -53,6 +53,31 @@ impl Cut {
 /// Numbers that a part leaves for each result.
 fn each(nest: &Nest) -> usize {
     if nest.fold == Some(Fold::ArgMax) { 2 } else { 1 }
+}
+
+/// Refuses folds whose parts cannot be left in scratch memory, and devices whose cubes share the same cores.
+pub(crate) fn cuttable(nest: &Nest, target: &Target) -> Result<(), Refusal> {
+    let kind = nest.body.results.first().map_or(Kind::Float, |&r| nest.body.kind(r));
+    if kind != Kind::Float {
+        return Err(Refusal("parts are left as floats; this fold is of integers".into()));
+    }
+    if nest.fold == Some(Fold::ArgMax) && nest.depth() > PLACES {
+        return Err(Refusal(format!("places are left as floats: at most {PLACES}, not {}", nest.depth())));
+    }
+    if target.software {
+        return Err(Refusal("a CPU plays this device: its cubes share the same cores".into()));
+    }
+    Ok(())
+}
+
+/// Cores of a GPU.
+pub(crate) fn cores(target: &Target) -> usize {
+    if target.family == Family::Cuda { target.cores as usize } else { CORES }
+}
+
+/// Floats that the parts of a fold leave.
+pub(crate) fn left_by(work: &Work, schedule: &Schedule) -> usize {
+    nest_of(work).map_or(0, |n| n.points() * schedule.get("split") as usize * each(n))
 }
 
 impl Kernel for FoldSplit {
@@ -67,17 +92,8 @@ impl Kernel for FoldSplit {
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let nest = nest_of(work)?;
         let whole = FoldShared.schedules(work, target)?;
-        let kind = nest.body.results.first().map_or(Kind::Float, |&r| nest.body.kind(r));
-        if kind != Kind::Float {
-            return Err(Refusal("parts are left as floats; this fold is of integers".into()));
-        }
-        if nest.fold == Some(Fold::ArgMax) && nest.depth() > PLACES {
-            return Err(Refusal(format!("places are left as floats: at most {PLACES}, not {}", nest.depth())));
-        }
-        if target.software {
-            return Err(Refusal("a CPU plays this device: its cubes share the same cores".into()));
-        }
-        let cores = if target.family == Family::Cuda { target.cores as usize } else { CORES };
+        cuttable(nest, target)?;
+        let cores = cores(target);
         let (results, width) = (nest.points().max(1), Loops::of(nest).size(axis(&Loops::of(nest))));
         if 2 * results > cores {
             return Err(Refusal(format!("{results} results keep {cores} cores busy by a cube each")));
@@ -104,7 +120,7 @@ impl Kernel for FoldSplit {
     }
 
     fn scratch(&self, work: &Work, schedule: &Schedule) -> usize {
-        nest_of(work).map_or(0, |n| n.points() * schedule.get("split") as usize * each(n))
+        left_by(work, schedule)
     }
 }
 
@@ -136,7 +152,7 @@ impl Launch for FoldSplit {
 
 /// Where result `item` stands: its views at the innermost kept axis, and its place along that.
 #[cube]
-fn stand(meta: &[u32], operands: &Buffers, item: u32, #[comptime] plan: Key<Plan>) -> (Cursor, u32) {
+pub(crate) fn stand(meta: &[u32], operands: &Buffers, item: u32, #[comptime] plan: Key<Plan>) -> (Cursor, u32) {
     let parts = meta[comptime![plan.rank + PARTS]];
     let start = origin(meta, operands, plan.clone());
     let inner = comptime![plan.kept - 1];
@@ -155,14 +171,7 @@ fn fold_parts<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, 
     let held = share::<N>(meta, operands, &c, i, part, cut.parts, comptime![cut.plan.clone()], cut.units);
     let all = together(held, comptime![cut.plan.clone()], cut.units);
     if UNIT_POS == 0 && (CUBE_POS as u32) < count {
-        let scratch = results.f32s.index_mut(cut.scratch.index);
-        scratch[at as usize] = all.float.extract(0usize);
-        if comptime![cut.places()] {
-            // Where nothing was found, a place before all.
-            let place = all.place.extract(0usize);
-            let none = place == comptime![i32::MAX].runtime();
-            scratch[(count + at) as usize] = select(none, -1.0f32, f32::cast_from(place));
-        }
+        leave(results, at, count, &all, cut);
     }
 }
 
@@ -172,13 +181,7 @@ fn fold_merge(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptim
     let items = meta[comptime![cut.plan.rank + ITEMS]];
     let item = min(CUBE_POS as u32, items - 1);
     let at = item * comptime![cut.parts as u32] + UNIT_POS;
-    let scratch = operands.f32s.index(cut.scratch.index);
-    let mut place = 0i32.runtime();
-    if comptime![cut.places()] {
-        let found = scratch[(items * comptime![cut.parts as u32] + at) as usize];
-        place = select(found < 0.0f32, comptime![i32::MAX].runtime(), i32::cast_from(found));
-    }
-    let held = left::<Const<1>>(scratch[at as usize], place);
+    let held = left::<Const<1>>(operands, at, items * comptime![cut.parts as u32], cut.clone());
     let all = together(held, comptime![cut.plan.clone()], cut.parts);
     let (c, i) = stand(meta, operands, item, comptime![cut.plan.clone()]);
     if UNIT_POS == 0 && (CUBE_POS as u32) < items {
@@ -186,8 +189,27 @@ fn fold_merge(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptim
     }
 }
 
-/// What a part left.
+/// Leaves what part `at` of `count` holds.
 #[cube]
-fn left<N: Size>(float: f32, place: i32) -> Held<N> {
-    Held::<N> { float: Vector::new(float), int: Vector::new(0i32), place: Vector::new(place) }
+pub(crate) fn leave(results: &mut Buffers, at: u32, count: u32, held: &Held<Const<1>>, #[comptime] cut: Key<Cut>) {
+    let scratch = results.f32s.index_mut(cut.scratch.index);
+    scratch[at as usize] = held.float.extract(0usize);
+    if comptime![cut.places()] {
+        // Where nothing was found, a place before all.
+        let place = held.place.extract(0usize);
+        let none = place == comptime![i32::MAX].runtime();
+        scratch[(count + at) as usize] = select(none, -1.0f32, f32::cast_from(place));
+    }
+}
+
+/// What part `at` of `count` left.
+#[cube]
+pub(crate) fn left<N: Size>(operands: &Buffers, at: u32, count: u32, #[comptime] cut: Key<Cut>) -> Held<N> {
+    let scratch = operands.f32s.index(cut.scratch.index);
+    let mut place = 0i32.runtime();
+    if comptime![cut.places()] {
+        let found = scratch[(count + at) as usize];
+        place = select(found < 0.0f32, comptime![i32::MAX].runtime(), i32::cast_from(found));
+    }
+    Held::<N> { float: Vector::new(scratch[at as usize]), int: Vector::new(0i32), place: Vector::new(place) }
 }

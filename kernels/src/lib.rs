@@ -60,6 +60,7 @@ mod einsum_tiles;
 mod einsum_vector;
 mod einsum_wgmma;
 mod fingerprint;
+mod fold_columns;
 mod fold_plain;
 mod fold_shared;
 mod fold_split;
@@ -134,6 +135,7 @@ pub const LIST: &[&dyn Launch] = &[
     &einsum_rows::EinsumRows,
     &map_plain::MapPlain,
     &fold_split::FoldSplit,
+    &fold_columns::FoldColumns,
     &fold_shared::FoldShared,
     &fold_plain::FoldPlain,
     &kth_largest_split::KthLargestSplit,

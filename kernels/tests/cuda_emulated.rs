@@ -12,6 +12,8 @@ mod attention_backward;
 mod common;
 #[path = "differential.rs"]
 mod differential;
+#[path = "fold_columns.rs"]
+mod fold_columns;
 #[path = "horizontal.rs"]
 mod horizontal;
 #[path = "products.rs"]
