@@ -100,3 +100,29 @@ fn first_fit(
     }
     (slabs, 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::lives;
+    use crate::program::{BufferPlan, LaunchPlan, Memory, Place};
+    use omchat_ir::{Dtype, Type};
+
+    #[test]
+    fn what_is_touched_side_by_side_lives_at_once() {
+        let launch = |from, to| LaunchPlan {
+            chosen: 0,
+            operands: vec![from],
+            results: vec![to],
+            scratch: None,
+            label: String::new(),
+        };
+        // The first reads 0, the next two stand side by side, the last reads what the first of them wrote.
+        let launches = [launch(0, 1), launch(1, 2), launch(3, 4), launch(2, 5)];
+        let buffer = BufferPlan { ty: Type::new(Dtype::F32, [1]), memory: Memory::Workspace, place: Place::Own };
+        let (buffers, side) = (vec![buffer; 6], std::slice::from_ref(&(1..3)));
+        let apart = lives(&buffers, &launches, &[], &[]);
+        assert_eq!(apart[1..5], [Some((0, 1)), Some((1, 3)), Some((2, 2)), Some((2, 2))]);
+        let beside = lives(&buffers, &launches, side, &[]);
+        assert_eq!(beside[..], [Some((0, 0)), Some((0, 2)), Some((1, 3)), Some((1, 2)), Some((1, 2)), Some((3, 3))]);
+    }
+}

@@ -93,8 +93,8 @@ impl Kernel for FoldSplit {
         let nest = nest_of(work)?;
         let whole = FoldShared.schedules(work, target)?;
         cuttable(nest, target)?;
-        let cores = cores(target);
-        let (results, width) = (nest.points().max(1), Loops::of(nest).size(axis(&Loops::of(nest))));
+        let (loops, cores) = (Loops::of(nest), cores(target));
+        let (results, width) = (nest.points().max(1), loops.size(axis(&loops)));
         if 2 * results > cores {
             return Err(Refusal(format!("{results} results keep {cores} cores busy by a cube each")));
         }

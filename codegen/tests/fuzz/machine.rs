@@ -185,8 +185,9 @@ fn nest(m: &mut Memory, n: &Nest, operands: &[usize], results: &[usize]) -> Resu
     let mut written = BTreeSet::new();
     each(&n.kept, |kept| {
         let mut hot: Vec<(usize, Option<usize>)> = shared.iter().map(|b| (*b, None)).collect();
+        let whole = n.fold.is_some() && n.body.kind(n.body.results[0]) == Kind::Int;
         let mut sum = match n.fold {
-            Some(Fold::Max) if n.body.kind(n.body.results[0]) == Kind::Int => f64::from(i32::MIN),
+            Some(Fold::Max) if whole => f64::from(i32::MIN),
             Some(Fold::Max) => -1e30,
             _ => 0.0,
         };
@@ -196,6 +197,7 @@ fn nest(m: &mut Memory, n: &Nest, operands: &[usize], results: &[usize]) -> Resu
                 let at = [kept, folded].concat();
                 let x = body(m, n, &n.body, (operands, &hot), &at, 0.0)?[0];
                 match fold {
+                    Fold::Sum if whole => sum = f64::from((sum as i32).wrapping_add(x as i32)),
                     Fold::Sum => sum += x,
                     Fold::Max => sum = f64::max(sum, x),
                     Fold::ArgMax => {
