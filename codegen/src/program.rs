@@ -234,14 +234,14 @@ impl fmt::Display for Program {
         }
         let (beside, times) = (self.horizontals.iter().map(Range::len).sum::<usize>(), self.horizontals.len());
         if times > 0 {
-            writeln!(f, "    {beside} of them side by side, made as {times}")?;
+            writeln!(f, "    {beside} of them side by side, made as {times}: `|` stands beside the one before")?;
         }
         if self.trains() {
             write!(f, "{}", self.peak())?;
         }
         // Refusals are told once a kernel that was chosen.
         let mut told = vec![false; self.chosen.len()];
-        for l in &self.launches {
+        for (at, l) in self.launches.iter().enumerate() {
             let c = &self.chosen[l.chosen];
             let name = |b: &usize| match self.buffers[*b].place {
                 Place::Own => self
@@ -254,7 +254,8 @@ impl fmt::Display for Program {
             let list = |x: &[usize]| x.iter().map(name).collect::<Vec<_>>().join(", ");
             writeln!(
                 f,
-                "  {} = {} [{}] ({}) -> {}{}{}",
+                "  {}{} = {} [{}] ({}) -> {}{}{}",
+                if self.horizontals.iter().any(|r| r.start < at && at < r.end) { "| " } else { "" },
                 l.label,
                 c.kernel,
                 c.schedule,
