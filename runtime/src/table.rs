@@ -140,7 +140,7 @@ impl Table {
         let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let made = match std::fs::metadata(path) {
             Ok(m) if !m.is_file() => std::fs::OpenOptions::new().write(true).open(path).map(drop),
-            _ => drafted(path, "").and_then(|draft| std::fs::remove_file(draft)),
+            _ => drafted(path, "").and_then(std::fs::remove_file),
         };
         made.map_err(|e| unwritable(path, &e))
     }
