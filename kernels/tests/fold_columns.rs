@@ -11,9 +11,12 @@ use omchat_codegen::{Body, Family, Fold, Kind, Nest, Read, Step, Work, Write};
 use omchat_ir::{Dtype, Scalar};
 use omchat_kernels::by_name;
 
+/// Of the axes that stay, and of those that are folded.
+type Axes = [&'static [usize]; 2];
+
 /// Sizes and strides of the axes that stay and of those that are folded: a matrix, one with a gap behind its rows, heads of rows,
 /// two folded axes. No number of rows is a multiple of the parts.
-const LAYOUTS: [([&[usize]; 2], [&[usize]; 2]); 4] = [
+const LAYOUTS: [(Axes, Axes); 4] = [
     ([&[70], &[203]], [&[1], &[70]]),
     ([&[600], &[131]], [&[1], &[607]]),
     ([&[3, 40], &[1001]], [&[40_040, 1], &[40]]),
@@ -21,7 +24,7 @@ const LAYOUTS: [([&[usize]; 2], [&[usize]; 2]); 4] = [
 ];
 
 /// The fold times a number of each column, written to every second place.
-fn nest([kept, folded]: [&[usize]; 2], [stay, walk]: [&[usize]; 2], fold: Fold, dtype: Dtype) -> Nest {
+fn nest([kept, folded]: Axes, [stay, walk]: Axes, fold: Fold, dtype: Dtype) -> Nest {
     let mut places = vec![1; kept.len()];
     (0..kept.len() - 1).rev().for_each(|a| places[a] = places[a + 1] * kept[a + 1]);
     let still = [places.clone(), vec![0; folded.len()]].concat();
