@@ -4,17 +4,16 @@
 //! their order; each alone leaves most of the device's memory idle at its begin and its end. What is little, of one kernel and
 //! independent is moved together, and is one launch where that repeats, as the layers of a decode do.
 
-use crate::Context;
 use crate::program::{Chosen, LaunchPlan};
 use crate::target::Family;
-use crate::{Kernel, Work};
+use crate::{Amount, Context, Work};
 use std::collections::HashMap;
 use std::ops::Range;
 
 /// Repetitions that are worth a kernel of their own.
 const TIMES: usize = 8;
 /// Most bytes that a launch writes: what writes more fills a device by itself, and is not kept in memory longer for this.
-const LITTLE: usize = 1 << 20;
+const LITTLE: u64 = 1 << 20;
 /// Launches ahead among which others are looked for.
 const FAR: usize = 16;
 /// Most launches side by side.
@@ -25,20 +24,21 @@ pub(crate) fn horizontals(launches: &mut [LaunchPlan], chosen: &[Chosen], contex
     if context.target.family == Family::Cpu || context.ranks > 1 {
         return vec![];
     }
-    let joins: Vec<bool> = chosen.iter().map(|c| kernel(c, context).is_some_and(|k| k.horizontal())).collect();
-    let fits = |l: &LaunchPlan| joins[l.chosen] && l.scratch.is_none() && written(&chosen[l.chosen].work) <= LITTLE;
+    let joins = |c: &Chosen| context.kernels.iter().any(|k| k.name() == c.kernel && k.horizontal());
+    let little = |c: &Chosen| Amount::of(&c.work).is_ok_and(|a| a.written <= LITTLE);
+    let fits: Vec<bool> = chosen.iter().map(|c| joins(c) && c.scratch == 0 && little(c)).collect();
     let binds = |l: &LaunchPlan| chosen[l.chosen].work.bindings() + 1 - Work::OVERHEAD;
     let mut out = vec![];
     let mut at = 0;
     while at < launches.len() {
         let mut end = at + 1;
         let mut bound = binds(&launches[at]) + 1;
-        let far = if fits(&launches[at]) { launches.len().min(at + FAR) } else { end };
+        let far = if fits[launches[at].chosen] { launches.len().min(at + FAR) } else { end };
         for next in at + 1..far {
             let (l, more) = (&launches[next], bound + binds(&launches[next]));
             let free = || launches[at..next].iter().all(|before| apart(before, l));
             let alike = alike(&chosen[launches[at].chosen], &chosen[l.chosen]);
-            if end - at < MOST && more <= context.target.max_bindings && alike && fits(l) && free() {
+            if end - at < MOST && more <= context.target.max_bindings && alike && fits[l.chosen] && free() {
                 launches[end..=next].rotate_right(1);
                 (end, bound) = (end + 1, more);
             }
@@ -53,16 +53,6 @@ pub(crate) fn horizontals(launches: &mut [LaunchPlan], chosen: &[Chosen], contex
     out.iter().for_each(|r| *times.entry(of(r)).or_default() += 1);
     out.retain(|r| times[&of(r)] >= TIMES);
     out
-}
-
-fn kernel<'a>(c: &Chosen, context: &Context<'a>) -> Option<&'a dyn Kernel> {
-    context.kernels.iter().copied().find(|k| k.name() == c.kernel)
-}
-
-/// Bytes that a nest writes.
-fn written(work: &Work) -> usize {
-    let Work::Nest(n) = work else { return usize::MAX };
-    n.points().saturating_mul(n.writes.iter().map(|w| w.dtype.bytes()).sum())
 }
 
 /// Whether cubes of both can be cubes of one launch.

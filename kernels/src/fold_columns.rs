@@ -7,7 +7,7 @@
 //! Source      own; parts meet in the same order at every run
 
 use cubecl::prelude::*;
-use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
+use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::bind::{Buffers, Slots};
 use crate::fold_plain::{column, finish, nothing, take};
@@ -16,7 +16,7 @@ use crate::fold_split::{CUBES, Cut, cores, cuttable, leave, left, left_by, stand
 use crate::grid::{address, looped, one_each};
 use crate::key::Key;
 use crate::loops::{ITEMS, Loops};
-use crate::map_plain::{fits, nest_of};
+use crate::map_plain::nest_of;
 use crate::prepared::{Prepared, Run, runner, unfit};
 use crate::{Launch, LaunchError};
 
@@ -41,13 +41,6 @@ impl Kernel for FoldColumns {
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let nest = nest_of(work)?;
-        if nest.fold.is_none() {
-            return Err(Refusal("the nest does not fold".into()));
-        }
-        if target.family == Family::Cpu {
-            return Err(Refusal("needs cubes that have cores of their own".into()));
-        }
-        fits(nest, target)?;
         cuttable(nest, target)?;
         let loops = Loops::of(nest);
         if loops.cost_along(axis(&loops), 4) <= loops.cost_along(loops.inner(), 4) {

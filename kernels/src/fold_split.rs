@@ -15,7 +15,7 @@ use crate::fold_shared::{FoldShared, axis, share, together};
 use crate::grid::{address, looped, one_each};
 use crate::key::Key;
 use crate::loops::{ITEMS, Loops, PARTS, Plan};
-use crate::map_plain::nest_of;
+use crate::map_plain::{fits, nest_of};
 use crate::nest::{Cursor, origin, seek};
 use crate::prepared::{Prepared, Run, runner, unfit};
 use crate::{Launch, LaunchError};
@@ -27,7 +27,7 @@ const SHORT: usize = 16;
 /// The fewest vectors of a unit that are worth a part.
 const LEAST: usize = 4;
 /// Cores of a card that does not say.
-pub(crate) const CORES: usize = 16;
+const CORES: usize = 16;
 /// Places that an f32 can hold.
 const PLACES: usize = 1 << 24;
 
@@ -55,17 +55,27 @@ fn each(nest: &Nest) -> usize {
     if nest.fold == Some(Fold::ArgMax) { 2 } else { 1 }
 }
 
-/// Refuses folds whose parts cannot be left in scratch memory, and devices whose cubes share the same cores.
+/// Refuses devices whose cubes share the same cores.
+pub(crate) fn own_cores(target: &Target) -> Result<(), Refusal> {
+    if target.family == Family::Cpu || target.software {
+        return Err(Refusal("needs cubes that have cores of their own".into()));
+    }
+    Ok(())
+}
+
+/// Refuses what is no fold, folds whose parts cannot be left in scratch memory, and devices on which parts do not pay.
 pub(crate) fn cuttable(nest: &Nest, target: &Target) -> Result<(), Refusal> {
+    if nest.fold.is_none() {
+        return Err(Refusal("the nest does not fold".into()));
+    }
+    own_cores(target)?;
+    fits(nest, target)?;
     let kind = nest.body.results.first().map_or(Kind::Float, |&r| nest.body.kind(r));
     if kind != Kind::Float {
         return Err(Refusal("parts are left as floats; this fold is of integers".into()));
     }
     if nest.fold == Some(Fold::ArgMax) && nest.depth() > PLACES {
         return Err(Refusal(format!("places are left as floats: at most {PLACES}, not {}", nest.depth())));
-    }
-    if target.software {
-        return Err(Refusal("a CPU plays this device: its cubes share the same cores".into()));
     }
     Ok(())
 }
@@ -91,8 +101,8 @@ impl Kernel for FoldSplit {
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let nest = nest_of(work)?;
-        let whole = FoldShared.schedules(work, target)?;
         cuttable(nest, target)?;
+        let whole = FoldShared.schedules(work, target)?;
         let (loops, cores) = (Loops::of(nest), cores(target));
         let (results, width) = (nest.points().max(1), loops.size(axis(&loops)));
         if 2 * results > cores {

@@ -7,11 +7,11 @@
 //! Source      as `kth_largest.radix`
 
 use cubecl::prelude::*;
-use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
+use omchat_codegen::{Implements, Kernel, Refusal, Schedule, Target, Work};
 use omchat_ir::Dtype;
 
 use crate::bind::{Buffers, Slot, Slots};
-use crate::fold_split::CORES;
+use crate::fold_split::{cores, own_cores};
 use crate::grid::{address, looped, one_each};
 use crate::kth_largest_plain::{image, number, sizes};
 use crate::kth_largest_radix::{BINS, SHIFTS, bins_of, digit, open, pick};
@@ -51,10 +51,8 @@ impl Kernel for KthLargestSplit {
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let (rows, width, _) = sizes(work)?;
-        if target.family == Family::Cpu || target.software {
-            return Err(Refusal("needs cubes that have cores of their own".into()));
-        }
-        let cores = if target.family == Family::Cuda { target.cores as usize } else { CORES };
+        own_cores(target)?;
+        let cores = cores(target);
         let turns = width / target.units as usize;
         if 2 * rows > cores || turns < SHORT || width >= 1 << 24 {
             return Err(Refusal(format!(

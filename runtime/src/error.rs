@@ -72,14 +72,6 @@ pub enum Error {
         /// What it said.
         message: String,
     },
-    /// A table of measured schedules cannot be written.
-    #[error("cannot write {path}: {what}; name a file in a folder that can be written")]
-    Unwritable {
-        /// The file.
-        path: String,
-        /// What the system says.
-        what: String,
-    },
     /// A table of measured schedules cannot be read; line 0 is the whole file.
     #[error("{path}{}: {what}; mend or remove it, or set OMCHAT_TUNED=off; `omchat tune` writes a new one", at(*line))]
     Table {

@@ -9,7 +9,7 @@ use omchat_codegen::{Family, Pick, Tuned};
 use omchat_kernels::fingerprint;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What the first line of each table says to whoever opens it.
 const TITLE: &str = "# Measured by `omchat tune`: class kernel [schedule] source=… us=… untuned_us=… of=…";
@@ -132,51 +132,6 @@ impl Table {
             None => Ok(table),
         }
     }
-
-    /// Whether a table can be written there; nothing is left.
-    ///
-    /// Errors: `Unwritable` with what the system says.
-    pub fn writable(path: &Path) -> Result<(), Error> {
-        let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let made = match std::fs::metadata(path) {
-            Ok(m) if !m.is_file() => std::fs::OpenOptions::new().write(true).open(path).map(drop),
-            _ => drafted(path, "").and_then(std::fs::remove_file),
-        };
-        made.map_err(|e| unwritable(path, &e))
-    }
-
-    /// Writes the table whole or not at all; to what is no file, as a pipe is, or through a link.
-    ///
-    /// Errors: `Unwritable` with what the system says.
-    pub fn write(&self, path: &Path) -> Result<(), Error> {
-        let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let text = self.to_string();
-        let done = if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-            std::fs::write(path, text)
-        } else {
-            let placed = |draft: PathBuf| std::fs::rename(&draft, path).inspect_err(|_| discard(&draft));
-            drafted(path, &text).and_then(placed)
-        };
-        done.map_err(|e| unwritable(path, &e))
-    }
-}
-
-/// A file of that text beside where it belongs, in a folder that is made for it.
-fn drafted(path: &Path, text: &str) -> std::io::Result<PathBuf> {
-    if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder)?;
-    }
-    let draft = path.with_extension(format!("part-{}", std::process::id()));
-    std::fs::write(&draft, text).map(|()| draft.clone()).inspect_err(|_| discard(&draft))
-}
-
-/// What is half written helps nobody; it may not be there at all.
-fn discard(draft: &Path) {
-    let _ = std::fs::remove_file(draft);
-}
-
-fn unwritable(path: &Path, e: &std::io::Error) -> Error {
-    Error::Unwritable { path: path.display().to_string(), what: e.to_string() }
 }
 
 impl fmt::Display for Table {

@@ -6,7 +6,7 @@ use omchat_codegen::Pick;
 use omchat_ir::{Func, Module};
 use omchat_kernels::{LIST, fingerprint};
 use omchat_model::graph::{DecoderSpec, Output, Spread, decoder_module, vision_module};
-use omchat_recipe::Recipe;
+use omchat_recipe::{Recipe, write_whole};
 use omchat_runtime::tune::{Outcome, Task, Tuning, tasks, tune};
 use omchat_runtime::{Entry, Table};
 use std::path::{Path, PathBuf};
@@ -82,8 +82,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
     if args.check {
         return check(args, &device, &path, all, started);
     }
-    Table::writable(&path)?;
     let mut table = if path.is_file() { Table::read(&path)? } else { Table::of(&device) };
+    // Where it cannot be written, that is said before anything is measured.
+    write(&path, &table)?;
     if let Some(why) = table.foreign(&device) {
         note(format!("{} begins anew: {why}", path.display()));
         table = Table::of(&device);
@@ -94,9 +95,17 @@ pub fn run(args: &Args) -> Result<(), Error> {
     for o in &found.outcomes {
         enter(&mut table, o);
     }
-    table.write(&path)?;
+    write(&path, &table)?;
     say(report(&found))?;
     say(format!("{} entries in {}\n", table.entries.len(), path.display()))
+}
+
+/// Writes a table, in a folder that is made for it.
+fn write(path: &Path, table: &Table) -> Result<(), Error> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let made = folder.map_or(Ok(()), std::fs::create_dir_all);
+    let written = made.and_then(|()| write_whole(path, table.to_string().as_bytes()));
+    written.map_err(|e| Error::input(format!("cannot write {}: {e}; name another file by --table", path.display())))
 }
 
 /// Puts what was found for a class into the table; what was found wrong for it goes.

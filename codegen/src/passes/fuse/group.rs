@@ -221,6 +221,27 @@ impl<'a> Groups<'a> {
         bases
     }
 
+    /// What a node may bind: the values in memory that it reads, and of those that are copied to their readers the ones that
+    /// others need in memory, where they are read then.
+    fn binds(&self, n: usize) -> Vec<Value> {
+        let mut out = self.reads(n);
+        let mut open = self.f.nodes[n].operands.clone();
+        while let Some(v) = open.pop() {
+            if !self.facts.free(v) {
+                continue;
+            }
+            let stores = |u: &usize| {
+                matches!(self.facts.kinds[*u], Kind::Alone | Kind::Update)
+                    || matches!(self.f.nodes[*u].action, Action::Op(Op::Gather(_)))
+            };
+            if self.facts.result[v.0 as usize] || self.facts.users[v.0 as usize].iter().any(stores) {
+                out.push(v);
+            }
+            open.extend(self.facts.maker[v.0 as usize].iter().flat_map(|m| self.f.nodes[*m].operands.iter().copied()));
+        }
+        out
+    }
+
     /// Groups whose results a node reads.
     fn needs(&self, n: usize) -> Vec<usize> {
         self.reads(n).into_iter().filter_map(|v| self.group_of(v)).collect()
@@ -327,7 +348,7 @@ impl<'a> Groups<'a> {
         let mut reads = vec![];
         for n in &nodes {
             let inside = |v: &Value| self.facts.maker[v.0 as usize].is_some_and(|m| nodes.contains(&m));
-            reads.extend(self.reads(*n).into_iter().filter(|v| !inside(v)));
+            reads.extend(self.binds(*n).into_iter().filter(|v| !inside(v)));
         }
         reads.sort_unstable();
         reads.dedup();
