@@ -52,6 +52,8 @@ impl Amount {
                 let read = (added + touched) * size + *tokens as u64 * 4;
                 Amount { read, written: touched * size, flops: added }
             }
+            // Its bytes are the reader's.
+            Work::Prefetch { .. } => Amount::default(),
             // What crosses the wire is read there and written here.
             Work::Collective(c) => Amount { read: c.wire_bytes(), written: c.wire_bytes(), flops: 0 },
         })

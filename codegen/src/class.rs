@@ -25,6 +25,7 @@ impl Work {
             Work::ScatterAdd { dtype, height, width, tokens, .. } => {
                 format!("scatter_add:{dtype}[{}]:{}", sizes(&[*height, *width]), up(*tokens))
             }
+            Work::Prefetch { dtype, bytes } => format!("prefetch:{dtype}:{}", up(*bytes)),
             Work::Collective(c) => format!("{}:{}[{}]:{}", c.name(), c.dtype, up(c.elements), c.ranks),
         }
     }

@@ -7,6 +7,7 @@ use crate::kernel::Work;
 use crate::lower::{Lowered, lower};
 use crate::nest::{Nest, Read, Write};
 use crate::passes::{self, Context, Pass, Unit};
+use crate::prefetch::prefetch;
 use crate::program::{self, BufferPlan, Chosen, LaunchPlan, Memory, Place, Port, Program};
 use crate::select::select;
 use crate::{Body, Error, Kind, Step};
@@ -82,7 +83,8 @@ impl Compiler<'_> {
             }
         }
         let target = self.context.target.clone();
-        let horizontals = horizontals(&mut self.launches, &self.chosen, self.context);
+        let mut horizontals = horizontals(&mut self.launches, &self.chosen, self.context);
+        prefetch(&mut self.launches, &mut self.chosen, &mut horizontals, &self.buffers, self.context)?;
         let slabs = assign::assign(&mut self.buffers, &self.launches, &horizontals, &results, &target)?;
         let chains = chains(&self.launches, &self.chosen, self.context);
         Ok(Program {
@@ -324,7 +326,9 @@ fn reads(work: &Work, operands: &[usize], buffer: usize) -> bool {
             .iter()
             .any(|r| operands[r.operand] == buffer || r.at.as_ref().is_some_and(|a| operands[a.operand] == buffer)),
         Work::ScatterAdd { ids, rows, .. } => [*ids, *rows].iter().any(|o| operands[*o] == buffer),
-        Work::Function { .. } | Work::KthLargest { .. } | Work::Collective(_) => operands.contains(&buffer),
+        Work::Function { .. } | Work::KthLargest { .. } | Work::Prefetch { .. } | Work::Collective(_) => {
+            operands.contains(&buffer)
+        }
     }
 }
 

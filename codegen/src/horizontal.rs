@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 /// Repetitions that are worth a kernel of their own.
-const TIMES: usize = 8;
+pub(crate) const TIMES: usize = 8;
 /// Most bytes that a launch writes: what writes more fills a device by itself, and is not kept in memory longer for this.
 const LITTLE: u64 = 1 << 20;
 /// Launches ahead among which others are looked for.

@@ -21,6 +21,8 @@ pub enum Implements {
     KthLargest,
     /// The primitive `scatter_add` over matrices.
     ScatterAdd,
+    /// No meaning: memory that will be read is brought near.
+    Prefetch,
 }
 
 impl Implements {
@@ -36,6 +38,7 @@ impl Implements {
             Work::Function { name, .. } => self.function(name),
             Work::KthLargest { .. } => self == Implements::KthLargest,
             Work::ScatterAdd { .. } => self == Implements::ScatterAdd,
+            Work::Prefetch { .. } => self == Implements::Prefetch,
             Work::Collective(_) => false,
         }
     }
@@ -82,6 +85,13 @@ pub enum Work {
         /// Index of the rows among the launch's operands.
         rows: usize,
     },
+    /// The start of the first operand is brought near: nothing is read and nothing is written.
+    Prefetch {
+        /// Of the operand.
+        dtype: Dtype,
+        /// Bytes from its start on; not more than it has.
+        bytes: usize,
+    },
     /// Ranks meet: no kernel's work, the runtime's.
     Collective(Collective),
 }
@@ -105,6 +115,7 @@ impl Work {
             Work::Function { operands, results, .. } => operands.len() + results.len(),
             Work::KthLargest { .. } => 2,
             Work::ScatterAdd { .. } => 3,
+            Work::Prefetch { .. } => 1,
             Work::Collective(_) => return 0,
         };
         own + Work::OVERHEAD

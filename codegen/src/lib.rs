@@ -18,6 +18,7 @@ mod meaning;
 mod nest;
 pub mod passes;
 mod peak;
+mod prefetch;
 mod program;
 mod select;
 mod target;

@@ -252,15 +252,17 @@ impl fmt::Display for Program {
                 Place::Arena { slab, offset } => format!("{slab}+{offset}"),
             };
             let list = |x: &[usize]| x.iter().map(name).collect::<Vec<_>>().join(", ");
+            let moved = match &c.work {
+                Work::Prefetch { bytes, .. } => format!("(the first {bytes} bytes of {})", list(&l.operands)),
+                _ => format!("({}) -> {}", list(&l.operands), list(&l.results)),
+            };
             writeln!(
                 f,
-                "  {}{} = {} [{}] ({}) -> {}{}{}",
+                "  {}{} = {} [{}] {moved}{}{}",
                 if self.horizontals.iter().any(|r| r.start < at && at < r.end) { "| " } else { "" },
                 l.label,
                 c.kernel,
                 c.schedule,
-                list(&l.operands),
-                list(&l.results),
                 l.scratch.map_or(String::new(), |b| format!(" in {} ({} bytes)", name(&b), c.scratch * 4)),
                 if c.by == By::Tuned { " tuned" } else { "" }
             )?;

@@ -157,6 +157,7 @@ pub(crate) fn describe(work: &Work) -> String {
         Work::ScatterAdd { dtype, height, width, tokens, .. } => {
             format!("scatter_add of {tokens} rows onto {dtype}[{height}, {width}]")
         }
+        Work::Prefetch { bytes, .. } => format!("a prefetch of {bytes} bytes"),
         Work::Collective(c) => format!("{} of {} {} over {} ranks", c.name(), c.elements, c.dtype, c.ranks),
     }
 }

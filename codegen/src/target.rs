@@ -53,6 +53,9 @@ pub struct Target {
     /// Whether sums of products of f32 may round their factors to tf32, 10 bits of fraction, for matrix units that take
     /// no more. Off unless asked for.
     pub tf32: bool,
+    /// Most bytes of weights that may be asked for ahead of their reader, to lie in the cache that all processors share; 0 where
+    /// that is small or unknown.
+    pub ahead: usize,
     /// Bytes from which buffers must be aligned.
     pub align: usize,
 }
@@ -78,6 +81,7 @@ impl Target {
             cores: cores.max(1),
             sm: 0,
             tf32: false,
+            ahead: 0,
             align: 64,
         }
     }
@@ -103,6 +107,7 @@ impl Target {
             cores: 1,
             sm: 0,
             tf32: false,
+            ahead: 0,
             align: 256,
         }
     }
@@ -129,11 +134,19 @@ impl Target {
             max_binding_bytes: usize::MAX,
             shared_bytes: if sm >= 90 { 227 << 10 } else { 99 << 10 },
             plane: 32,
-            cores: if sm >= 90 { 132 } else { 108 },
+            cores: 0,
             sm,
             tf32: false,
+            ahead: 0,
             align: 256,
         }
+        .with_cores(if sm >= 90 { 132 } else { 108 })
+    }
+
+    /// The same with that many processors. CUDA tells no cache's size; cards of 100 processors and more have 40 MB of it.
+    pub fn with_cores(self, cores: u32) -> Target {
+        let large = self.family == Family::Cuda && cores >= 100;
+        Target { cores, ahead: if large { 32 << 20 } else { 0 }, ..self }
     }
 
     /// The same with tf32 allowed, and told in its name, where its matrix units take tf32: on CUDA. Others stay as they are.

@@ -13,6 +13,7 @@ use crate::attention_merge::COLUMNS;
 use crate::attention_panels::MASKED;
 use crate::attention_sight::{Mask, at};
 use crate::bind::{Buffers, Slot, Storage};
+use crate::prefetch_lines::bring;
 use crate::vector::{Lane, read_float, read_whole};
 
 /// Bytes that memory gives at a time.
@@ -277,13 +278,6 @@ fn ask(operands: &Buffers, head: usize, key: usize, keys: usize, #[comptime] slo
             bring::<f16>(operands.f16s.index(slot.index), at);
         }
     }
-}
-
-/// Has an element's line brought to the cache that all cores share.
-#[cube]
-fn bring<E: Scalar>(of: &[E], at: usize) {
-    let pointer = of[at..at + 1].as_ptr();
-    gpu_asm!("prefetch.global.L2 [{p}];", p = in(_) pointer);
 }
 
 /// Takes keys `key..key + deep` of the unit's group: bit `k` says whether anybody sees key `k`, `sight` where it is.

@@ -7,12 +7,14 @@
 
 use cubecl::prelude::*;
 
-use crate::bind::{Args, Buffers};
+use crate::bind::{Args, Buffers, Slot};
 use crate::einsum_vector::{self, Share, sum_item};
 use crate::grid::one_each;
 use crate::key::Key;
 use crate::loops::Plan;
 use crate::map_plain::{self, chunk};
+use crate::norm_shared::{self, Normed, norm_row};
+use crate::prefetch_lines::{self, ask};
 use crate::prepared::{LaunchError, Prepared, Site, Step};
 use crate::source::{Dialect, Offline};
 use crate::stages::{Counts, Stages, StagesArg};
@@ -23,6 +25,8 @@ use crate::tally::Tally;
 pub(crate) enum Part {
     Map(Key<Plan>),
     Vector(Key<Share>),
+    Norm(Normed),
+    Prefetch(Slot),
 }
 
 /// A launch beside others.
@@ -143,6 +147,8 @@ fn cubes_of(meta: &[u32], #[comptime] part: Part) -> u32 {
     match comptime!(part) {
         Part::Map(plan) => map_plain::items(meta, plan).div_ceil(CUBE_DIM),
         Part::Vector(share) => einsum_vector::items(meta, share),
+        Part::Norm(_) => norm_shared::items(meta),
+        Part::Prefetch(_) => prefetch_lines::items(meta).div_ceil(CUBE_DIM),
     }
 }
 
@@ -152,5 +158,7 @@ fn run<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, cube: u
     match comptime!(part) {
         Part::Map(plan) => chunk::<N>(meta, operands, results, cube * CUBE_DIM + UNIT_POS, plan),
         Part::Vector(share) => sum_item::<N>(meta, operands, results, cube, share),
+        Part::Norm(norm) => norm_row::<N>(meta, operands, results, cube, norm),
+        Part::Prefetch(slot) => ask(meta, operands, cube * CUBE_DIM + UNIT_POS, slot),
     }
 }

@@ -78,6 +78,7 @@ mod norm_dx_rows;
 mod norm_dx_shared;
 mod norm_shared;
 mod packed;
+mod prefetch_lines;
 mod prepared;
 mod rms_norm_rows;
 mod scatter_add_plain;
@@ -142,6 +143,7 @@ pub const LIST: &[&dyn Launch] = &[
     &kth_largest_radix::KthLargestRadix,
     &kth_largest_plain::KthLargestPlain,
     &scatter_add_plain::ScatterAddPlain,
+    &prefetch_lines::PrefetchLines,
     &attention_plain::AttentionPlain,
     &attention_dq_plain::AttentionDqPlain,
     &attention_dkv_plain::AttentionDkvPlain,

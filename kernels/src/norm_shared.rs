@@ -11,6 +11,7 @@ use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work
 
 use crate::bind::{Buffers, Slots};
 use crate::grid::{address, cubes, looped};
+use crate::horizontal::{Part, Side};
 use crate::layer_norm_rows::{Norm, moved};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::rms_norm_rows::scaled;
@@ -57,6 +58,10 @@ impl Kernel for NormShared {
         Ok(wide.then_some(lanes).into_iter().chain([1]).map(with).collect())
     }
 
+    fn horizontal(&self) -> bool {
+        true
+    }
+
     fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
         let Ok((_, x, _)) = Norm::of(work, &mut Slots::default(), &mut Slots::default()) else { return usize::MAX };
         3 * looped(x.shape[1].div_ceil((schedule.get("units") * schedule.get("lanes")) as usize), 0)
@@ -72,30 +77,52 @@ impl Launch for NormShared {
         let lanes = schedule.get("lanes") as usize;
         let lane = if lanes > 1 { Lane::Whole } else { Lane::One };
         let (grid, _) = cubes(rows, &Schedule::new(&[("units", 1), ("bits", 32)]));
+        let normed = Normed { norm, units: units as usize, lane };
         Ok(Prepared::new(
             vec![rows, width],
             ins,
             outs,
             grid,
             units,
-            runner!(|b| norm_shared, bits, lanes, b.meta, b.operands, b.results, norm, units as usize, lane),
-        ))
+            runner!(|b| norm_shared, bits, lanes, b.meta, b.operands, b.results, normed),
+        )
+        .beside(Side { part: Part::Norm(normed), lanes }))
     }
 }
 
+/// What is compiled in: the norm, units a row, how rows are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Normed {
+    norm: Norm,
+    units: usize,
+    lane: Lane,
+}
+
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
-fn norm_shared<N: Size>(
+fn norm_shared<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] normed: Normed) {
+    norm_row::<N>(meta, operands, results, CUBE_POS as u32, normed);
+}
+
+/// Rows that there are.
+#[cube]
+pub(crate) fn items(meta: &[u32]) -> u32 {
+    meta[0]
+}
+
+/// Norms a row by all units of a cube.
+#[cube]
+pub(crate) fn norm_row<N: Size>(
     meta: &[u32],
     operands: &Buffers,
     results: &mut Buffers,
-    #[comptime] n: Norm,
-    #[comptime] units: usize,
-    #[comptime] lane: Lane,
+    item: u32,
+    #[comptime] normed: Normed,
 ) {
+    let Normed { norm: n, units, lane } = comptime!(normed);
     let width = meta[1] as usize;
     // A cube past the end takes the last row again and writes nothing: all units of a cube meet.
-    let row = min(CUBE_POS as u32, meta[0] - 1) as usize;
-    let live = (CUBE_POS as u32) < meta[0];
+    let row = min(item, items(meta) - 1) as usize;
+    let live = item < items(meta);
     let from = row * width;
     let size = f32::cast_from(meta[1]);
     let mut shared = Shared::<[f32]>::new_slice(units);

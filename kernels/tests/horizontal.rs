@@ -7,8 +7,9 @@ mod common;
 use common::Draw;
 use common::device::devices;
 use common::einsum::{Case, Shape, case};
+use common::reference::Host;
 use omchat_codegen::{Body, Family, Kind, Nest, Read, Schedule, Step, Work, Write};
-use omchat_ir::Dtype;
+use omchat_ir::{Dtype, Type};
 use omchat_kernels::{Horizontal, Prepared, by_name};
 
 /// Columns of products that share a row of so many elements: more than a cube has and fewer, in any order.
@@ -72,7 +73,6 @@ fn turned(elements: usize) -> Work {
 
 #[test]
 fn maps_side_by_side() {
-    use common::reference::Host;
     let kernel = by_name("map.plain").unwrap();
     for device in devices().iter().filter(|d| d.target.family != Family::Cpu) {
         let sizes = [600, 2, 1026];
@@ -86,6 +86,68 @@ fn maps_side_by_side() {
         for (n, got) in sizes.into_iter().zip(device.run_beside(&launches, &ins, &outs)) {
             let want: Vec<f64> = (0..n).map(|i| (i % (n / 2) * 2 + i / (n / 2)) as f64).collect();
             assert_eq!(got[0], want, "{}: {n} elements", device.target.name);
+        }
+    }
+}
+
+/// Rows of a norm: of one and of several, of whole vectors and not.
+const NORMS: [(usize, usize, Dtype); 4] =
+    [(1, 512, Dtype::Bf16), (3, 256, Dtype::F32), (2, 515, Dtype::F32), (1, 72, Dtype::Bf16)];
+
+fn norm(rows: usize, width: usize, dtype: Dtype) -> Work {
+    let row = Type::new(dtype, [rows, width]);
+    let operands = vec![row.clone(), Type::new(dtype, [width]), Type::new(Dtype::F32, [])];
+    Work::Function { name: "rms_norm".into(), binds: Default::default(), operands, results: vec![row] }
+}
+
+fn drawn(d: &mut Draw, dtype: Dtype, n: usize) -> Host {
+    Host::new(dtype, (0..n).map(|_| d.real(-1.0, 1.0)).collect())
+}
+
+#[test]
+fn norms_side_by_side_and_beside_a_prefetch() {
+    let (kernel, asks) = (by_name("norm.shared").unwrap(), by_name("prefetch.lines").unwrap());
+    for device in devices().iter().filter(|d| d.target.family != Family::Cpu) {
+        for (seed, (rows, width, dtype)) in NORMS.into_iter().enumerate() {
+            let dtype = if device.target.holds(dtype) { dtype } else { Dtype::F32 };
+            let mut d = Draw::of(70 + seed as u64);
+            let work = norm(rows, width, dtype);
+            let schedule = device.offered(kernel, &work)[0].clone();
+            let prepared = kernel.prepare(&work, &schedule).unwrap();
+            let eps = Host::new(Dtype::F32, vec![1e-5]);
+            let norms: Vec<[Host; 3]> = (0..2)
+                .map(|_| [drawn(&mut d, dtype, rows * width), drawn(&mut d, dtype, width), eps.clone()])
+                .collect();
+            let result = [Host { dtype, data: vec![f64::NAN; rows * width] }];
+            // What is asked for ends within a line; it stands between the norms, and is nobody's.
+            let asked = [drawn(&mut d, Dtype::Bf16, 4100)];
+            let mut launches = vec![&prepared, &prepared];
+            let mut operands = vec![&norms[0][..], &norms[1][..]];
+            let mut results = vec![&result[..], &result[..]];
+            let ask = Work::Prefetch { dtype: Dtype::Bf16, bytes: 8200 };
+            let words = ["units", "lanes", "bits"].map(|w| (w, schedule.get(w)));
+            let asking = asks.prepare(&ask, &Schedule::new(&words)).unwrap();
+            let cuda = device.target.family == Family::Cuda;
+            if cuda {
+                launches.insert(1, &asking);
+                operands.insert(1, &asked[..]);
+                results.insert(1, &[]);
+            }
+            let mut got = device.run_beside(&launches, &operands, &results);
+            if cuda {
+                assert!(got.remove(1).is_empty());
+            }
+            for ([x, w, _], got) in norms.iter().zip(got) {
+                for (r, row) in x.data.chunks(width).enumerate() {
+                    let scale = (row.iter().map(|x| x * x).sum::<f64>() / width as f64 + 1e-5).sqrt().recip();
+                    for (c, x) in row.iter().enumerate() {
+                        let (want, got) = (x * scale * w.data[c], got[0][r * width + c]);
+                        let slack = if dtype == Dtype::F32 { 1e-5 } else { 2e-2 };
+                        let near = (want - got).abs() <= slack * (1.0 + want.abs());
+                        assert!(near, "{}: {rows} x {width}: [{r}, {c}] is {got}, not {want}", device.target.name);
+                    }
+                }
+            }
         }
     }
 }

@@ -140,6 +140,7 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
             norm("layer_norm", dtype),
             norm_back("rms_norm_dx", dtype),
             norm_back("layer_norm_dx", dtype),
+            Work::Prefetch { dtype, bytes: 9000 },
             kth(9),
             kth(5000),
         ] {

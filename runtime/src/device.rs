@@ -103,6 +103,15 @@ impl Device {
         }
     }
 
+    /// The same device without asking for weights ahead of their reader.
+    #[must_use]
+    pub fn without_prefetch(self) -> Device {
+        match self {
+            Device::Cube { client, target } => Device::Cube { client, target: Target { ahead: 0, ..target } },
+            interp => interp,
+        }
+    }
+
     /// The element type in which models run there unless told otherwise.
     pub fn default_dtype(&self) -> Dtype {
         match self.target().family {
@@ -201,13 +210,30 @@ fn open_cuda() -> Result<Device, String> {
     let client = std::panic::catch_unwind(open).map_err(|_| "the CUDA driver failed to start".to_string())??;
     faults::clear();
     let p = client.properties();
-    let mut target = Target::cuda(90);
+    let sm = capability(&p.identity.fingerprint)?;
+    let mut target = Target::cuda(sm);
     target.shared_bytes = p.hardware.max_shared_memory_size;
     target.max_units = p.hardware.max_units_per_cube;
     target.plane = p.hardware.plane_size_max;
-    target.cores = p.hardware.num_streaming_multiprocessors.unwrap_or(target.cores);
+    if let Some(cores) = p.hardware.num_streaming_multiprocessors {
+        target = target.with_cores(cores);
+    }
     target.name = "cuda".into();
     Ok(Device::Cube { client, target })
+}
+
+/// The compute capability times ten, from what CubeCL compiles for: `ptx_sm90`.
+///
+/// Errors: there is none, or it is below 8.0.
+#[cfg(feature = "cuda")]
+fn capability(fingerprint: &str) -> Result<u32, String> {
+    match fingerprint.strip_prefix("ptx_sm").map(str::parse::<u32>) {
+        Some(Ok(sm)) if sm >= 80 => Ok(sm),
+        Some(Ok(sm)) => {
+            Err(format!("the card's compute capability is {}.{}, kernels need 8.0 (Ampere) or later", sm / 10, sm % 10))
+        }
+        _ => Err(format!("the card's compute capability is not known: CubeCL compiles for `{fingerprint}`")),
+    }
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -218,4 +244,17 @@ fn open_cuda() -> Result<Device, String> {
 /// Bytes that live allocations hold on a client's device, padding not counted.
 pub(crate) fn bytes_in_use(client: &Client) -> u64 {
     client.memory_report(cubecl::MemoryScope::Device).usage().bytes_in_use
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::capability;
+
+    #[test]
+    fn capabilities_of_cards() {
+        assert_eq!(capability("ptx_sm90"), Ok(90));
+        assert_eq!(capability("ptx_sm120"), Ok(120));
+        assert!(capability("ptx_sm75").is_err_and(|e| e.contains("is 7.5, kernels need 8.0")));
+        assert!(capability("hip-kernel_gfx1151").is_err_and(|e| e.contains("is not known")));
+    }
 }

@@ -119,6 +119,7 @@ fn launch(m: &mut Memory, module: &Module, work: &Work, operands: &[usize], resu
             }
             Ok(())
         }
+        Work::Prefetch { .. } => Ok(()),
         Work::Collective(c) => Err(format!("{} of {} ranks, and this machine is one", c.name(), c.ranks)),
         Work::Function { name, binds, operands: types, .. } => {
             let f = module.find(name, binds).ok_or("a function that is not in the module")?;

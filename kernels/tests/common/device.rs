@@ -61,7 +61,12 @@ pub fn devices() -> Vec<Present> {
     }
     #[cfg(feature = "cuda")]
     match Device::cuda(0) {
-        Ok(d) => out.push(Present { client: Some(d.client()), target: Target::cuda(90) }),
+        Ok(d) => {
+            let client = d.client();
+            let sm = client.properties().identity.fingerprint.trim_start_matches("ptx_sm").parse();
+            let target = Target::cuda(sm.expect("a compute capability"));
+            out.push(Present { client: Some(client), target });
+        }
         Err(e) => println!("skipped: cuda: {e:?}"),
     }
     for (name, built) in

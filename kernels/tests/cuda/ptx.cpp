@@ -219,6 +219,8 @@ void meet_block(Site& s) {
         fail(s.line, "bar.sync of a part of the block, or of barrier 0, which is __syncthreads'");
     sync_block(s.line, unsigned(s.get(s.args()[0])));
 }
+// What is brought near must be there, and nobody may write it meanwhile.
+void bring(Site& s) { reads(reinterpret_cast<const void*>(s.get(s.args()[0])), 1, s.line); }
 void nothing(Site&) {}
 
 // By the start of the opcode; the first that fits.
@@ -260,7 +262,7 @@ const struct {
     {"wgmma.fence", nothing},
     {"fence.", nothing},
     {"membar.", nothing},
-    {"prefetch", nothing},
+    {"prefetch.global.L2", bring},
     {"setmaxnreg", nothing},
 };
 

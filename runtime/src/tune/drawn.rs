@@ -57,7 +57,7 @@ impl Instance {
                 let results = vec![Type::new(*dtype, [*height, *width])];
                 Some(Instance { work: work.clone(), operands, results, function: None })
             }
-            Work::Collective(_) => None,
+            Work::Prefetch { .. } | Work::Collective(_) => None,
         }
     }
 

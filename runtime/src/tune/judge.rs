@@ -62,7 +62,7 @@ impl Case {
             Work::ScatterAdd { dtype, width, ids, rows, .. } => {
                 vec![scatter(&before[0].data, &operands[*ids].data, &operands[*rows].data, *width, *dtype)]
             }
-            Work::Collective(_) => return None,
+            Work::Prefetch { .. } | Work::Collective(_) => return None,
         };
         Some(Case { instance, operands, before, want })
     }

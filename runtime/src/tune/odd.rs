@@ -38,7 +38,7 @@ pub(super) fn instances(work: &Work) -> Vec<Instance> {
             rows: *rows,
         }],
         // Nothing to choose.
-        Work::Collective(_) => vec![],
+        Work::Prefetch { .. } | Work::Collective(_) => vec![],
     };
     let own = Some(work.clone()).filter(|w| effort(w) <= MOST);
     works.iter().chain(&own).filter(|w| effort(w) <= MOST).filter_map(Instance::of).collect()
@@ -47,7 +47,7 @@ pub(super) fn instances(work: &Work) -> Vec<Instance> {
 fn effort(work: &Work) -> usize {
     match work {
         Work::Nest(n) => n.points().saturating_mul(n.depth()),
-        Work::Function { .. } | Work::Collective(_) => 0,
+        Work::Function { .. } | Work::Prefetch { .. } | Work::Collective(_) => 0,
         Work::KthLargest { rows, width, .. } => rows.saturating_mul(*width),
         Work::ScatterAdd { width, tokens, .. } => width.saturating_mul(*tokens),
     }

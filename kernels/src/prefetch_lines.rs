@@ -1,0 +1,112 @@
+//! Brings what will be read soon near, on CUDA: each unit asks for a line and does not wait for it.
+//!
+//! Implements  no meaning: nothing is read, nothing is written
+//! Schedule    `units` a cube, a line of 128 bytes each; units, `lanes` and `bits` are those of the launch that it stands beside
+//! Needs       CUDA, whose processors share a cache; the PTX instruction `prefetch`
+//! Cost        an instruction a line; the memory's time is its reader's, who finds the lines there
+//! Source      PTX ISA, `prefetch.global.L2`
+
+use cubecl::prelude::*;
+use half::f16;
+use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
+use omchat_ir::Dtype;
+
+use crate::bind::{Buffers, Slot, Slots, Storage};
+use crate::grid::{address, cubes};
+use crate::horizontal::{Part, Side};
+use crate::prepared::{Prepared, runner, unfit};
+use crate::{Launch, LaunchError};
+
+/// Bytes of a line.
+const LINE: usize = 128;
+
+/// Asks for memory.
+pub struct PrefetchLines;
+
+impl Kernel for PrefetchLines {
+    fn name(&self) -> &'static str {
+        "prefetch.lines"
+    }
+
+    fn implements(&self) -> Implements {
+        Implements::Prefetch
+    }
+
+    fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
+        asked(work)?;
+        if target.family != Family::Cuda {
+            return Err(Refusal(format!("{} has no instruction for it", target.name)));
+        }
+        Ok(vec![Schedule::new(&[("bits", 32), ("lanes", 1), ("units", target.units)])])
+    }
+
+    fn horizontal(&self) -> bool {
+        true
+    }
+
+    fn turns(&self, _: &Work, _: &Schedule) -> usize {
+        0
+    }
+}
+
+impl Launch for PrefetchLines {
+    fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
+        let (dtype, bytes) = asked(work).map_err(unfit(self.name()))?;
+        let mut ins = Slots::default();
+        let slot = ins.slot(0, dtype);
+        let lines = bytes.div_ceil(LINE) as u32;
+        let (grid, units) = cubes(lines, schedule);
+        let (bits, lanes) = (address(schedule), schedule.get("lanes") as usize);
+        Ok(Prepared::new(
+            vec![lines],
+            ins,
+            Slots::default(),
+            grid,
+            units,
+            runner!(|b| prefetch_lines, bits, b.meta, b.operands, b.results, slot),
+        )
+        .beside(Side { part: Part::Prefetch(slot), lanes }))
+    }
+}
+
+/// The dtype and the bytes of a prefetch.
+fn asked(work: &Work) -> Result<(Dtype, usize), Refusal> {
+    match *work {
+        Work::Prefetch { dtype, bytes } => Ok((dtype, bytes)),
+        _ => Err(Refusal("this kernel asks for memory and computes nothing".into())),
+    }
+}
+
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
+fn prefetch_lines(meta: &[u32], operands: &Buffers, _results: &mut Buffers, #[comptime] slot: Slot) {
+    ask(meta, operands, ABSOLUTE_POS as u32, slot);
+}
+
+/// Lines that are asked for.
+#[cube]
+pub(crate) fn items(meta: &[u32]) -> u32 {
+    meta[0]
+}
+
+/// Asks for line `line` of a buffer, if it has one.
+#[cube]
+pub(crate) fn ask(meta: &[u32], operands: &Buffers, line: u32, #[comptime] slot: Slot) {
+    if line < items(meta) {
+        if comptime![slot.storage == Storage::F32] {
+            bring::<f32>(operands.f32s.index(slot.index), line as usize * comptime![LINE / 4]);
+        } else if comptime![slot.storage == Storage::I32] {
+            bring::<i32>(operands.i32s.index(slot.index), line as usize * comptime![LINE / 4]);
+        } else if comptime![slot.storage == Storage::Bf16] {
+            bring::<u16>(operands.bf16s.index(slot.index), line as usize * comptime![LINE / 2]);
+        } else {
+            bring::<f16>(operands.f16s.index(slot.index), line as usize * comptime![LINE / 2]);
+        }
+    }
+}
+
+/// Has an element's line brought to the cache that all processors share.
+#[cube]
+pub(crate) fn bring<E: Scalar>(of: &[E], at: usize) {
+    let pointer = of[at..at + 1].as_ptr();
+    gpu_asm!("prefetch.global.L2 [{p}];", p = in(_) pointer);
+}
