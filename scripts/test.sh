@@ -9,6 +9,12 @@ scripts/setup.sh build test
 features=()
 if scripts/setup.sh mpi; then features=(--features omchat/mpi,omchat-runtime/mpi); fi
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$cache/target}"
+# What another checkout built into the same folder names that one's files, and cargo does not see it.
+if [ -d "$CARGO_TARGET_DIR" ] && [ "$(cat "$CARGO_TARGET_DIR/checkout" 2>/dev/null)" != "$PWD" ]; then
+  cargo clean -q --workspace
+fi
+mkdir -p "$CARGO_TARGET_DIR"
+echo "$PWD" >"$CARGO_TARGET_DIR/checkout"
 # Vulkan's loader complains on every probe where this is unset.
 if [ -z "${XDG_RUNTIME_DIR:-}" ]; then XDG_RUNTIME_DIR=$(mktemp -d); export XDG_RUNTIME_DIR; fi
 log="$cache/test.log"

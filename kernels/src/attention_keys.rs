@@ -4,7 +4,6 @@
 //! elsewhere scores meet in shared memory.
 
 use cubecl::prelude::*;
-use half::f16;
 
 use crate::attention::Places;
 use crate::attention_carry::Carry;
@@ -270,13 +269,7 @@ fn ask(operands: &Buffers, head: usize, key: usize, keys: usize, #[comptime] slo
     for i in 0..comptime![(plan.near() * plan.d).div_ceil(PLANE * sector)] {
         let unit = UNIT_POS as usize % PLANE + comptime![i * PLANE];
         let at = min((head * keys + key) * plan.d + unit * sector, end);
-        if comptime![slot.storage == Storage::F32] {
-            bring::<f32>(operands.f32s.index(slot.index), at);
-        } else if comptime![slot.storage == Storage::Bf16] {
-            bring::<u16>(operands.bf16s.index(slot.index), at);
-        } else {
-            bring::<f16>(operands.f16s.index(slot.index), at);
-        }
+        bring(operands, at, slot);
     }
 }
 

@@ -34,6 +34,8 @@ pub(crate) struct Merge {
     /// Units that shared a row's columns there.
     pub(crate) lanes: usize,
     pub(crate) units: usize,
+    /// Units that run in step; 1 where none do.
+    pub(crate) plane: usize,
 }
 
 impl Merge {
@@ -45,6 +47,11 @@ impl Merge {
     /// Units side by side along a row.
     fn across(&self) -> usize {
         self.width().min(self.units)
+    }
+
+    /// Columns that a unit sums.
+    fn columns(&self) -> usize {
+        self.width() / self.across()
     }
 
     /// Groups of units that sum different parts.
@@ -112,16 +119,17 @@ pub(crate) fn merge_parts(meta: &[u32], operands: &Buffers, results: &mut Buffer
         let row = rest % times * groups + rest / times;
         let first = (head * blocks + row / plan.rows) * parts * plan.rows + row % plan.rows;
         let lses = meta[8] as usize;
+        let (group, near) = (unit / plan.across(), unit % plan.across());
+        // Values are on their way before their weights are known.
+        let mut values = Array::<f32>::new(comptime![plan.columns() * DEEP]);
+        values_of(scratch, &mut values, first, group, near, parts, plan);
         let mut p = unit;
         while p < parts {
             weights[p] = scratch[lses + first + p * plan.rows];
             p += plan.units;
         }
         sync_cube();
-        let mut top = MASKED.runtime();
-        for p in 0..parts {
-            top = max(top, weights[p]);
-        }
+        let top = over_parts(&weights, parts, true, plan);
         sync_cube();
         let mut p = unit;
         while p < parts {
@@ -130,28 +138,31 @@ pub(crate) fn merge_parts(meta: &[u32], operands: &Buffers, results: &mut Buffer
             p += plan.units;
         }
         sync_cube();
-        let mut weight = 0.0f32.runtime();
-        for p in 0..parts {
-            weight += weights[p];
-        }
-        let group = unit / plan.across();
-        let near = unit % plan.across();
+        let weight = over_parts(&weights, parts, false, plan);
+        let mut sums = Array::<f32>::new(plan.columns());
         #[unroll]
-        for c in 0..comptime![plan.width() / plan.across()] {
-            let place = near + comptime![c * plan.across()];
-            let mut sum = 0.0f32.runtime();
-            let mut p = group;
-            while p < parts {
+        for c in 0..plan.columns() {
+            sums[c] = 0.0f32;
+        }
+        let mut p = group;
+        while p < parts {
+            #[unroll]
+            for u in 0..DEEP {
+                let other = p + comptime![u * plan.groups()];
+                let share = select(other < parts, weights[min(other, parts - 1)], 0.0f32);
                 #[unroll]
-                for u in 0..DEEP {
-                    let other = p + comptime![u * plan.groups()];
-                    let inside = min(other, parts - 1);
-                    let share = select(other < parts, weights[inside], 0.0f32);
-                    sum += share * scratch[(first + inside * plan.rows) * comptime![plan.width()] + place];
+                for c in 0..plan.columns() {
+                    sums[c] += share * values[comptime![c * DEEP + u]];
                 }
-                p += comptime![DEEP * plan.groups()];
             }
-            panel[group * comptime![plan.width()] + place] = sum;
+            p += comptime![DEEP * plan.groups()];
+            if p < parts {
+                values_of(scratch, &mut values, first, p, near, parts, plan);
+            }
+        }
+        #[unroll]
+        for c in 0..plan.columns() {
+            panel[group * comptime![plan.width()] + near + comptime![c * plan.across()]] = sums[c];
         }
         sync_cube();
         let whole = whole(operands, query, top, weight, plan.carry);
@@ -172,6 +183,49 @@ pub(crate) fn merge_parts(meta: &[u32], operands: &Buffers, results: &mut Buffer
             results.f32s.index_mut(plan.lse.index)[query] = whole.lse;
         }
     }
+}
+
+/// Loads a unit's columns of the next parts of its group, from part `p` on. Parts past the end repeat the last.
+#[cube]
+fn values_of(
+    scratch: &[f32],
+    values: &mut Array<f32>,
+    first: usize,
+    p: usize,
+    near: usize,
+    parts: usize,
+    #[comptime] plan: Merge,
+) {
+    #[unroll]
+    for u in 0..DEEP {
+        let part = min(p + comptime![u * plan.groups()], parts - 1);
+        let at = (first + part * plan.rows) * comptime![plan.width()] + near;
+        #[unroll]
+        for c in 0..plan.columns() {
+            values[comptime![c * DEEP + u]] = scratch[at + comptime![c * plan.across()]];
+        }
+    }
+}
+
+/// The highest of the parts' numbers, or their sum, in every unit: by planes where there are some.
+#[cube]
+fn over_parts(of: &Shared<[f32]>, parts: usize, #[comptime] highest: bool, #[comptime] plan: Merge) -> f32 {
+    let mut all = comptime![if highest { MASKED } else { 0.0 }].runtime();
+    let mut p = UNIT_POS as usize % plan.plane;
+    while p < parts {
+        if comptime![highest] {
+            all = max(all, of[p]);
+        } else {
+            all += of[p];
+        }
+        p += plan.plane;
+    }
+    if comptime![plan.plane > 1 && highest] {
+        all = plane_max(all);
+    } else if comptime![plan.plane > 1] {
+        all = plane_sum(all);
+    }
+    all
 }
 
 /// Writes an element of the output, onto what is carried.
@@ -198,7 +252,17 @@ impl Merge {
         [d, rows, lanes]: [usize; 3],
         schedule: &Schedule,
     ) -> Merge {
-        Merge { from, out: p.out, lse: p.lse, carry, d, rows, lanes, units: units_of(schedule) as usize }
+        Merge {
+            from,
+            out: p.out,
+            lse: p.lse,
+            carry,
+            d,
+            rows,
+            lanes,
+            units: units_of(schedule) as usize,
+            plane: schedule.get("plane") as usize,
+        }
     }
 }
 

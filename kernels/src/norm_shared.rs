@@ -13,6 +13,7 @@ use crate::bind::{Buffers, Slots};
 use crate::grid::{address, cubes, looped};
 use crate::horizontal::{Part, Side};
 use crate::layer_norm_rows::{Norm, moved};
+use crate::prefetch_lines::bring;
 use crate::prepared::{Prepared, runner, unfit};
 use crate::rms_norm_rows::scaled;
 use crate::vector::{Lane, read_float};
@@ -20,6 +21,9 @@ use crate::{Launch, LaunchError};
 
 /// The narrowest row that a cube pays for.
 pub(crate) const NARROW: usize = 32;
+
+/// Rows that do not bring the weights near for each other.
+const FEW: u32 = 8;
 
 /// Norms rows by cubes.
 pub struct NormShared;
@@ -125,6 +129,15 @@ pub(crate) fn norm_row<N: Size>(
     let live = item < items(meta);
     let from = row * width;
     let size = f32::cast_from(meta[1]);
+    // What is needed last is on its way first. Weights come from far in a decode, whose rows are few.
+    let eps = operands.f32s.index(n.eps.index)[0];
+    if comptime![lane == Lane::Whole] {
+        let mut i = select(items(meta) <= FEW, UNIT_POS as usize * N::value(), width);
+        while i < width {
+            bring(operands, i, n.w);
+            i += units * N::value();
+        }
+    }
     let mut shared = Shared::<[f32]>::new_slice(units);
     let mut mean = 0.0f32.runtime();
     if comptime![n.b.is_some()] {
@@ -132,7 +145,6 @@ pub(crate) fn norm_row<N: Size>(
         mean = sum / size;
     }
     let squares = row_sum::<N>(operands, &mut shared, from, width, mean, n, true, units, lane);
-    let eps = operands.f32s.index(n.eps.index)[0];
     let scale = 1.0f32 / (squares / size + eps).sqrt();
     if live {
         let mut i = UNIT_POS as usize * N::value();

@@ -91,22 +91,28 @@ pub(crate) fn items(meta: &[u32]) -> u32 {
 /// Asks for line `line` of a buffer, if it has one.
 #[cube]
 pub(crate) fn ask(meta: &[u32], operands: &Buffers, line: u32, #[comptime] slot: Slot) {
+    let elements = comptime![LINE / if matches!(slot.storage, Storage::F32 | Storage::I32) { 4 } else { 2 }];
     if line < items(meta) {
-        if comptime![slot.storage == Storage::F32] {
-            bring::<f32>(operands.f32s.index(slot.index), line as usize * comptime![LINE / 4]);
-        } else if comptime![slot.storage == Storage::I32] {
-            bring::<i32>(operands.i32s.index(slot.index), line as usize * comptime![LINE / 4]);
-        } else if comptime![slot.storage == Storage::Bf16] {
-            bring::<u16>(operands.bf16s.index(slot.index), line as usize * comptime![LINE / 2]);
-        } else {
-            bring::<f16>(operands.f16s.index(slot.index), line as usize * comptime![LINE / 2]);
-        }
+        bring(operands, line as usize * elements, slot);
     }
 }
 
-/// Has an element's line brought to the cache that all processors share.
+/// Has the line of an element brought to the cache that all processors share. Only CUDA can.
 #[cube]
-pub(crate) fn bring<E: Scalar>(of: &[E], at: usize) {
+pub(crate) fn bring(operands: &Buffers, at: usize, #[comptime] slot: Slot) {
+    if comptime![slot.storage == Storage::F32] {
+        line_of::<f32>(operands.f32s.index(slot.index), at);
+    } else if comptime![slot.storage == Storage::I32] {
+        line_of::<i32>(operands.i32s.index(slot.index), at);
+    } else if comptime![slot.storage == Storage::Bf16] {
+        line_of::<u16>(operands.bf16s.index(slot.index), at);
+    } else {
+        line_of::<f16>(operands.f16s.index(slot.index), at);
+    }
+}
+
+#[cube]
+fn line_of<E: Scalar>(of: &[E], at: usize) {
     let pointer = of[at..at + 1].as_ptr();
     gpu_asm!("prefetch.global.L2 [{p}];", p = in(_) pointer);
 }
