@@ -116,8 +116,8 @@ impl Engine {
         }
         for (i, (name, ty)) in wanted.iter().enumerate() {
             let data = self.model.checkpoint.tensor_f32(name)?;
-            if data.iter().any(|x| !x.is_finite()) {
-                self.model.checkpoint.check_finite(name)?;
+            if data.iter().any(|x| !x.is_finite() || x.abs() > 65504.0) {
+                self.model.checkpoint.check_finite(name, self.dtype)?;
             }
             self.weights.upload(&self.device, name, &HostTensor::floats(self.dtype, ty.shape.clone(), &data));
             progress(Progress { stage: "loading", done: i + 1, total: wanted.len() });

@@ -50,8 +50,8 @@ impl Origin<'_> {
             return self.own(p, dtype, given);
         }
         let data = self.model.checkpoint.tensor_f32(&p.name)?;
-        if data.iter().any(|x| !x.is_finite()) {
-            self.model.checkpoint.check_finite(&p.name)?;
+        if data.iter().any(|x| !x.is_finite() || x.abs() > 65504.0) {
+            self.model.checkpoint.check_finite(&p.name, dtype)?;
         }
         self.own(p, dtype, &data)
     }

@@ -30,6 +30,10 @@ const STEP: usize = 4;
 /// Rows whose products take about as long as turning a tile on its side (measured: stores of single elements).
 const TURN: f64 = 32.0;
 
+/// How much longer a core takes for an attention that goes query by query than its lanes and sums tell (measured at 8192 keys and at
+/// 4096 queries).
+const SINGLE: f64 = 6.0;
+
 /// What a device of a family does in a second, and what a launch costs.
 struct Rates {
     /// Fused multiply-adds of one lane in a core.
@@ -89,7 +93,7 @@ pub(crate) fn seconds(work: &Work, amount: &Amount, schedule: &Schedule, scratch
     let rates = Rates::of(target);
     let (bytes, flops) = (amount.bytes() as f64, amount.flops as f64);
     let product = match work {
-        Work::Nest(n) if n.fold == Some(Fold::Sum) && is_product(&n.body) => Product::of(n),
+        Work::Nest(n) if n.fold == Some(Fold::Sum) && is_product(&n.body) => Product::of(n, target),
         _ => None,
     };
     let busy = match &product {
@@ -111,13 +115,16 @@ fn workers(schedule: &Schedule, rates: &Rates) -> f64 {
     f64::from(schedule.get("units")).min(rates.cores)
 }
 
-/// How many times its operations attention computes by whole blocks of `rows` queries and whole tiles of `tile` keys; the
+/// How many times its operations attention takes: by whole blocks of `rows` queries and whole tiles of `tile` keys; the
 /// cotangents of keys by blocks of keys and tiles of queries. On a CPU a block takes `STEP` rows at a time, and where it has
 /// more, each of its tiles is turned on its side first.
 fn padding(work: &Work, schedule: &Schedule, target: &Target) -> f64 {
     let Work::Function { name, .. } = work else { return 1.0 };
-    if schedule.get("tile") == 0 {
+    if !name.starts_with("attention") {
         return 1.0;
+    }
+    if !schedule.0.contains_key("tile") {
+        return if target.family == Family::Cpu { SINGLE } else { 1.0 };
     }
     let (queries, keys) = (work.dim("G") * work.dim("T"), work.dim("S"));
     let (down, across) = if name == "attention_dkv" { (keys, queries) } else { (queries, keys) };
@@ -157,13 +164,23 @@ struct Product {
 
 impl Product {
     /// The sizes that tiles are cut along, as the einsum kernels see them; nothing where no axis makes columns.
-    fn of(nest: &Nest) -> Option<Product> {
+    fn of(nest: &Nest, target: &Target) -> Option<Product> {
         let nest = nest.clone().collapsed();
         let steps = |r: usize, axis: usize| nest.reads[r].strides.get(axis).copied().unwrap_or(0);
         let only = |x: usize, y: usize| (0..nest.kept.len()).rfind(|a| steps(x, *a) != 0 && steps(y, *a) == 0);
         let (m, n, columns) = match (only(0, 1), only(1, 0)) {
             (a, b) if a > b => (b, a?, 0),
             (a, b) => (a, b?, 1),
+        };
+        // A CPU turns rows to columns where those alone are contiguous.
+        let along_k = (0..2).all(|r| nest.reads[r].strides.last() == Some(&1));
+        let (m, n, columns) = match m {
+            Some(a)
+                if target.family == Family::Cpu && !along_k && steps(columns, n) != 1 && steps(1 - columns, a) == 1 =>
+            {
+                (Some(n), a, 1 - columns)
+            }
+            _ => (m, n, columns),
         };
         let rows = m.map_or(1, |a| nest.kept[a]);
         Some(Product {

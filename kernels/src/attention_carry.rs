@@ -33,7 +33,7 @@ pub(crate) fn carried_top(operands: &Buffers, query: usize, #[comptime] carry: O
 pub(crate) fn carried_weight(top: f32, #[comptime] carry: Option<Carry>) -> f32 {
     let mut weight = 0.0f32.runtime();
     if comptime![carry.is_some()] {
-        weight = select(top > -1e29f32, 1.0f32, 0.0f32);
+        weight = select(top < -1e29f32, 0.0f32, 1.0f32);
     }
     weight
 }

@@ -89,10 +89,10 @@ pub(crate) fn whole(
 ) -> Whole {
     let old = carried_top(operands, query, carry);
     let highest = max(top, old);
-    let now = select(weight > 0.0f32, (top - highest).exp(), 0.0f32);
+    let now = select(weight == 0.0f32, 0.0f32, (top - highest).exp());
     let before = carried_weight(old, carry) * (old - highest).exp();
     let sum = weight * now + before;
-    let seen = sum > 0.0f32;
+    let seen = sum != 0.0f32;
     let safe = select(seen, sum, 1.0f32);
     Whole { share: now / safe, before: before / safe, lse: select(seen, highest + safe.ln(), MASKED) }
 }
@@ -134,7 +134,7 @@ pub(crate) fn merge_parts(meta: &[u32], operands: &Buffers, results: &mut Buffer
         let mut p = unit;
         while p < parts {
             let lse = weights[p];
-            weights[p] = select(lse > -1e29f32, (lse - top).exp(), 0.0f32);
+            weights[p] = select(lse < -1e29f32, 0.0f32, (lse - top).exp());
             p += plan.units;
         }
         sync_cube();

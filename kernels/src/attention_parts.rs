@@ -75,7 +75,7 @@ pub(crate) fn merge_row<N: Size>(
         }
         for p in 0..parts {
             let lse = scratch[lses + p * queries];
-            let share = select(lse > -1e29f32, (lse - top).exp(), 0.0f32);
+            let share = select(lse < -1e29f32, 0.0f32, (lse - top).exp());
             weight += share;
             pack_row::<N>(
                 operands,
@@ -91,7 +91,7 @@ pub(crate) fn merge_row<N: Size>(
                 sum[j] += row[j];
             }
         }
-        let seen = weight > 0.0f32;
+        let seen = weight != 0.0f32;
         let safe = select(seen, weight, 1.0f32);
         write_row::<N>(results, query * plan.shape.d, &sum, 0usize, 1.0f32 / safe, plan.out, plan.shape);
         results.f32s.index_mut(plan.lse.index)[query] = select(seen, top + safe.ln(), MASKED);

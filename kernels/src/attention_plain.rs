@@ -117,7 +117,7 @@ fn attention_plain(
                 top = higher;
             }
         }
-        let seen = weight > 0.0f32;
+        let seen = weight != 0.0f32;
         let share = select(seen, 1.0f32 / select(seen, weight, 1.0f32), 0.0f32);
         #[unroll(whole)]
         for d in 0..width {

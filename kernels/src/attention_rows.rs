@@ -245,7 +245,7 @@ pub(crate) fn attend_block<N: Size>(
             let row = first + r;
             let query = (head * groups + row % groups) * times + row / groups;
             let weight = across::<N>(b.weight[r], false);
-            let seen = weight > 0.0f32;
+            let seen = weight != 0.0f32;
             let safe = select(seen, weight, 1.0f32);
             let share = select(seen, 1.0f32 / safe, 0.0f32);
             let lse = select(seen, b.top[r] + safe.ln(), MASKED);
@@ -393,8 +393,8 @@ fn weigh<N: Size>(b: &mut Block<N>, row: usize, p: &mut Array<Vector<f32, N>>, #
         for c in 0..plan.shape.tv {
             let score = p[r * plan.shape.tv + c];
             // A masked score is far below any other; where all are masked, none may count.
-            let seen = score.greater_than(&Vector::new(comptime![MASKED / 2.0].runtime()));
-            let share = select_many(seen, (score - Vector::new(top)).exp(), Vector::new(0.0f32));
+            let hidden = score.less_than(&Vector::new(comptime![MASKED / 2.0].runtime()));
+            let share = select_many(hidden, Vector::new(0.0f32), (score - Vector::new(top)).exp());
             p[r * plan.shape.tv + c] = share;
             weight += share;
         }

@@ -75,7 +75,7 @@ pub(crate) fn carry_on(
                 let at = line(queries, min(first + own_row(r, f), last), comptime![f.grouped]);
                 let top = carried_top(operands, at, plan.carry);
                 let weight = carried_weight(top, plan.carry);
-                s.top[r] = select(weight > 0.0f32, top * scale, MASKED);
+                s.top[r] = select(weight == 0.0f32, MASKED, top * scale);
                 // The four units of a row have a part of its weight each: the first has what is carried.
                 s.weight[r] = select(UNIT_POS % 4 == 0, weight, 0.0f32);
                 #[unroll]
@@ -233,7 +233,7 @@ pub(crate) fn finish(
         let row = first + own_row(r, f);
         if row <= last {
             let at = line(queries, row, comptime![f.grouped]);
-            let seen = weight > 0.0f32;
+            let seen = weight != 0.0f32;
             let safe = select(seen, weight, 1.0f32);
             let share = select(seen, 1.0f32 / safe, 0.0f32);
             write_row(results, out, at, share, r, plan.places.out, f);

@@ -300,8 +300,8 @@ fn weigh(s: &mut Softmax, part: &mut Panel, acc: &mut Sums, out: &mut Sums, #[co
             for j in 0..t.cols {
                 let score = acc[comptime![(i * LANES + l) * t.cols + j]];
                 // A masked score is far below any other; where all are masked, none may count.
-                let seen = score.greater_than(&Vector::new(comptime![MASKED / 2.0].runtime()));
-                let share = select_many(seen, (score - Vector::new(top.extract(l))).exp(), Vector::new(0.0f32));
+                let hidden = score.less_than(&Vector::new(comptime![MASKED / 2.0].runtime()));
+                let share = select_many(hidden, Vector::new(0.0f32), (score - Vector::new(top.extract(l))).exp());
                 acc[comptime![(i * LANES + l) * t.cols + j]] = share;
                 own += share;
             }
@@ -349,7 +349,7 @@ fn finish(
             let r = row_of(i, l, plan.t);
             if first + r <= last {
                 let start = rows[r] as usize;
-                let seen = weight.extract(l) > 0.0f32;
+                let seen = weight.extract(l) != 0.0f32;
                 let safe = select(seen, weight.extract(l), 1.0f32);
                 let share = select(seen, 1.0f32 / safe, 0.0f32);
                 write_block(results, start, out, share, comptime![i * LANES + l], plan.places.out, plan.t);

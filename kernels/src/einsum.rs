@@ -19,6 +19,8 @@ use crate::nest::{Cursor, deliver, look, origin, seek};
 
 /// Bytes of `a` that a run of tiles may cover: about half a core's second cache.
 const NEAR: usize = 512 << 10;
+/// Columns that fill the narrowest vector.
+pub(crate) const FEWEST: usize = 4;
 /// Most tiles in a run whose sums wait from turn to turn.
 pub(crate) const RUN: usize = 32;
 
@@ -68,6 +70,23 @@ impl Roles {
     ///
     /// Errors: it is no sum of the product of two float reads, or nothing tells rows from columns.
     pub(crate) fn of(work: &Work) -> Result<Roles, Refusal> {
+        Roles::with(work, false)
+    }
+
+    /// The same, or turned, so that rows are columns, where that makes columns contiguous in their factor and more than a few: then
+    /// the result is written in steps.
+    ///
+    /// Errors: as [`Roles::of`].
+    pub(crate) fn by_columns(work: &Work) -> Result<Roles, Refusal> {
+        let fits = |r: &Roles| r.strides(r.b).0 == 1 && r.n() >= FEWEST;
+        let roles = Roles::of(work)?;
+        if fits(&roles) {
+            return Ok(roles);
+        }
+        Ok(Roles::with(work, true).ok().filter(fits).unwrap_or(roles))
+    }
+
+    fn with(work: &Work, turned: bool) -> Result<Roles, Refusal> {
         let nest = nest_of(work)?;
         let (a, b) =
             factors(nest).ok_or_else(|| Refusal("the nest is not a sum of the product of two float reads".into()))?;
@@ -81,8 +100,9 @@ impl Roles {
                 .collect()
         };
         let (in_a, in_b) = (only(a, b), only(b, a));
-        // The columns are the side whose last axis is innermost in the result.
-        let (a, b, ms, ns) = if in_a.last() > in_b.last() { (b, a, in_b, in_a) } else { (a, b, in_a, in_b) };
+        // The columns are the side whose last axis is innermost in the result, unless they are turned.
+        let swapped = (in_a.last() > in_b.last()) != turned;
+        let (a, b, ms, ns) = if swapped { (b, a, in_b, in_a) } else { (a, b, in_a, in_b) };
         if ns.is_empty() {
             return Err(Refusal("no axis belongs to one factor alone: there are no columns".into()));
         }

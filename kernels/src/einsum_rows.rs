@@ -2,7 +2,8 @@
 //!
 //! Implements  a nest that sums the product of two float reads, with any epilogue
 //! Schedule    `rows` x `cols` vectors of `lanes` columns a step; CPU: `units` cores, a long k by turns of `turn` elements
-//! Needs       the innermost kept axis has stride 1 in one factor, is absent from the other, and fills a vector
+//! Needs       an axis of the result that has stride 1 in one factor, is absent from the other, and fills a vector: the innermost, or the other
+//!             factor's, and then the result is written in steps
 //! Cost        2·m·n·k FLOP; `rows` scalar and `cols` vector loads for `rows · cols` products
 //! Source      outer-product form: Goto & van de Geijn 2008
 
@@ -10,7 +11,7 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::bind::Buffers;
-use crate::einsum::{Einsum, RUN, Roles, Tile, finish, inside, stride, tile};
+use crate::einsum::{Einsum, FEWEST, RUN, Roles, Tile, finish, inside, stride, tile};
 use crate::grid::{address, looped};
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
@@ -39,14 +40,14 @@ impl Kernel for EinsumRows {
     }
 
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
-        let roles = Roles::of(work)?;
+        let roles = Roles::by_columns(work)?;
         fits(nest_of(work)?, target)?;
         let (n, _) = roles.strides(roles.b);
         if n != 1 {
             return Err(Refusal(format!("columns must be contiguous in their factor; they step by {n}")));
         }
-        if roles.n() < 4 {
-            return Err(Refusal(format!("columns must fill a vector of 4, are {}", roles.n())));
+        if roles.n() < FEWEST {
+            return Err(Refusal(format!("columns must fill a vector of {FEWEST}, are {}", roles.n())));
         }
         let (m, _) = roles.m();
         if target.family == Family::Cpu {
@@ -60,7 +61,7 @@ impl Kernel for EinsumRows {
     }
 
     fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
-        let Ok(roles) = Roles::of(work) else { return usize::MAX };
+        let Ok(roles) = Roles::by_columns(work) else { return usize::MAX };
         let get = |name: &str| schedule.get(name) as usize;
         let (width, wide) = (roles.k().max(1), get("cols") * get("lanes"));
         let sums = looped(roles.loops.nest.depth() / width, looped(width, 0));
@@ -98,7 +99,7 @@ fn on_cpu(m: usize, n: usize, k: usize, target: &Target) -> Vec<Schedule> {
 
 impl Launch for EinsumRows {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
-        let roles = Roles::of(work).map_err(unfit(self.name()))?;
+        let roles = Roles::by_columns(work).map_err(unfit(self.name()))?;
         let (rows, cols) = (schedule.get("rows") as usize, schedule.get("cols") as usize);
         let (lanes, bits) = (schedule.get("lanes") as usize, address(schedule));
         let (e, words, ins, outs, (cubes, units)) = roles.plan(rows, cols, cols * lanes, 1, schedule);

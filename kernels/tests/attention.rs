@@ -85,6 +85,44 @@ fn attention_of_every_mask() {
     }
 }
 
+/// A query that is no number yields none, and hides behind no mask; others are as they were.
+#[test]
+fn attention_of_no_number() {
+    for p in devices() {
+        let d = &mut Draw::of(83);
+        let mut ran = Runs::new();
+        for (t, s) in [(1, 300), (3, 70), (40, 40)] {
+            let n = reference::Sizes { b: 1, h: 1, g: 2, t, s, d: 32 };
+            for dtype in [Dtype::F32, Dtype::Bf16].into_iter().filter(|d| p.target.holds(*d)) {
+                let mut floats = |n: usize| Host::new(dtype, (0..n).map(|_| d.real(-2.0, 2.0)).collect());
+                let (mut q, k, v) = (floats(2 * t * 32), floats(s * 32), floats(s * 32));
+                let wrong = t;
+                q.data[wrong * 32 + 5] = f64::NAN;
+                let ints = |n: usize, of: fn(usize) -> f64| Host::new(Dtype::I32, (0..n).map(of).collect());
+                let operands = [q, k, v, ints(t, |_| 0.0), ints(t, |_| 1e6), ints(s, |i| i as f64)];
+                let types = operands.iter().zip(shapes(n)).map(|(o, s)| Type::new(o.dtype, s)).collect::<Vec<_>>();
+                let results = vec![Type::new(Dtype::F32, types[0].shape.clone()), Type::new(Dtype::F32, [1, 1, 2, t])];
+                let blank: Vec<Host> =
+                    results.iter().map(|r| Host { dtype: Dtype::F32, data: vec![0.0; r.elements()] }).collect();
+                let name = "attention_partial".to_string();
+                let work = Work::Function { name, binds: Default::default(), operands: types, results };
+                for k in LIST {
+                    for sch in p.offered(*k, &work) {
+                        let got = p.run(*k, &work, &sch, &operands, &blank);
+                        for (row, out) in got[0].chunks(32).enumerate() {
+                            let fits = out.iter().all(|x| if row == wrong { x.is_nan() } else { x.is_finite() });
+                            assert!(fits, "{} {sch} on {}: {n:?} row {row}: {out:?}", k.name(), p.target.name);
+                        }
+                        *ran.entry(k.name()).or_default() += 1;
+                    }
+                }
+            }
+        }
+        println!("{}: {ran:?}", p.target.name);
+        assert!(ran.len() >= 2, "{}: {ran:?}", p.target.name);
+    }
+}
+
 #[test]
 fn attention_on_a_software_driver() {
     let Some(p) = software() else { return };

@@ -12,7 +12,7 @@ use omchat_codegen::{Schedule, Target, Work};
 use omchat_ir::Dtype;
 
 /// Height and width of the table, and tokens.
-const SIZES: [(usize, usize, usize); 9] = [
+const SIZES: [(usize, usize, usize); 10] = [
     (7, 5, 6),
     (1, 1, 1),
     (3, 1, 40),
@@ -22,6 +22,7 @@ const SIZES: [(usize, usize, usize); 9] = [
     (300, 67, 31),
     (9, 130, 17),
     (2, 1000, 130),
+    (700, 3, 2500),
 ];
 
 struct Case {

@@ -6,10 +6,14 @@ use crate::weight_names::{is_siglip, may_be_extra, released_name};
 use crate::weights::tensors;
 use half::{bf16, f16};
 use memmap2::Mmap;
+use omchat_ir::Dtype as Element;
 use safetensors::{Dtype, SafeTensors};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+
+/// The least number that f16 rounds to infinity.
+const F16_END: f32 = 65520.0;
 
 /// The tensors of a folder of safetensors files; only what is read comes into memory.
 #[derive(Debug)]
@@ -170,16 +174,28 @@ impl Checkpoint {
         Ok(parts.map(|part| Stored { name: &part.spelled, shape: &part.shape, dtype: part.dtype }).collect())
     }
 
-    /// Says whether every number of a tensor is finite.
+    /// Whether a folder, or a file, holds weights.
+    pub fn is_in(dir: &Path) -> bool {
+        weight_files(dir).is_ok()
+    }
+
+    /// Refuses a tensor with a number that is not finite, or that is none in `dtype`: f16 holds 65504 at most.
     ///
-    /// Errors: `File` naming the shard, the tensor and the first index that is not.
-    pub fn check_finite(&self, name: &str) -> Result<()> {
+    /// Errors: the tensor, the number, its place, and what to do.
+    pub fn check_finite(&self, name: &str, dtype: Element) -> Result<()> {
         let numbers = self.tensor_f32(name)?;
-        let Some(index) = numbers.iter().position(|number| !number.is_finite()) else { return Ok(()) };
-        let cause = format!("{name} holds {} at index {index} of {}", numbers[index], numbers.len());
+        let lost = |x: f32| dtype == Element::F16 && x.abs() >= F16_END;
+        let Some(index) = numbers.iter().position(|x| !x.is_finite() || lost(*x)) else { return Ok(()) };
+        let (number, of) = (numbers[index], numbers.len());
+        let (mut cause, mut mend) =
+            (format!("{name} holds {number} at index {index} of {of}"), "take the file from its source again");
+        if number.is_finite() {
+            cause += ", f16 holds at most 65504";
+            mend = "run in bf16 or f32: --dtype bf16";
+        }
         let shard = self.entry(name)?.parts.values().next().and_then(|part| self.shards.get(part.shard));
         let path = shard.map_or(self.dir.as_path(), |shard| shard.path.as_path());
-        Err(Error::file(path, cause, "take the file from its source again"))
+        Err(Error::file(path, cause, mend))
     }
 
     /// The size of all mapped files, bytes.

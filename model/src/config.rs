@@ -92,8 +92,10 @@ pub struct VisionConfig {
     pub patch_size: usize,
     /// The normalisation of the blocks; that of q and k is RMS whichever this is.
     pub norm: Norm,
-    /// Epsilon of every norm of the tower, the q/k norms included.
+    /// Epsilon of every norm of the tower but those of q and k.
     pub eps: f64,
+    /// Epsilon of the norms of q and k.
+    pub qk_eps: f64,
     /// RMS norm of q and k over the full width (all heads together), before the head split.
     pub qk_norm: bool,
     /// Whether q, k and v have biases.
@@ -259,7 +261,9 @@ impl TextConfig {
         within(at("intermediate_size"), self.mlp, MAX_ROWS)?;
         within(at("vocab_size"), self.vocab, MAX_ROWS)?;
         divides(at("num_key_value_heads"), self.kv_heads, "num_attention_heads", self.heads)?;
-        divides(at("head_dim"), 2, "head_dim", self.head_dim)?;
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(Error::config(at("head_dim"), self.head_dim, "RoPE turns pairs: it is even"));
+        }
         within(at("head_dim"), self.head_dim, MAX_WIDTH / self.heads)?;
         small(at("rms_norm_eps"), self.eps)?;
         if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {

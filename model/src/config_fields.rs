@@ -31,6 +31,11 @@ impl<'a> Fields<'a> {
         self.map.get(name).filter(|value| !value.is_null())
     }
 
+    /// Whether the file names the field, be it null.
+    pub fn has(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
     /// The first of several spellings of one field; all that are present must agree.
     pub fn any(&self, names: &[&str]) -> Result<Option<&'a Value>> {
         let mut found: Option<(&str, &Value)> = None;

@@ -93,7 +93,9 @@ fn read_text(fields: &Fields, default: &'static str, whole_tied: Option<bool>) -
         hidden,
         layers: fields.size("num_hidden_layers", 32)?,
         heads,
-        kv_heads: fields.size("num_key_value_heads", if llama { heads } else { 32 })?,
+        // Written as null it is as many as there are heads; left out it is the class's own.
+        kv_heads: fields
+            .size("num_key_value_heads", if llama || fields.has("num_key_value_heads") { heads } else { 32 })?,
         head_dim: read_head_dim(fields, hidden, heads)?,
         mlp: fields.size("intermediate_size", if llama { 11008 } else { 22016 })?,
         vocab,
@@ -216,6 +218,7 @@ fn read_intern_vit(fields: &Fields) -> Result<VisionConfig> {
         patch_size: fields.square("patch_size", 14)?,
         norm: read_norm(fields, Norm::Rms)?,
         eps: fields.real("layer_norm_eps", 1e-6)?,
+        qk_eps: fields.real("layer_norm_eps", 1e-6)?,
         qk_norm: fields.flag("qk_normalization", true)?,
         qkv_bias: fields.flag("qkv_bias", false)?,
         activation: read_activation(fields, Activation::Gelu)?,
@@ -242,6 +245,8 @@ fn read_internvl(fields: &Fields) -> Result<VisionConfig> {
         patch_size: fields.square("patch_size", 14)?,
         norm: read_norm(fields, Norm::Layer)?,
         eps: fields.real("layer_norm_eps", 1e-6)?,
+        // Its class gives these norms no epsilon, so they have their own class's.
+        qk_eps: 1e-6,
         qk_norm: fields.flag("use_qk_norm", false)?,
         qkv_bias: fields.flag("attention_bias", false)?,
         activation: read_activation(fields, Activation::Gelu)?,
@@ -261,6 +266,7 @@ fn read_siglip(fields: &Fields) -> Result<VisionConfig> {
         patch_size: fields.square("patch_size", 16)?,
         norm: Norm::Layer,
         eps: fields.real("layer_norm_eps", 1e-6)?,
+        qk_eps: 1e-6,
         qk_norm: false,
         qkv_bias: true,
         activation: read_activation(fields, Activation::GeluTanh)?,

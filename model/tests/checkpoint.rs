@@ -63,7 +63,7 @@ fn fixtures_fit_their_configs() {
         for tensor in tensors(&config) {
             let numbers = checkpoint.tensor_f32(&tensor.name).unwrap();
             assert_eq!(numbers.len(), tensor.shape.iter().product::<usize>(), "{}", tensor.name);
-            checkpoint.check_finite(&tensor.name).unwrap();
+            checkpoint.check_finite(&tensor.name, omchat_ir::Dtype::F16).unwrap();
         }
         let stored: usize = tensors(&config).iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
         assert!(presets::parameters(&config).total() as usize - stored <= 96);
@@ -188,9 +188,16 @@ fn other_precisions_are_read() {
     assert_eq!(checkpoint.tensor_f32("h").unwrap(), [1.5, -2.0]);
     assert_eq!(checkpoint.tensor_f32("d").unwrap(), [1.5, -2.0]);
     assert_eq!(checkpoint.bytes("h").unwrap().len(), 4);
-    let text = checkpoint.check_finite("b").unwrap_err().to_string();
+    let text = checkpoint.check_finite("b", omchat_ir::Dtype::F32).unwrap_err().to_string();
     assert!(text.contains("b holds NaN at index 1 of 2"), "{text}");
     assert!(checkpoint.tensor_f32("nothing").is_err());
+    let wide = [1.0f32, -66000.0].map(f32::to_le_bytes).concat();
+    let dir = folder("wide");
+    write(&dir.join("a.safetensors"), &Tensors::from([("w".into(), (Dtype::F32, vec![2], wide))]));
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    checkpoint.check_finite("w", omchat_ir::Dtype::Bf16).unwrap();
+    let text = checkpoint.check_finite("w", omchat_ir::Dtype::F16).unwrap_err().to_string();
+    assert!(text.contains("w holds -66000 at index 1 of 2, f16 holds at most 65504"), "{text}");
 }
 
 #[test]

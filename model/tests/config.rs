@@ -74,6 +74,28 @@ fn a_decoder_alone() {
     let config = read(&smol).unwrap();
     assert_eq!(config.text, preset("mini").unwrap().text);
     assert_eq!((config.vision, config.dtype), (None, Precision::Bf16));
+    // Qwen2's class has 32 key heads where the field is not there, and as many as heads where it is null.
+    let heads = |kv: Option<Value>| {
+        let mut value = json!({"model_type": "qwen2", "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 99});
+        kv.into_iter().for_each(|kv| value["num_key_value_heads"] = kv);
+        read(&value).map(|c| c.text.kv_heads)
+    };
+    assert_eq!(heads(Some(Value::Null)).unwrap(), 4);
+    assert!(heads(None).unwrap_err().to_string().contains("is 32"));
+}
+
+#[test]
+fn norms_of_queries_and_keys_have_their_own_epsilon() {
+    let mut value = tiny_b();
+    value["vision_config"]["layer_norm_eps"] = json!(1e-3);
+    let own = read(&value).unwrap().vision.unwrap();
+    assert_eq!((own.eps, own.qk_eps), (1e-3, 1e-3));
+    // transformers' InternVL gives them none, so they have their class's.
+    value["vision_config"] = json!({"model_type": "internvl_vision", "hidden_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "intermediate_size": 160, "image_size": 56, "patch_size": 14, "use_qk_norm": true,
+        "layer_norm_eps": 1e-3});
+    let theirs = read(&value).unwrap().vision.unwrap();
+    assert_eq!((theirs.eps, theirs.qk_eps), (1e-3, 1e-6));
 }
 
 #[test]
@@ -141,7 +163,8 @@ fn contradictions_are_named() {
     refused(|v| v["text_config"]["num_attention_heads"] = json!(5), "text_config.num_attention_heads");
     refused(|v| v["text_config"]["num_key_value_heads"] = json!(3), "text_config.num_key_value_heads");
     refused(|v| v["text_config"]["num_key_value_heads"] = json!(0), "text_config.num_key_value_heads");
-    refused(|v| v["text_config"]["head_dim"] = json!(17), "text_config.head_dim");
+    let odd = refused(|v| v["text_config"]["head_dim"] = json!(17), "text_config.head_dim");
+    assert!(odd.contains("head_dim 17"), "{odd}");
     refused(|v| v["text_config"]["vocab_size"] = json!(0), "text_config.vocab_size");
     refused(|v| v["text_config"]["vocab_size"] = json!("many"), "text_config.vocab_size");
     refused(|v| v["text_config"]["rms_norm_eps"] = json!(-1), "text_config.rms_norm_eps");

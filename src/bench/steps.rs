@@ -3,6 +3,7 @@
 
 use super::draw::{Draw, drawn};
 use super::{Options, Row, kernels::ways};
+use crate::tuned::Tables;
 use crate::{Chunks, Device, EngineOptions, Error};
 use omchat_codegen::{Amount, Seen};
 use omchat_ir::{Dtype, Func, Module, Role};
@@ -82,12 +83,17 @@ impl Step {
     }
 }
 
-/// The chunks of a prompt of `tokens` read into an empty cache: as many whole ones as it has, by which the row is named.
+/// The chunks of a prompt of `tokens` read into an empty cache: as many whole ones as it has, or the padded one that a session
+/// takes of fewer; by what they hold the row is named.
 ///
 /// Errors: what cannot be lowered or does not fit.
 pub fn prefill(whole: &Whole, tokens: usize) -> Result<Step, Error> {
-    let chunk = Chunks::of(&whole.device.target()).sizes().into_iter().find(|c| *c <= tokens).unwrap_or(1);
-    let starts: Vec<usize> = (0..tokens / chunk).map(|i| i * chunk).collect();
+    let chunks = Chunks::of(&whole.device.target());
+    let chunk = match chunks.sizes().into_iter().find(|c| *c <= tokens) {
+        Some(1) | None if tokens > 1 => chunks.small,
+        found => found.unwrap_or(1),
+    };
+    let starts: Vec<usize> = (0..(tokens / chunk).max(1)).map(|i| i * chunk).collect();
     decoding(whole, "prefill", chunk, starts.len() * chunk, &starts)
 }
 
@@ -232,7 +238,8 @@ fn loaded(
     items: (usize, &'static str),
 ) -> Result<Step, Error> {
     let entry = Func(module.functions.len().saturating_sub(1) as u32);
-    let exe = Executable::load(whole.device, module, entry)?;
+    let tuned = Tables::of(whole.device)?.tuned();
+    let exe = Executable::load_tuned(whole.device, module, entry, Some(&tuned), None, &mut |_, _| {})?;
     let params: Vec<_> = exe.params().into_iter().filter(|p| p.role != Role::Input).collect();
     let need: u64 = params.iter().map(|p| p.ty.bytes() as u64).sum();
     if let Some(have) = whole.device.free_bytes().filter(|have| need > *have) {

@@ -144,7 +144,9 @@ fn steps(
 ) -> Result<(), omchat::Error> {
     let input = |e: Error| omchat::Error::Input(e.to_string());
     let dtype = device::options(args.dtype.as_deref()).map_err(input)?.dtype.unwrap_or_else(|| device.default_dtype());
-    let checkpoint = folder.map(|dir| Checkpoint::load(dir, config)).transpose()?;
+    // A folder of a configuration alone has random weights, as a preset has.
+    let stored = folder.filter(|dir| Checkpoint::is_in(dir));
+    let checkpoint = stored.map(|dir| Checkpoint::load(dir, config)).transpose()?;
     let name = match (&args.model, folder) {
         (Some(model), _) => Path::new(model).file_name().map_or(model.clone(), |n| n.to_string_lossy().into_owned()),
         (None, _) => bench::usual_name(device).to_string(),

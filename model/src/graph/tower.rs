@@ -74,6 +74,7 @@ fn qkv(
         (_, true, true) => ("fused_qkv_biased_normed", 4),
     };
     let normed = v.kind == VisionKind::InternVit && v.qk_norm;
+    let eps = if normed && v.qk_eps != v.eps { e.constant("qk_eps", v.qk_eps)? } else { eps };
     let operands: Vec<Value> = [x].into_iter().chain(layer.take(n)).chain(normed.then_some(eps)).collect();
     let letters = [("B", tiles), ("T", v.positions()), ("H", v.heads), ("D", v.head_dim())];
     e.calls_with(&["q", "k", "v"], block, &letters, &operands)
