@@ -23,6 +23,9 @@ use crate::{Launch, LaunchError};
 /// The largest of nothing.
 const LOWEST: f32 = -1e30;
 
+/// Vectors of neighbouring results that an item folds in one walk: what a row has of them lies in a few lines side by side.
+const BESIDE: usize = 4;
+
 /// Runs any fold.
 pub struct FoldPlain;
 
@@ -61,7 +64,7 @@ impl Launch for FoldPlain {
         let across = most > 1 && loops.cost_along(folded, most) <= loops.cost_along(kept, most);
         let (along, lanes) = if across { (folded, most) } else { (kept, most) };
         // Lanes along the folded axis: an item is one result. Along a kept axis: a few vectors of results.
-        let chunk = if across || most == 1 { 1 } else { most * 4 };
+        let chunk = if across || most == 1 { 1 } else { most * BESIDE };
         let (plan, words, ins, outs) = loops.plan(along, lanes, Some(chunk));
         let (cubes, units) = cubes(words[plan.rank + ITEMS], schedule);
         let bits = address(schedule);
@@ -102,8 +105,12 @@ fn fold_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, 
         } else {
             let end = min(begin + meta[comptime![rank + CHUNK]] as usize, meta[inner] as usize);
             let vectors = (end - begin) / N::value();
-            for j in 0..vectors {
-                beside::<N>(meta, operands, results, &c, begin + j * N::value(), plan.clone());
+            if vectors == BESIDE {
+                side_by_side::<N>(meta, operands, results, &c, begin, plan.clone());
+            } else {
+                for j in 0..vectors {
+                    beside::<N>(meta, operands, results, &c, begin + j * N::value(), plan.clone());
+                }
             }
             if comptime![plan.tail] {
                 for i in begin + vectors * N::value()..end {
@@ -126,6 +133,59 @@ fn beside<N: Size>(
 ) {
     let held = column::<N>(meta, operands, c, i, 0u32.runtime(), 1usize, plan.clone());
     finish::<N>(meta, operands, results, c, i, &held, plan.clone());
+}
+
+/// The same for several vectors of neighbouring results, in one walk.
+#[cube]
+fn side_by_side<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    c: &Cursor,
+    i: usize,
+    #[comptime] plan: Key<Plan>,
+) {
+    let mut held = Sequence::<Held<N>>::new();
+    #[unroll]
+    for _ in 0..BESIDE {
+        held.push(nothing::<N>(plan.clone()));
+    }
+    let last = comptime![plan.rank - 1];
+    let width = meta[last];
+    for row in 0..depth(meta, plan.clone()) {
+        let outer = seek(meta, c, row, comptime![plan.kept], last, plan.clone());
+        for f in 0..width {
+            let here = seek(meta, &outer, f, last, comptime![plan.rank], plan.clone());
+            #[unroll]
+            for j in 0..BESIDE {
+                let at = i + j * N::value();
+                point::<N>(meta, operands, &here, held.index_mut(j), at, row * width + f, plan.clone());
+            }
+        }
+    }
+    #[unroll]
+    for j in 0..BESIDE {
+        finish::<N>(meta, operands, results, c, i + j * N::value(), held.index(j), plan.clone());
+    }
+}
+
+/// Folds in what neighbouring results have at a place of the folded axes.
+#[cube]
+fn point<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    here: &Cursor,
+    held: &mut Held<N>,
+    i: usize,
+    place: u32,
+    #[comptime] plan: Key<Plan>,
+) {
+    let inner = comptime![plan.kept - 1];
+    let x = look::<N>(meta, operands, here, i, inner, comptime![plan.body.clone()], plan.clone());
+    let v = evaluate::<N>(&x, comptime![plan.body.clone()]);
+    let result = comptime![plan.body.results[0]];
+    let place = Vector::new(place as i32);
+    take::<N>(held, *v.float.index(result), *v.int.index(result), place, plan.clone());
 }
 
 /// What neighbouring results hold of a part of each row.
@@ -153,24 +213,7 @@ pub(crate) fn column<N: Size>(
         let outer = seek(meta, c, row, comptime![plan.kept], last, plan.clone());
         for f in from..to {
             let here = seek(meta, &outer, f, last, comptime![plan.rank], plan.clone());
-            let x = look::<N>(
-                meta,
-                operands,
-                &here,
-                i,
-                comptime![plan.kept - 1],
-                comptime![plan.body.clone()],
-                plan.clone(),
-            );
-            let v = evaluate::<N>(&x, comptime![plan.body.clone()]);
-            let result = comptime![plan.body.results[0]];
-            take::<N>(
-                &mut held,
-                *v.float.index(result),
-                *v.int.index(result),
-                Vector::new((row * width + f) as i32),
-                plan.clone(),
-            );
+            point::<N>(meta, operands, &here, &mut held, i, row * width + f, plan.clone());
         }
     }
     held
