@@ -94,3 +94,38 @@ fn what_there_is_not_is_named() {
     let said = failure(&["kernels", "--device", "abacus"]);
     assert!(said.contains("abacus") && said.contains("cpu"), "{said}");
 }
+
+#[test]
+fn anybodys_function_is_timed_and_judged() {
+    let path = std::env::temp_dir().join(format!("omchat-bench-{}.oir", std::process::id()));
+    let text = "func @turned(%a: f32[70, 90], %b: f32[50, 70]) -> f32[90, 50] {\n%y = einsum.f32 %a, %b \"k m, n k -> m n\"\n\
+                return %y\n}";
+    std::fs::write(&path, text).unwrap();
+    let path_text = path.to_str().unwrap();
+    let all = ["function", "--text", path_text, "--device", "cpu", "--bare", "--all", "--time", "10", "--json"];
+    let found = rows(&all);
+    let kernels: Vec<&str> = found.iter().filter_map(|r| r["kernel"].as_str()).collect();
+    assert_eq!(kernels.first(), Some(&"einsum.rows"), "columns are turned: {kernels:?}");
+    assert!(kernels.contains(&"fold.plain") && found.iter().all(|r| r["checked"] == true), "{found:?}");
+    std::fs::remove_file(&path).unwrap();
+    let attention = "E=f32,B=1,H=2,G=7,T=1,S=400,D=64";
+    let of = ["function", "--function", "attention", "--bind", attention, "--device", "cpu", "--bare", "--time", "10"];
+    let found = rows(&[&of[..], &["--json"]].concat());
+    assert_eq!((&found[0]["kernel"], &found[0]["checked"]), (&"attention.rows".into(), &true.into()), "{found:?}");
+    assert!(found[0]["name"].as_str().unwrap().starts_with("function/attention/"), "{found:?}");
+    assert!(failure(&["kernels", "--function", "softmax"]).contains("omchat bench function"));
+    assert!(failure(&["function", "--function", "softmax", "--device", "cpu"]).contains("has free letters R, C"));
+}
+
+#[test]
+fn a_configuration_alone_has_random_weights() {
+    let dir = std::env::temp_dir().join(format!("omchat-bench-config-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny/config.json"), dir.join("config.json")).unwrap();
+    let model = dir.to_str().unwrap();
+    let rows =
+        rows(&["prefill", "--model", model, "--device", "cpu", "--bare", "--tokens", "7", "--time", "10", "--json"]);
+    // A session pads seven tokens to a chunk of 32.
+    assert!(rows[0]["name"].as_str().unwrap().ends_with("t32") && rows[0]["note"] == "random weights", "{rows:?}");
+    std::fs::remove_dir_all(&dir).unwrap();
+}

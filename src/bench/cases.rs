@@ -3,10 +3,11 @@
 use super::draw::{Draw, drawn};
 use crate::Error;
 use omchat_codegen::Seen;
-use omchat_ir::{Dtype, Func, Module};
+use omchat_ir::{Bind, Dtype, Func, Module};
 use omchat_model::OmChatConfig;
 use omchat_runtime::HostTensor;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// How many tokens the list is made for.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,8 +55,17 @@ pub struct Case {
     pub dtype: Dtype,
     /// What its attentions see.
     pub seen: Option<Seen>,
-    text: String,
+    source: Source,
     draws: Vec<(&'static str, Draw)>,
+}
+
+/// Where a case's function is from.
+#[derive(Clone, Debug)]
+enum Source {
+    /// A text, whose last function it is.
+    Text(String),
+    /// Somebody's module.
+    Module(Module, Func),
 }
 
 impl Case {
@@ -72,7 +82,35 @@ impl Case {
             shape.insert("layout".into(), json!(layout));
         }
         let dtype = dtypes.last().copied().unwrap_or(F32);
-        Case { name, shape, dtype, seen: None, text, draws: vec![] }
+        Case { name, shape, dtype, seen: None, source: Source::Text(text), draws: vec![] }
+    }
+
+    /// A case of anybody's function, of that name and those letters. Floats are drawn between -1 and 1, `eps` is 1e-5, integers are below
+    /// 64; keys' places (`at`) count up, and queries see all of them (`lo`, `hi`).
+    pub fn of(name: &str, binds: &BTreeMap<String, Bind>, module: Module, entry: Func) -> Case {
+        let f = module.function(entry);
+        let types: Vec<_> = f.param_values().map(|v| (f.value(v).name.clone(), f.ty(v).clone())).collect();
+        let letters = |b: &(&String, &Bind)| match b.1 {
+            Bind::Size(n) => format!("{}{n}", b.0),
+            Bind::Dtype(d) => d.name().to_string(),
+        };
+        let spelled: Vec<String> = binds.iter().map(|b| letters(&b)).collect();
+        let name = [vec!["function".to_string(), name.to_string()], spelled].concat().join("/");
+        let value = |b: &Bind| match b {
+            Bind::Size(n) => json!(n),
+            Bind::Dtype(d) => json!(d.name()),
+        };
+        let shape = binds.iter().map(|(l, b)| (l.clone(), value(b))).collect();
+        let dtype = types.iter().map(|(_, t)| t.dtype).find(|d| d.is_float()).unwrap_or(F32);
+        let mut case = Case { name, shape, dtype, seen: None, source: Source::Module(module, entry), draws: vec![] };
+        case = case.draw("eps", Draw::Is(1e-5)).draw("lo", Draw::Is(0.0)).draw("hi", Draw::Is(f64::from(1 << 30)));
+        match types.iter().find(|(name, t)| name == "at" && t.dtype == Dtype::I32) {
+            Some((_, t)) => {
+                let keys = t.shape.last().copied().unwrap_or(1).max(1);
+                case.draw("at", Draw::Ints((0..t.elements()).map(|i| (i % keys) as i32).collect()))
+            }
+            None => case,
+        }
     }
 
     pub(super) fn draw(mut self, name: &'static str, draw: Draw) -> Case {
@@ -89,9 +127,14 @@ impl Case {
     ///
     /// Errors: faults of the text, which a test shows to have none.
     pub fn module(&self) -> Result<(Module, Func), Error> {
-        let module = omchat_ir::parse(&self.text)?;
-        let entry = Func(module.functions.len().saturating_sub(1) as u32);
-        Ok((module, entry))
+        match &self.source {
+            Source::Text(text) => {
+                let module = omchat_ir::parse(text)?;
+                let entry = Func(module.functions.len().saturating_sub(1) as u32);
+                Ok((module, entry))
+            }
+            Source::Module(module, entry) => Ok((module.clone(), *entry)),
+        }
     }
 
     /// Its operands, one a parameter.
@@ -100,7 +143,12 @@ impl Case {
         let one = |(i, v): (usize, omchat_ir::Value)| {
             let name = &f.value(v).name;
             let given = self.draws.iter().find(|(n, _)| n == name).map(|(_, d)| d.clone());
-            drawn(f.ty(v), &given.unwrap_or(Draw::Range(-1.0, 1.0)), i as u64 + 1)
+            let usual = match f.ty(v).dtype {
+                Dtype::I32 => Draw::Range(0.0, 64.0),
+                Dtype::Bool => Draw::Range(0.0, 2.0),
+                _ => Draw::Range(-1.0, 1.0),
+            };
+            drawn(f.ty(v), &given.unwrap_or(usual), i as u64 + 1)
         };
         f.param_values().enumerate().map(one).collect()
     }
@@ -362,7 +410,7 @@ mod tests {
         let mut names = std::collections::BTreeSet::new();
         let scale = Scale { dtypes: vec![(F32, F32), (F32, BF16), (BF16, BF16)], ..Scale::tiny() };
         for case in cases(&small(), &scale) {
-            let (module, entry) = case.module().unwrap_or_else(|e| panic!("{}: {e}\n{}", case.name, case.text));
+            let (module, entry) = case.module().unwrap_or_else(|e| panic!("{}: {e}\n{:?}", case.name, case.source));
             let types = module.function(entry).param_types();
             let operands = case.operands(&module, entry);
             assert!(operands.iter().zip(&types).all(|(o, t)| o.ty == *t), "{}", case.name);

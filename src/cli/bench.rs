@@ -1,10 +1,11 @@
 //! `omchat bench`: how fast a device runs kernels and whole steps, as shares of what it can do.
 
+use super::ir::{Pick, lower};
 use super::{Error, device, note, place, say};
 use omchat::Device;
-use omchat::bench::{self, Options, Row, Said, Scale, Whole};
+use omchat::bench::{self, Case, Options, Row, Said, Scale, Whole};
 use omchat_model::{Checkpoint, OmChatConfig};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What is benched.
@@ -12,6 +13,8 @@ use std::time::Duration;
 enum Suite {
     /// Each family of kernels at a model's shapes.
     Kernels,
+    /// Any function: of the library, of the model's blocks, or of a text.
+    Function,
     /// A prompt read into an empty cache.
     Prefill,
     /// One token over a filled cache.
@@ -37,6 +40,15 @@ pub struct Args {
     /// Without one: omchat-13b on a card, mini on the CPU, and a small one where nothing is fast.
     #[arg(long, value_name = "DIR|PRESET")]
     model: Option<String>,
+    /// Of `function`: the text to read; `-` stands for the standard input. Without one `--function` names a function of the library.
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Of `function`: the function to take; the last one of the text that can be taken as it is if not given.
+    #[arg(long, value_name = "NAME")]
+    function: Option<String>,
+    /// Of `function`: what its free letters stand for, as `T=16,E=f32`.
+    #[arg(long, value_name = "LETTER=VALUE", value_delimiter = ',')]
+    bind: Vec<String>,
     /// Only rows whose name contains this, or one of several.
     #[arg(long, value_name = "NAME-PART")]
     only: Vec<String>,
@@ -69,6 +81,17 @@ pub struct Args {
     json: bool,
 }
 
+/// The function that is asked for, as a row.
+///
+/// Errors: no such function; faults of the text; a letter that is unknown or not bound.
+fn function(args: &Args, device: &Device) -> Result<Case, Error> {
+    let picked = Pick::of(args.text.clone(), args.function.clone(), args.bind.clone()).one_on(&device.target())?;
+    let f = picked.module.function(picked.entry);
+    let (name, binds) = (f.name.clone(), f.binds.clone());
+    let picked = picked.called(&lower::kernels())?;
+    Ok(Case::of(&name, &binds, picked.module, picked.entry))
+}
+
 /// Benches and prints.
 pub fn run(args: &Args) -> Result<(), Error> {
     let device = device::open(args.device.as_deref())?;
@@ -98,8 +121,14 @@ pub fn run(args: &Args) -> Result<(), Error> {
         ..Options::default()
     };
     options.budget.time = Duration::from_millis(args.time.into());
+    let cases = match args.suite {
+        Suite::Function => vec![function(args, &device)?],
+        _ if args.text.is_some() || args.function.is_some() || !args.bind.is_empty() => {
+            return Err(Error::input("--text, --function and --bind say what `omchat bench function` runs"));
+        }
+        _ => bench::cases(&config, &scale),
+    };
     if args.list {
-        let cases = bench::cases(&config, &scale);
         return cases.iter().filter(|c| options.wants(&c.name)).try_for_each(|c| say(format!("{}\n", c.name)));
     }
     // What went wrong in writing is kept beside: whoever benches knows nothing of readers that went away.
@@ -119,7 +148,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
         })
     };
     let right = match args.suite {
-        Suite::Kernels => bench::kernels(&device, &bench::cases(&config, &scale), &options, &mut tell),
+        Suite::Kernels | Suite::Function => bench::kernels(&device, &cases, &options, &mut tell),
         Suite::Ring => bench::ring(&device, &config, &scale, &options, &mut tell),
         _ => steps(args, &device, folder.as_deref(), &config, &scale, &options, &mut tell).map(|()| true),
     };

@@ -265,6 +265,6 @@ fn expanded<T>(what: &str, make: impl FnOnce() -> Result<T, String>) -> Result<T
 }
 
 /// THE LIST, as codegen takes it.
-pub(super) fn kernels() -> Vec<&'static dyn Kernel> {
+pub(crate) fn kernels() -> Vec<&'static dyn Kernel> {
     LIST.iter().map(|k| *k as &dyn Kernel).collect()
 }

@@ -10,6 +10,8 @@ mod pick;
 mod rename;
 mod text;
 
+pub(super) use pick::Pick;
+
 use super::Error;
 use clap::Subcommand;
 

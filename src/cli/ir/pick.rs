@@ -45,7 +45,7 @@ pub struct Selection {
 }
 
 /// A module and the function of it to take.
-pub(super) struct Picked {
+pub(crate) struct Picked {
     pub module: Module,
     pub entry: Func,
 }
