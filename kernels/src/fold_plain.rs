@@ -137,6 +137,8 @@ fn beside<N: Size>(
 
 /// The same for several vectors of neighbouring results, in one walk.
 #[cube]
+// What is not bound by `mut` stays the constants that it starts as.
+#[allow(unused_mut)]
 fn side_by_side<N: Size>(
     meta: &[u32],
     operands: &Buffers,
@@ -148,7 +150,8 @@ fn side_by_side<N: Size>(
     let mut held = Sequence::<Held<N>>::new();
     #[unroll]
     for _ in 0..BESIDE {
-        held.push(nothing::<N>(plan.clone()));
+        let mut one = nothing::<N>(plan.clone());
+        held.push(one);
     }
     let last = comptime![plan.rank - 1];
     let width = meta[last];

@@ -1,11 +1,11 @@
-//! Folds of columns whose rows cubes share, against plain loops, on every GPU that is present.
+//! Folds of columns against plain loops: by cubes that share their rows, and by several vectors at once.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
 use common::Draw;
-use common::device::{devices, poison};
+use common::device::{Present, devices, poison};
 use common::reference::{self, Host};
 use omchat_codegen::{Body, Family, Fold, Kind, Nest, Read, Step, Work, Write};
 use omchat_ir::{Dtype, Scalar};
@@ -60,8 +60,18 @@ fn nest([kept, folded]: Axes, [stay, walk]: Axes, fold: Fold, dtype: Dtype) -> N
 
 #[test]
 fn cubes_share_the_rows_of_columns() {
-    let kernel = by_name("fold.columns").unwrap();
-    for p in devices().iter().filter(|p| p.target.family != Family::Cpu) {
+    folds("fold.columns");
+}
+
+#[test]
+fn vectors_of_columns_side_by_side() {
+    folds("fold.plain");
+}
+
+fn folds(kernel: &str) {
+    let kernel = by_name(kernel).unwrap();
+    let takes = |p: &&Present| kernel.name() == "fold.plain" || p.target.family != Family::Cpu;
+    for p in devices().iter().filter(takes) {
         let mut ran = 0;
         for dtype in [Dtype::F32, Dtype::Bf16].into_iter().filter(|d| p.target.reads(*d)) {
             for (seed, (sizes, strides)) in LAYOUTS.into_iter().enumerate() {
@@ -89,7 +99,8 @@ fn cubes_share_the_rows_of_columns() {
                             let near = (w - g).abs() <= 1e-5 * weight[0][at] || w.is_nan() && g.is_nan();
                             assert!(
                                 near,
-                                "{s} on {}: {fold:?} of {dtype} {sizes:?}: [{at}] is {g}, not {w}",
+                                "{} {s} on {}: {fold:?} of {dtype} {sizes:?}: [{at}] is {g}, not {w}",
+                                kernel.name(),
                                 p.target.name
                             );
                         }
