@@ -225,7 +225,12 @@ END
         bench "$base-step.jsonl" "$suite" --model "$model" "${more[@]}"
         cat "$base-step.jsonl" >>"$base-steps.jsonl"; rm -f "$base-step.jsonl"
       done
-      say "steps: $(rows "$base-steps.jsonl") rows" ;;
+      say "steps: $(rows "$base-steps.jsonl") rows"
+      # What it is worth to ask for weights ahead of their reader: the same decode without.
+      if [ "$device" = cuda ]; then
+        OMCHAT_PREFETCH=off bench "$base-steps-no-prefetch.jsonl" decode --model omchat-13b --tokens 1024
+        say "steps: $(rows "$base-steps-no-prefetch.jsonl") row without prefetch"
+      fi ;;
     peers)
       if ! "$PYTHON" -c 'import torch, transformers, safetensors' 2>"$out/.python"; then
         say "peers: skipped: $PYTHON: $(tail -n 1 "$out/.python"); name a Python that has them by PYTHON=…"; wrong=1; rm -f "$out/.python"; continue

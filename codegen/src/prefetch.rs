@@ -3,8 +3,7 @@
 //! A decode reads each weight once and is bound by that, but a norm, a rotation or the attention of one token read next to
 //! nothing: for the microseconds that they take the memory waits. What is asked for beside them by cubes that end at once lies in
 //! the cache that all processors share when its reader begins.
-//! Source: own; the idea is as old as `prefetch` instructions, in decodes of language models known since TensorRT-LLM's
-//! norms that bring the next product's weights.
+//! Source: own.
 
 use crate::horizontal::TIMES;
 use crate::program::{BufferPlan, Chosen, LaunchPlan, Memory};
@@ -44,7 +43,8 @@ pub(crate) fn prefetch(
 ) -> Result<(), Error> {
     let target = context.target;
     let asks = context.kernels.iter().any(|k| k.implements() == crate::Implements::Prefetch);
-    if target.ahead == 0 || !asks || context.ranks > 1 {
+    let worth = buffers.iter().any(|b| b.memory == Memory::Weight && b.ty.bytes() >= WORTH);
+    if target.ahead == 0 || !asks || !worth || context.ranks > 1 {
         return Ok(());
     }
     let mut slots = slots(launches, chosen, beside, buffers, context);
@@ -101,16 +101,17 @@ fn slots(
     context: &Context,
 ) -> Vec<Slot> {
     let joins = |c: &Chosen| c.scratch == 0 && context.kernels.iter().any(|k| k.name() == c.kernel && k.horizontal());
-    let moved = |c: &Chosen| Amount::of(&c.work).map_or(u64::MAX, |a| a.bytes());
+    let joins: Vec<bool> = chosen.iter().map(joins).collect();
+    let moved: Vec<u64> = chosen.iter().map(|c| Amount::of(&c.work).map_or(u64::MAX, |a| a.bytes())).collect();
+    let mut ranges = beside.iter().peekable();
     let (mut out, mut at) = (vec![], 0);
     while at < launches.len() {
-        let range = beside.iter().find(|r| r.start == at).cloned().unwrap_or(at..at + 1);
+        let range = ranges.next_if(|r| r.start == at).cloned().unwrap_or(at..at + 1);
         let slot = &launches[range.clone()];
-        let of = || slot.iter().map(|l| &chosen[l.chosen]);
-        let little = of().map(moved).fold(0, u64::saturating_add) <= LITTLE;
+        let little = slot.iter().map(|l| moved[l.chosen]).fold(0, u64::saturating_add) <= LITTLE;
         let idle = little && weights(slot, chosen, buffers).is_empty();
         at = range.end;
-        out.push(Slot { joins: of().all(joins), idle, asked: vec![], launches: range });
+        out.push(Slot { joins: slot.iter().all(|l| joins[l.chosen]), idle, asked: vec![], launches: range });
     }
     out
 }
