@@ -4,6 +4,7 @@ use crate::tuned::Tables;
 use crate::{Dump, Error, Model, watched};
 use omchat_codegen::Tuned;
 use omchat_ir::{Dtype, Func, Module, Role, Type};
+use omchat_model::checkpoint::lost;
 use omchat_model::graph::{DECODE, DecoderSpec, Spread, VISION, decoder_module, vision_module};
 use omchat_model::tiler::check_pixels;
 use omchat_runtime::collective::World;
@@ -116,7 +117,7 @@ impl Engine {
         }
         for (i, (name, ty)) in wanted.iter().enumerate() {
             let data = self.model.checkpoint.tensor_f32(name)?;
-            if data.iter().any(|x| !x.is_finite() || x.abs() > 65504.0) {
+            if lost(&data, self.dtype).is_some() {
                 self.model.checkpoint.check_finite(name, self.dtype)?;
             }
             self.weights.upload(&self.device, name, &HostTensor::floats(self.dtype, ty.shape.clone(), &data));

@@ -3,6 +3,7 @@
 use crate::ranks::shard;
 use crate::{Error, Model};
 use omchat_ir::{Dtype, Role};
+use omchat_model::checkpoint::lost;
 use omchat_model::graph::Part;
 use omchat_runtime::{HostTensor, Param};
 use std::collections::BTreeMap;
@@ -50,7 +51,7 @@ impl Origin<'_> {
             return self.own(p, dtype, given);
         }
         let data = self.model.checkpoint.tensor_f32(&p.name)?;
-        if data.iter().any(|x| !x.is_finite() || x.abs() > 65504.0) {
+        if lost(&data, dtype).is_some() {
             self.model.checkpoint.check_finite(&p.name, dtype)?;
         }
         self.own(p, dtype, &data)

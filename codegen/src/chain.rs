@@ -25,8 +25,12 @@ pub(crate) fn chains(launches: &[LaunchPlan], chosen: &[Chosen], context: &Conte
         return vec![];
     }
     let ids: Vec<usize> = launches.iter().map(|l| l.chosen).collect();
-    let joins: Vec<bool> =
-        chosen.iter().map(|c| context.kernels.iter().any(|k| k.name() == c.kernel && k.chains())).collect();
+    // A chain has vectors of one length.
+    let joins = |c: &Chosen| {
+        let kernel = context.kernels.iter().find(|k| k.name() == c.kernel);
+        kernel.is_some_and(|k| k.chains()) && c.schedule.get("lanes") as usize == context.target.lanes
+    };
+    let joins: Vec<bool> = chosen.iter().map(joins).collect();
     let amounts: Vec<Amount> = chosen.iter().map(|c| Amount::of(&c.work).unwrap_or_default()).collect();
     let small = |ids: &[usize]| {
         let seconds = |i: &usize| {

@@ -12,11 +12,8 @@ use crate::attention_merge::COLUMNS;
 use crate::attention_panels::MASKED;
 use crate::attention_sight::{Mask, at};
 use crate::bind::{Buffers, Slot, Storage};
-use crate::prefetch_lines::bring;
+use crate::prefetch_lines::{SECTOR, bring};
 use crate::vector::{Lane, read_float, read_whole};
-
-/// Bytes that memory gives at a time.
-const SECTOR: usize = 32;
 
 /// The comptime half of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

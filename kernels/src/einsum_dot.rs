@@ -1,8 +1,8 @@
 //! Einsums along a contiguous k: y = x·Wᵀ, weights as [out, in], in a register tile of dot products.
 //!
 //! Implements  a nest that sums the product of two float reads, with any epilogue
-//! Schedule    `rows` x `cols` sums a step, `lanes` along k; CPU: `units` cores
-//! Needs       the innermost folded axis has stride 1 in both factors and at least `lanes` elements
+//! Schedule    `rows` x `cols` sums a step, `lanes` along k, fewer for a short one; CPU: `units` cores
+//! Needs       the innermost folded axis has stride 1 in both factors
 //! Cost        2·m·n·k FLOP; `rows + cols` loads for `rows · cols` products
 //! Source      register blocking: Goto & van de Geijn 2008, Anatomy of high-performance matrix multiplication
 
@@ -62,21 +62,15 @@ impl Kernel for EinsumDot {
                 return Err(Refusal(format!("k must be contiguous in both factors; read {read} steps by {k}")));
             }
         }
-        if roles.k() < target.lanes {
-            return Err(Refusal(format!("k must fill a vector of {}, is {}", target.lanes, roles.k())));
-        }
+        // A short k fills a shorter vector.
+        let lanes = [target.lanes, 8, 4, 2, 1].into_iter().find(|l| *l <= target.lanes && *l <= roles.k());
+        let Some(lanes) = lanes else { return Err(Refusal("there is no k".into())) };
         let (bits, units) = match target.family {
             Family::Cpu => (64, cores(target, nest.points().saturating_mul(nest.depth()))),
             _ => (32, target.units),
         };
         let with = |rows: u32, cols: u32| {
-            Schedule::new(&[
-                ("bits", bits),
-                ("units", units),
-                ("lanes", target.lanes as u32),
-                ("rows", rows),
-                ("cols", cols),
-            ])
+            Schedule::new(&[("bits", bits), ("units", units), ("lanes", lanes as u32), ("rows", rows), ("cols", cols)])
         };
         let (m, _) = roles.m();
         let shapes: &[(u32, u32)] = match m {

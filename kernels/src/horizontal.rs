@@ -148,7 +148,7 @@ fn cubes_of(meta: &[u32], #[comptime] part: Part) -> u32 {
         Part::Map(plan) => map_plain::items(meta, plan).div_ceil(CUBE_DIM),
         Part::Vector(share) => einsum_vector::items(meta, share),
         Part::Norm(_) => norm_shared::items(meta),
-        Part::Prefetch(_) => prefetch_lines::items(meta).div_ceil(CUBE_DIM),
+        Part::Prefetch(_) => prefetch_lines::items(meta),
     }
 }
 
@@ -159,6 +159,6 @@ fn run<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, cube: u
         Part::Map(plan) => chunk::<N>(meta, operands, results, cube * CUBE_DIM + UNIT_POS, plan),
         Part::Vector(share) => sum_item::<N>(meta, operands, results, cube, share),
         Part::Norm(norm) => norm_row::<N>(meta, operands, results, cube, norm),
-        Part::Prefetch(slot) => ask(meta, operands, cube * CUBE_DIM + UNIT_POS, slot),
+        Part::Prefetch(slot) => ask(meta, operands, cube, slot),
     }
 }

@@ -1,9 +1,9 @@
-//! Brings what will be read soon near, on CUDA: each unit asks for a line and does not wait for it.
+//! Brings what will be read soon near, on CUDA: each unit asks for a few sectors and does not wait for them.
 //!
 //! Implements  no meaning: nothing is read, nothing is written
-//! Schedule    `units` a cube, a line of 128 bytes each; units, `lanes` and `bits` are those of the launch that it stands beside
+//! Schedule    `units` a cube, 4 sectors of 32 bytes each; units, `lanes` and `bits` are those of the launch that it stands beside
 //! Needs       CUDA, whose processors share a cache; the PTX instruction `prefetch`
-//! Cost        an instruction a line; the memory's time is its reader's, who finds the lines there
+//! Cost        an instruction a sector, those of neighbours are one request a line; the memory's time is its reader's, who finds it there
 //! Source      PTX ISA, `prefetch.global.L2`
 
 use cubecl::prelude::*;
@@ -17,8 +17,10 @@ use crate::horizontal::{Part, Side};
 use crate::prepared::{Prepared, runner, unfit};
 use crate::{Launch, LaunchError};
 
-/// Bytes of a line.
-const LINE: usize = 128;
+/// Bytes that memory gives at a time.
+pub(crate) const SECTOR: usize = 32;
+/// Sectors that a unit asks for, a cube's width apart: so neighbours ask for neighbours.
+const EACH: u32 = 4;
 
 /// Asks for memory.
 pub struct PrefetchLines;
@@ -54,11 +56,11 @@ impl Launch for PrefetchLines {
         let (dtype, bytes) = asked(work).map_err(unfit(self.name()))?;
         let mut ins = Slots::default();
         let slot = ins.slot(0, dtype);
-        let lines = bytes.div_ceil(LINE) as u32;
-        let (grid, units) = cubes(lines, schedule);
+        let sectors = bytes.div_ceil(SECTOR) as u32;
+        let (grid, units) = cubes(sectors.div_ceil(EACH), schedule);
         let (bits, lanes) = (address(schedule), schedule.get("lanes") as usize);
         Ok(Prepared::new(
-            vec![lines],
+            vec![sectors],
             ins,
             Slots::default(),
             grid,
@@ -79,21 +81,25 @@ fn asked(work: &Work) -> Result<(Dtype, usize), Refusal> {
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn prefetch_lines(meta: &[u32], operands: &Buffers, _results: &mut Buffers, #[comptime] slot: Slot) {
-    ask(meta, operands, ABSOLUTE_POS as u32, slot);
+    ask(meta, operands, CUBE_POS as u32, slot);
 }
 
-/// Lines that are asked for.
+/// Cubes that have something to ask for.
 #[cube]
 pub(crate) fn items(meta: &[u32]) -> u32 {
-    meta[0]
+    meta[0].div_ceil(CUBE_DIM * EACH)
 }
 
-/// Asks for line `line` of a buffer, if it has one.
+/// Asks for what is cube `cube`'s of a buffer.
 #[cube]
-pub(crate) fn ask(meta: &[u32], operands: &Buffers, line: u32, #[comptime] slot: Slot) {
-    let elements = comptime![LINE / if matches!(slot.storage, Storage::F32 | Storage::I32) { 4 } else { 2 }];
-    if line < items(meta) {
-        bring(operands, line as usize * elements, slot);
+pub(crate) fn ask(meta: &[u32], operands: &Buffers, cube: u32, #[comptime] slot: Slot) {
+    let elements = comptime![SECTOR / if matches!(slot.storage, Storage::F32 | Storage::I32) { 4 } else { 2 }];
+    #[unroll]
+    for i in 0..EACH {
+        let sector = (cube * EACH + i) * CUBE_DIM + UNIT_POS;
+        if sector < meta[0] {
+            bring(operands, sector as usize * elements, slot);
+        }
     }
 }
 

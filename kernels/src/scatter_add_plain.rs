@@ -96,7 +96,7 @@ impl Kernel for ScatterAddPlain {
     }
 
     fn scratch(&self, work: &Work, schedule: &Schedule) -> usize {
-        let linked = |n: Sizes| 2 * n.tokens + if schedule.get("bits") == 64 { n.height } else { 0 };
+        let linked = |n: Sizes| (2 * n.tokens + if schedule.get("bits") == 64 { n.height } else { 0 }).max(1);
         sizes(work).ok().filter(|n| n.dtype != Dtype::F32).map_or(0, linked)
     }
 }
@@ -126,7 +126,7 @@ impl Launch for ScatterAddPlain {
         }
         let (mut read, mut left) = (Slots::default(), Slots::default());
         let link = Link { ids: read.slot(n.ids, Dtype::I32), to: left.scratch(), alone: cpu };
-        let (first, units) = cubes(if cpu { 1 } else { n.tokens as u32 }, schedule);
+        let (first, units) = cubes(if cpu { 1 } else { n.tokens.max(1) as u32 }, schedule);
         let run: Run = runner!(|b| link_tokens, bits, b.meta, b.operands, b.results, link);
         let scratch = self.scratch(work, schedule);
         Ok(Prepared::new(words.to_vec(), read, left, first, units, run).then(scratch, ins, outs, grid, add))

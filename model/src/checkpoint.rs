@@ -12,8 +12,17 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+/// What maps tensors to shards.
+const INDEX: &str = "model.safetensors.index.json";
+
 /// The least number that f16 rounds to infinity.
 const F16_END: f32 = 65520.0;
+
+/// The first of some numbers that is not finite, or is not once it is rounded to `dtype`.
+pub fn lost(numbers: &[f32], dtype: Element) -> Option<usize> {
+    let end = if dtype == Element::F16 { F16_END } else { f32::INFINITY };
+    numbers.iter().position(|x| !x.is_finite() || x.abs() >= end)
+}
 
 /// The tensors of a folder of safetensors files; only what is read comes into memory.
 #[derive(Debug)]
@@ -176,7 +185,9 @@ impl Checkpoint {
 
     /// Whether a folder, or a file, holds weights.
     pub fn is_in(dir: &Path) -> bool {
-        weight_files(dir).is_ok()
+        let weights = |name: &Path| name.extension().is_some_and(|end| end == "safetensors");
+        let listed = |item: std::io::Result<std::fs::DirEntry>| item.is_ok_and(|item| weights(&item.path()));
+        dir.is_file() || dir.join(INDEX).is_file() || std::fs::read_dir(dir).is_ok_and(|mut list| list.any(listed))
     }
 
     /// Refuses a tensor with a number that is not finite, or that is none in `dtype`: f16 holds 65504 at most.
@@ -184,8 +195,7 @@ impl Checkpoint {
     /// Errors: the tensor, the number, its place, and what to do.
     pub fn check_finite(&self, name: &str, dtype: Element) -> Result<()> {
         let numbers = self.tensor_f32(name)?;
-        let lost = |x: f32| dtype == Element::F16 && x.abs() >= F16_END;
-        let Some(index) = numbers.iter().position(|x| !x.is_finite() || lost(*x)) else { return Ok(()) };
+        let Some(index) = lost(&numbers, dtype) else { return Ok(()) };
         let (number, of) = (numbers[index], numbers.len());
         let (mut cause, mut mend) =
             (format!("{name} holds {number} at index {index} of {of}"), "take the file from its source again");
@@ -298,7 +308,7 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     if single.is_file() {
         return Ok(vec![single]);
     }
-    let index = dir.join("model.safetensors.index.json");
+    let index = dir.join(INDEX);
     if index.is_file() {
         return indexed_files(dir, &index);
     }

@@ -127,6 +127,19 @@ fn options(args: &Args) -> Result<ChatOptions, Error> {
         repetition_penalty: args.repetition_penalty.unwrap_or(usual.repetition_penalty),
         seed: args.seed.unwrap_or(usual.seed),
     };
+    let given = [
+        ("--top-k", args.top_k.is_some()),
+        ("--top-p", args.top_p.is_some()),
+        ("--min-p", args.min_p.is_some()),
+        ("--seed", args.seed.is_some()),
+    ];
+    let idle: Vec<&str> = given.iter().filter(|g| g.1).map(|g| g.0).collect();
+    if sampling.temperature == 0.0 && !idle.is_empty() {
+        note(format!(
+            "without a temperature the likeliest token is taken and {} says nothing: add --temperature 1",
+            idle.join(", ")
+        ));
+    }
     let format = args.format.as_deref().map(Format::named).transpose()?;
     let system = args.system.clone().unwrap_or_else(|| SYSTEM.into());
     Ok(ChatOptions { context: args.context, max_new_tokens: args.max_new_tokens, sampling, system, format })
@@ -184,6 +197,7 @@ fn report(chat: &Chat, a: &Answer) {
         s if s < 0.1 => format!("{:.1} ms", s * 1e3),
         s => format!("{s:.2} s"),
     };
+    let first = if a.ids.is_empty() { format!("read in {first}") } else { format!("first token after {first}") };
     // An answer of one token takes no step.
     let steps = match a.stepping.as_secs_f64() {
         s if a.steps > 0 && s > 0.0 => format!(", then {:.1} tokens/s", a.steps as f64 / s),
@@ -195,7 +209,7 @@ fn report(chat: &Chat, a: &Answer) {
         n => format!(", {n} runs replayed"),
     };
     note(format!(
-        "{} tokens read ({} tiles), {} answered | first token after {first}{steps} | {} of {} slots | {} programs, {} kernels, {} compiled ({} for this answer){replayed} | {} {}",
+        "{} tokens read ({} tiles), {} answered | {first}{steps} | {} of {} slots | {} programs, {} kernels, {} compiled ({} for this answer){replayed} | {} {}",
         a.prompt,
         a.tiles,
         a.ids.len(),
