@@ -70,20 +70,25 @@ fn cases(target: &Target) -> Vec<Case> {
 fn offers(target: &Target, part: Option<&str>) -> Result<Vec<Offer>, Error> {
     let wanted = |name: &str| part.is_none_or(|p| name.contains(p));
     let (mut out, mut seen) = (vec![], BTreeSet::new());
+    let mut add = |case: &str, work: &Work| {
+        for kernel in LIST.iter().filter(|k| wanted(k.name()) && k.implements().takes(work)) {
+            for schedule in kernel.schedules(work, target).unwrap_or_default() {
+                if seen.insert(format!("{}{schedule}{work:?}", kernel.name())) {
+                    let (case, work) = (case.to_string(), work.clone());
+                    out.push(Offer { case, kernel: kernel.name(), work, schedule });
+                }
+            }
+        }
+    };
     for case in cases(target) {
         let (module, entry) = case.module()?;
         // What a limit of the target forbids has no launches there.
         let Ok(program) = omchat_runtime::program(&module, entry, target) else { continue };
-        for chosen in &program.chosen {
-            for kernel in LIST.iter().filter(|k| wanted(k.name()) && k.implements().takes(&chosen.work)) {
-                for schedule in kernel.schedules(&chosen.work, target).unwrap_or_default() {
-                    if seen.insert(format!("{}{schedule}{:?}", kernel.name(), chosen.work)) {
-                        let (case, work) = (case.name.clone(), chosen.work.clone());
-                        out.push(Offer { case, kernel: kernel.name(), work, schedule });
-                    }
-                }
-            }
-        }
+        program.chosen.iter().for_each(|chosen| add(&case.name, &chosen.work));
+    }
+    // No function asks for it: the plan of a decode does.
+    for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+        add(&format!("prefetch/{dtype}"), &Work::Prefetch { dtype, bytes: 16 << 20 });
     }
     match (out.is_empty(), part) {
         (true, Some(part)) => {
