@@ -1,8 +1,9 @@
 //! Prefetch: weights that a GPU is asked to bring near while the launches before their reader leave its memory idle.
 //!
 //! A decode reads each weight once and is bound by that, but a norm, a rotation or the attention of one token read next to
-//! nothing: for the microseconds that they take the memory waits. What is asked for beside them by cubes that end at once lies in
-//! the cache that all processors share when its reader begins.
+//! nothing: for the microseconds that they take the memory waits. What is asked for beside them by cubes that wait for no answer lies
+//! in the cache that all processors share when its reader begins. Requests are taken no faster than memory answers, so a launch is
+//! given no more of them than it would have time for.
 //! Source: own.
 
 use crate::horizontal::TIMES;
@@ -12,8 +13,8 @@ use crate::{Amount, Context, Error, Work};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Bytes that memory brings in the time of a launch that leaves it idle, some 4 us.
-const IDLE: usize = 16 << 20;
+/// Bytes that memory brings in the time of a launch that leaves it idle, some 3 us.
+const IDLE: usize = 12 << 20;
 /// A weight worth being asked for.
 const WORTH: usize = 1 << 20;
 /// Most bytes that a launch moves and leaves memory idle.
@@ -51,7 +52,7 @@ pub(crate) fn prefetch(
     for reader in 0..slots.len() {
         let first = (0..reader).rev().take_while(|s| slots[*s].idle).last();
         let Some(host) = first.and_then(|f| (f..reader).find(|s| slots[*s].joins)) else { continue };
-        let mut left = (IDLE * (reader - host)).min(target.ahead);
+        let mut left = IDLE.min(target.ahead);
         for (b, bytes) in weights(&launches[slots[reader].launches.clone()], chosen, buffers) {
             let bytes = bytes.min(left);
             left -= bytes;
@@ -255,12 +256,14 @@ mod tests {
     #[test]
     fn what_is_read_next_is_asked_for_where_memory_is_idle() {
         let card = Target::cuda(90);
-        // 12 MiB a product. Two launches leave memory idle before the first product; the second follows a busy one.
-        let found = asked(&card, Memory::Weight, 3 << 10, LAYERS);
-        let layer = |i: usize| vec![vec![], vec![1 + 2 * i, 12 << 20], vec![], vec![], vec![]];
+        // 8 MiB a product. Launches leave memory idle before the first product; the second follows a busy one.
+        let found = asked(&card, Memory::Weight, 2 << 10, LAYERS);
+        let layer = |i: usize| vec![vec![], vec![1 + 2 * i, 8 << 20], vec![], vec![], vec![]];
         assert_eq!(found, (0..LAYERS).flat_map(layer).collect::<Vec<_>>());
-        // What lies near is little: 16 MiB a launch, 32 in all.
-        assert_eq!(asked(&card, Memory::Weight, 64 << 10, LAYERS)[1], [1, card.ahead.min(2 * IDLE)]);
+        // A launch has time for so much.
+        assert_eq!(asked(&card, Memory::Weight, 64 << 10, LAYERS)[1], [1, IDLE]);
+        let small = Target { ahead: 4 << 20, ..card.clone() };
+        assert_eq!(asked(&small, Memory::Weight, 64 << 10, LAYERS)[1], [1, 4 << 20]);
         assert!(asked(&card, Memory::Weight, 255, LAYERS)[1].is_empty(), "255 rows are less than a mebibyte");
     }
 
