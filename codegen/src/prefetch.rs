@@ -20,6 +20,9 @@ const WORTH: usize = 1 << 20;
 /// Most bytes that a launch moves and leaves memory idle.
 const LITTLE: u64 = 16 << 20;
 
+/// Bindings that what is asked for beside a launch may take: a buffer and its words each, of no more weights than fit.
+const ROOM: usize = 2 * IDLE / WORTH;
+
 /// Launches that are made at once: side by side, or one alone.
 struct Slot {
     launches: Range<usize>,
@@ -111,8 +114,10 @@ fn slots(
         let slot = &launches[range.clone()];
         let little = slot.iter().map(|l| moved[l.chosen]).fold(0, u64::saturating_add) <= LITTLE;
         let idle = little && weights(slot, chosen, buffers).is_empty();
+        let bound: usize = slot.iter().map(|l| chosen[l.chosen].work.bindings()).sum();
+        let joins = slot.iter().all(|l| joins[l.chosen]) && bound + ROOM <= context.target.max_bindings;
         at = range.end;
-        out.push(Slot { joins: slot.iter().all(|l| joins[l.chosen]), idle, asked: vec![], launches: range });
+        out.push(Slot { joins, idle, asked: vec![], launches: range });
     }
     out
 }
