@@ -24,9 +24,8 @@ pub(crate) fn horizontals(launches: &mut [LaunchPlan], chosen: &[Chosen], contex
     if context.target.family == Family::Cpu || context.ranks > 1 {
         return vec![];
     }
-    let joins = |c: &Chosen| context.kernels.iter().any(|k| k.name() == c.kernel && k.horizontal());
     let little = |c: &Chosen| Amount::of(&c.work).is_ok_and(|a| a.written <= LITTLE);
-    let fits: Vec<bool> = chosen.iter().map(|c| joins(c) && c.scratch == 0 && little(c)).collect();
+    let fits: Vec<bool> = chosen.iter().map(|c| joins(c, context) && little(c)).collect();
     let binds = |l: &LaunchPlan| chosen[l.chosen].work.bindings() + 1 - Work::OVERHEAD;
     let mut out = vec![];
     let mut at = 0;
@@ -53,6 +52,11 @@ pub(crate) fn horizontals(launches: &mut [LaunchPlan], chosen: &[Chosen], contex
     out.iter().for_each(|r| *times.entry(of(r)).or_default() += 1);
     out.retain(|r| times[&of(r)] >= TIMES);
     out
+}
+
+/// Whether a launch of it can stand beside others.
+pub(crate) fn joins(c: &Chosen, context: &Context) -> bool {
+    c.scratch == 0 && context.kernels.iter().any(|k| k.name() == c.kernel && k.horizontal())
 }
 
 /// Whether cubes of both can be cubes of one launch.

@@ -6,7 +6,7 @@
 //! given no more of them than it would have time for.
 //! Source: own.
 
-use crate::horizontal::TIMES;
+use crate::horizontal::{TIMES, joins};
 use crate::program::{BufferPlan, Chosen, LaunchPlan, Memory};
 use crate::select::select;
 use crate::{Amount, Context, Error, Work};
@@ -48,14 +48,14 @@ pub(crate) fn prefetch(
     let target = context.target;
     let asks = context.kernels.iter().any(|k| k.implements() == crate::Implements::Prefetch);
     let worth = buffers.iter().any(|b| b.memory == Memory::Weight && b.ty.bytes() >= WORTH);
-    if target.ahead == 0 || !asks || !worth || context.ranks > 1 {
+    if !target.prefetch || !asks || !worth || context.ranks > 1 {
         return Ok(());
     }
     let mut slots = slots(launches, chosen, beside, buffers, context);
     for reader in 0..slots.len() {
         let first = (0..reader).rev().take_while(|s| slots[*s].idle).last();
         let Some(host) = first.and_then(|f| (f..reader).find(|s| slots[*s].joins)) else { continue };
-        let mut left = IDLE.min(target.ahead);
+        let mut left = IDLE;
         for (b, bytes) in weights(&launches[slots[reader].launches.clone()], chosen, buffers) {
             let bytes = bytes.min(left);
             left -= bytes;
@@ -104,8 +104,7 @@ fn slots(
     buffers: &[BufferPlan],
     context: &Context,
 ) -> Vec<Slot> {
-    let joins = |c: &Chosen| c.scratch == 0 && context.kernels.iter().any(|k| k.name() == c.kernel && k.horizontal());
-    let joins: Vec<bool> = chosen.iter().map(joins).collect();
+    let joins: Vec<bool> = chosen.iter().map(|c| joins(c, context)).collect();
     let moved: Vec<u64> = chosen.iter().map(|c| Amount::of(&c.work).map_or(u64::MAX, |a| a.bytes())).collect();
     let mut ranges = beside.iter().peekable();
     let (mut out, mut at) = (vec![], 0);
@@ -267,8 +266,6 @@ mod tests {
         assert_eq!(found, (0..LAYERS).flat_map(layer).collect::<Vec<_>>());
         // A launch has time for so much.
         assert_eq!(asked(&card, Memory::Weight, 64 << 10, LAYERS)[1], [1, IDLE]);
-        let small = Target { ahead: 4 << 20, ..card.clone() };
-        assert_eq!(asked(&small, Memory::Weight, 64 << 10, LAYERS)[1], [1, 4 << 20]);
         assert!(asked(&card, Memory::Weight, 255, LAYERS)[1].is_empty(), "255 rows are less than a mebibyte");
     }
 

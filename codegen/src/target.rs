@@ -53,9 +53,8 @@ pub struct Target {
     /// Whether sums of products of f32 may round their factors to tf32, 10 bits of fraction, for matrix units that take
     /// no more. Off unless asked for.
     pub tf32: bool,
-    /// Most bytes of weights that may be asked for ahead of their reader, to lie in the cache that all processors share; 0 where
-    /// that is small or unknown.
-    pub ahead: usize,
+    /// Whether weights may be asked for ahead of their reader: the cache that all processors share has room for them.
+    pub prefetch: bool,
     /// Bytes from which buffers must be aligned.
     pub align: usize,
 }
@@ -81,7 +80,7 @@ impl Target {
             cores: cores.max(1),
             sm: 0,
             tf32: false,
-            ahead: 0,
+            prefetch: false,
             align: 64,
         }
     }
@@ -107,7 +106,7 @@ impl Target {
             cores: 1,
             sm: 0,
             tf32: false,
-            ahead: 0,
+            prefetch: false,
             align: 256,
         }
     }
@@ -137,7 +136,7 @@ impl Target {
             cores: 0,
             sm,
             tf32: false,
-            ahead: 0,
+            prefetch: false,
             align: 256,
         }
         .with_cores(if sm >= 90 { 132 } else { 108 })
@@ -145,8 +144,7 @@ impl Target {
 
     /// The same with that many processors. CUDA tells no cache's size; cards of 100 processors and more have 40 MB of it.
     pub fn with_cores(self, cores: u32) -> Target {
-        let large = self.family == Family::Cuda && cores >= 100;
-        Target { cores, ahead: if large { 32 << 20 } else { 0 }, ..self }
+        Target { cores, prefetch: self.family == Family::Cuda && cores >= 100, ..self }
     }
 
     /// The same with tf32 allowed, and told in its name, where its matrix units take tf32: on CUDA. Others stay as they are.

@@ -99,57 +99,44 @@ fn fold_plain<N: Size>(meta: &[u32], operands: &Buffers, results: &mut Buffers, 
         let c = seek(meta, &start, item / parts, 0usize, inner, plan.clone());
         let begin = ((item % parts) * meta[comptime![rank + CHUNK]]) as usize;
         if comptime![plan.single] {
-            beside::<Const<1>>(meta, operands, results, &c, begin, plan.clone());
+            beside::<Const<1>>(meta, operands, results, &c, begin, 1usize, plan.clone());
         } else if comptime![plan.along >= plan.kept] {
             along::<N>(meta, operands, results, &c, begin, plan.clone());
         } else {
             let end = min(begin + meta[comptime![rank + CHUNK]] as usize, meta[inner] as usize);
             let vectors = (end - begin) / N::value();
             if vectors == BESIDE {
-                side_by_side::<N>(meta, operands, results, &c, begin, plan.clone());
+                beside::<N>(meta, operands, results, &c, begin, BESIDE, plan.clone());
             } else {
                 for j in 0..vectors {
-                    beside::<N>(meta, operands, results, &c, begin + j * N::value(), plan.clone());
+                    beside::<N>(meta, operands, results, &c, begin + j * N::value(), 1usize, plan.clone());
                 }
             }
             if comptime![plan.tail] {
                 for i in begin + vectors * N::value()..end {
-                    beside::<Const<1>>(meta, operands, results, &c, i, plan.clone());
+                    beside::<Const<1>>(meta, operands, results, &c, i, 1usize, plan.clone());
                 }
             }
         }
     }
 }
 
-/// Lanes are neighbouring results; each folds by itself.
+/// Lanes are neighbouring results; each folds by itself. So many vectors of them go down the rows in one walk.
 #[cube]
+// What is not bound by `mut` stays the constants that it starts as.
+#[allow(unused_mut)]
 fn beside<N: Size>(
     meta: &[u32],
     operands: &Buffers,
     results: &mut Buffers,
     c: &Cursor,
     i: usize,
-    #[comptime] plan: Key<Plan>,
-) {
-    let held = column::<N>(meta, operands, c, i, 0u32.runtime(), 1usize, plan.clone());
-    finish::<N>(meta, operands, results, c, i, &held, plan.clone());
-}
-
-/// The same for several vectors of neighbouring results, in one walk.
-#[cube]
-// What is not bound by `mut` stays the constants that it starts as.
-#[allow(unused_mut)]
-fn side_by_side<N: Size>(
-    meta: &[u32],
-    operands: &Buffers,
-    results: &mut Buffers,
-    c: &Cursor,
-    i: usize,
+    #[comptime] many: usize,
     #[comptime] plan: Key<Plan>,
 ) {
     let mut held = Sequence::<Held<N>>::new();
     #[unroll]
-    for _ in 0..BESIDE {
+    for _ in 0..many {
         let mut one = nothing::<N>(plan.clone());
         held.push(one);
     }
@@ -160,14 +147,14 @@ fn side_by_side<N: Size>(
         for f in 0..width {
             let here = seek(meta, &outer, f, last, comptime![plan.rank], plan.clone());
             #[unroll]
-            for j in 0..BESIDE {
+            for j in 0..many {
                 let at = i + j * N::value();
                 point::<N>(meta, operands, &here, held.index_mut(j), at, row * width + f, plan.clone());
             }
         }
     }
     #[unroll]
-    for j in 0..BESIDE {
+    for j in 0..many {
         finish::<N>(meta, operands, results, c, i + j * N::value(), held.index(j), plan.clone());
     }
 }

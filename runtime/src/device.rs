@@ -107,7 +107,7 @@ impl Device {
     #[must_use]
     pub fn without_prefetch(self) -> Device {
         match self {
-            Device::Cube { client, target } => Device::Cube { client, target: Target { ahead: 0, ..target } },
+            Device::Cube { client, target } => Device::Cube { client, target: Target { prefetch: false, ..target } },
             interp => interp,
         }
     }

@@ -126,7 +126,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
         _ if args.text.is_some() || args.function.is_some() || !args.bind.is_empty() => {
             return Err(Error::input("--text, --function and --bind say what `omchat bench function` runs"));
         }
-        _ => bench::cases(&config, &scale),
+        suite if suite == Suite::Kernels || args.list => bench::cases(&config, &scale),
+        _ => vec![],
     };
     if args.list {
         return cases.iter().filter(|c| options.wants(&c.name)).try_for_each(|c| say(format!("{}\n", c.name)));
