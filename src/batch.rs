@@ -187,15 +187,19 @@ impl Batch {
     /// The same, of which only some tokens train: those whose loss exceeds the reference model's most.
     ///
     /// Shapes: `reference` [T], the reference model's loss of each position's next label.
-    /// Errors: a reference of another length or with a number that is not finite; a ratio outside 0 to 1.
+    /// Errors: a reference of another length or with a number that is not finite; a ratio outside 0.0001 to 1: four decimals
+    /// of it count.
     pub fn selected(mut self, reference: &[f32], how: &Select) -> Result<Batch, Error> {
         let n = self.tokens();
         if reference.len() != n {
             return Err(Error::Input(format!("{} reference losses for {n} positions; give one each", reference.len())));
         }
         crate::engine::finite("the reference losses", reference)?;
-        if !(0.0..=1.0).contains(&how.ratio) {
-            return Err(Error::Input(format!("the ratio of kept tokens is {}, it must be from 0 to 1", how.ratio)));
+        if !(1e-4..=1.0).contains(&how.ratio) {
+            return Err(Error::Input(format!(
+                "the ratio of kept tokens is {}, it must be from 0.0001 to 1",
+                how.ratio
+            )));
         }
         let sign = if how.reference_minus_train { -1.0 } else { 1.0 };
         let scalar = |x: f32| HostTensor::f32([], &[x]);

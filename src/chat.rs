@@ -98,6 +98,11 @@ impl Chat {
         &self.engine
     }
 
+    /// How it goes.
+    pub fn options(&self) -> &ChatOptions {
+        &self.options
+    }
+
     /// The session.
     pub fn session(&self) -> &Session {
         &self.session

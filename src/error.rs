@@ -46,7 +46,7 @@ pub enum Error {
     },
     /// Training came to a number that is not finite; the last checkpoint stands.
     #[error(
-        "{what} is {value} at step {step}, in stage `{stage}`: the batch is kept in {}; `omchat train --replay {step}` says which document and tensor; lower the learning rate or look at the data, then resume from the last checkpoint",
+        "{what} is {value} at step {step}, in stage `{stage}`: the batch is kept in {}; `omchat train --replay {step}` says which document and tensor, also by a recipe with a lower rate; with another rate or mended data begin in another folder: --resume goes on with the same recipe and data only",
         batch.display()
     )]
     Diverged {

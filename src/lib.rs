@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+mod adamw;
 mod batch;
 pub mod bench;
 mod chat;
@@ -40,6 +41,7 @@ mod trainer;
 pub mod training;
 pub mod tuned;
 
+pub use adamw::AdamW;
 pub use batch::{Batch, Piece, Select};
 pub use chat::{Answer, Chat, ChatOptions};
 pub use dump::{After, Dump, watched};
@@ -57,4 +59,4 @@ pub use sampling::{Sampler, Sampling};
 pub use session::{Chunks, Rows, Session, Stats};
 pub use snapshot::Snapshot;
 pub use train_plan::{TrainPlan, plan_training};
-pub use trainer::{AdamW, Begin, Gradients, MemoryUse, Step, Trainer, gradients};
+pub use trainer::{Begin, Gradients, MemoryUse, Step, Trainer, gradients};

@@ -15,8 +15,8 @@ pub struct Snapshot {
     pub weights: BTreeMap<String, Vec<f32>>,
     /// The first and second moment of each tensor in training.
     pub moments: BTreeMap<String, [Vec<f32>; 2]>,
-    /// Steps that the moments have seen.
-    pub steps: u64,
+    /// Steps that the moments of each part in training have seen; a part that is not there begins.
+    pub steps: BTreeMap<Part, u64>,
 }
 
 /// Where the numbers of a training program come from.

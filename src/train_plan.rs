@@ -1,13 +1,14 @@
 //! The plan before training: what to compute again and in how many parts, so that a step fits a budget.
 //!
-//! Candidates stand from the fastest to the leanest; the first whose program fits is taken. A program is lowered for
-//! each that is tried, so its memory is known, not estimated.
+//! Candidates stand from the fastest to the leanest; the first whose programs fit is taken. Programs are lowered for
+//! each that is tried, so their memory is known, not estimated.
 
 use crate::Error;
+use crate::trainer::step_modules;
 use omchat_codegen::{Program, Target};
-use omchat_ir::{Dtype, Func};
+use omchat_ir::{Dtype, Func, Module, Role};
 use omchat_model::OmChatConfig;
-use omchat_model::graph::{ForwardSpec, Recompute, TrainSpec, step_module};
+use omchat_model::graph::{ForwardSpec, Recompute, TrainSpec};
 
 /// Tokens whose logits exist at once where the loss is computed in parts.
 const LOSS_TOKENS: usize = 256;
@@ -21,30 +22,42 @@ const MLP_ROWS: usize = 256;
 pub struct TrainPlan {
     /// What was chosen.
     pub spec: TrainSpec,
-    /// Its program.
+    /// Its program; of a step in several parts that of each part.
     pub program: Program,
+    /// Bytes that a step holds: those of the program, and of the one beside it that applies the sum of several parts.
+    pub bytes: u64,
     /// What was tried before, and what it would hold.
     pub tried: Vec<(TrainSpec, u64)>,
 }
 
 /// The first plan of a step that holds no more than `budget` bytes; the fastest without one.
 ///
-/// `base` says what is trained and on what; its recomputation and its parts are chosen here. Nothing is allocated.
+/// `base` says what is trained and on what; its recomputation and its parts are chosen here. `parts`: a step takes several
+/// batches, whose gradients are added up. Of several ranks the bytes are those of one. Nothing is allocated.
 ///
 /// Errors: what cannot be lowered; `Budget` with the least that was found if nothing fits.
 pub fn plan_training(
     config: &OmChatConfig,
     base: &TrainSpec,
     dtype: Dtype,
+    parts: bool,
     target: &Target,
     budget: Option<u64>,
 ) -> Result<TrainPlan, Error> {
     let mut tried = vec![];
-    for spec in candidates(base) {
-        let module = step_module(config, &spec, dtype)?;
+    let lowered = |module: &Module, spec: &TrainSpec| {
         let entry = Func(module.functions.len() as u32 - 1);
         let ranks = spec.data * spec.forward.ring;
-        let program = match omchat_runtime::program_tuned(&module, entry, target, None, ranks, &mut |_, _| {}) {
+        omchat_runtime::program_tuned(module, entry, target, None, ranks, &mut |_, _| {})
+    };
+    // The same for all candidates: it reads sums of gradients, however they were made.
+    let mut apply = None;
+    for spec in candidates(base) {
+        let (module, second) = step_modules(config, &spec, dtype, parts)?;
+        if let (None, Some(second)) = (&apply, second) {
+            apply = Some(lowered(&second, &spec)?);
+        }
+        let program = match lowered(&module, &spec) {
             Ok(program) => program,
             // A buffer that the target cannot bind: parts may make it smaller.
             Err(e) if budget.is_some() && is_limit(&e) => {
@@ -53,14 +66,27 @@ pub fn plan_training(
             }
             Err(e) => return Err(e.into()),
         };
-        let peak = program.peak_bytes() as u64;
+        let peak = together(&program, apply.as_ref());
         if budget.is_none_or(|b| peak <= b) {
-            return Ok(TrainPlan { spec, program, tried });
+            return Ok(TrainPlan { spec, program, bytes: peak, tried });
         }
         tried.push((spec, peak));
     }
     let least = tried.iter().map(|(_, peak)| *peak).min().unwrap_or(0);
     Err(Error::Budget { need: least, have: budget.unwrap_or(0) })
+}
+
+/// Bytes of programs that are loaded at once: weights and states that both name are there once.
+fn together(first: &Program, second: Option<&Program>) -> u64 {
+    let Some(second) = second else { return first.peak_bytes() as u64 };
+    ((first.peak_bytes() + second.peak_bytes()) as u64).saturating_sub(shared_bytes(first, second))
+}
+
+/// Bytes of weights and states that two programs both name.
+pub(crate) fn shared_bytes(first: &Program, second: &Program) -> u64 {
+    let both = |name: &str| first.params.iter().any(|p| p.name == name);
+    let kept = second.params.iter().filter(|p| p.role != Role::Input && both(&p.name));
+    kept.map(|p| p.ty.bytes() as u64).sum()
 }
 
 fn is_limit(e: &omchat_runtime::Error) -> bool {

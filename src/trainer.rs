@@ -3,11 +3,12 @@
 use crate::engine::finite;
 use crate::ranks::{Ranks, joined};
 use crate::snapshot::{Origin, Snapshot};
+use crate::train_plan::shared_bytes;
 use crate::tuned::Tables;
-use crate::{Batch, Dump, Error, Model, Progress, watched};
+use crate::{AdamW, Batch, Dump, Error, Model, Progress, watched};
 use omchat_ir::{Dtype, Func, Module, Role};
 use omchat_model::OmChatConfig;
-use omchat_model::graph::{self, TrainSpec, accumulate_module, apply_module, grads_module, step_module};
+use omchat_model::graph::{self, Part, TrainSpec, accumulate_module, apply_module, grads_module, step_module};
 use omchat_runtime::collective::World;
 use omchat_runtime::{Device, Executable, HostTensor, Store};
 use std::collections::BTreeMap;
@@ -21,57 +22,6 @@ pub struct Gradients {
     pub nll: Vec<f32>,
     /// Released name and numbers of each trained tensor's gradient, row-major as the tensor is stored.
     pub grads: Vec<(String, Vec<f32>)>,
-}
-
-/// The numbers of AdamW.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
-    /// Learning rate of the vision tower, the projector and the decoder.
-    pub lr: [f32; 3],
-    /// Decay of the first and second moment.
-    pub betas: (f64, f64),
-    /// Added to the root of the second moment.
-    pub eps: f32,
-    /// Decoupled weight decay.
-    pub decay: f32,
-    /// The largest norm of all gradients together; larger ones are scaled to it.
-    pub clip: f32,
-}
-
-impl Default for AdamW {
-    fn default() -> AdamW {
-        AdamW { lr: [2e-5; 3], betas: (0.9, 0.999), eps: 1e-8, decay: 0.0, clip: f32::MAX }
-    }
-}
-
-impl AdamW {
-    /// Whether every number makes sense.
-    ///
-    /// Errors: the first that does not, with its range.
-    pub fn check(&self) -> Result<(), Error> {
-        let bad =
-            |what: &str, value: f64, range: &str| Err(Error::Input(format!("{what} is {value}, it must be {range}")));
-        for lr in self.lr {
-            if !(lr.is_finite() && lr >= 0.0) {
-                return bad("a learning rate", f64::from(lr), "0 or more");
-            }
-        }
-        for beta in [self.betas.0, self.betas.1] {
-            if !(0.0..1.0).contains(&beta) {
-                return bad("a beta", beta, "at least 0 and below 1");
-            }
-        }
-        if !(self.eps.is_finite() && self.eps > 0.0) {
-            return bad("eps", f64::from(self.eps), "above 0");
-        }
-        if !(self.decay.is_finite() && self.decay >= 0.0) {
-            return bad("the decay", f64::from(self.decay), "0 or more");
-        }
-        if !(self.clip.is_finite() && self.clip > 0.0) {
-            return bad("the clipping norm", f64::from(self.clip), "above 0");
-        }
-        Ok(())
-    }
 }
 
 /// What a step yields.
@@ -99,9 +49,10 @@ impl Step {
 /// Bytes of a device's memory, as planned before a run and as counted in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// What the plan says that a run holds at once.
+    /// What the plans of all programs of a step say that they hold together; of ranks that are threads of one process, of
+    /// all of them.
     pub planned: u64,
-    /// What the device held more, in the run, than before the program was loaded.
+    /// What the device held more, in the run, than before the programs were loaded.
     pub actual: u64,
 }
 
@@ -208,9 +159,12 @@ pub struct Trainer {
     /// AdamW on gradients that `exe` adds up, where a step has several parts.
     apply: Option<Executable>,
     spec: TrainSpec,
-    steps: u64,
+    /// Steps that the moments of each trained part have seen.
+    steps: BTreeMap<Part, u64>,
     /// Bytes that the device held before.
     before: u64,
+    /// Bytes that the programs hold together, as planned; nothing for the interpreter.
+    planned: Option<u64>,
     ranks: Option<Ranks>,
     /// Elements of each trained tensor.
     sizes: BTreeMap<String, usize>,
@@ -223,7 +177,7 @@ pub struct Begin<'a> {
     pub dtype: Dtype,
     /// Whether a step takes several batches.
     pub parts: bool,
-    /// Weights and moments; moments that it does not hold are 0.
+    /// Weights and moments; moments that it does not hold are 0, and the steps of their part count from 1.
     pub from: &'a Snapshot,
     /// The ranks that train together; each holds its part of the states.
     pub ranks: Option<&'a Ranks>,
@@ -255,9 +209,9 @@ impl Trainer {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Trainer, Error> {
         let mut store = Store::default();
-        let before = device.bytes_in_use().unwrap_or(0);
         let &Begin { dtype, parts, from, ranks } = begin;
         let world = ranks.map(Ranks::world);
+        let before = held_before(&device, world)?;
         let rank = world.map_or((0, 1), |w| (w.rank(), w.ranks()));
         let (data, ring) = (spec.data, spec.forward.ring);
         if data * ring != rank.1 {
@@ -270,15 +224,19 @@ impl Trainer {
         let exe = load(&first)?;
         let apply = apply.map(|m| load(&m)).transpose()?;
         let ranks = ranks.filter(|r| r.world().ranks() > 1).cloned();
-        let (spec, steps) = (spec.clone(), from.steps);
-        let mut trainer = Trainer { device, store, exe, apply, spec, steps, before, ranks, sizes: BTreeMap::new() };
+        let sharing = world.filter(|w| w.shared()).map_or(1, World::ranks) as u64;
+        let planned = together(&exe, apply.as_ref()).map(|bytes| bytes * sharing);
+        let spec = spec.clone();
+        let steps = spec.parts.iter().map(|p| (*p, from.steps.get(p).copied().unwrap_or(0))).collect();
+        let mut trainer =
+            Trainer { device, store, exe, apply, spec, steps, before, planned, ranks, sizes: BTreeMap::new() };
         trainer.sizes = trainer.masters().map(|n| origin.size(&n).map(|s| (n, s))).collect::<Result<_, _>>()?;
         Ok(trainer)
     }
 
-    /// Steps taken.
+    /// Steps taken, of the part that has trained longest.
     pub fn steps(&self) -> u64 {
-        self.steps
+        self.steps.values().copied().max().unwrap_or(0)
     }
 
     /// The program, where there is one: the interpreter has none.
@@ -309,7 +267,7 @@ impl Trainer {
         let mut step = Step { loss: 0.0, norm: f32::NAN, keep: vec![], nll: vec![], memory: None };
         let mut taken = 0;
         if let Some(ranks) = &self.ranks {
-            ranks.world().at_step(self.steps + 1);
+            ranks.world().at_step(self.steps() + 1);
         }
         for batch in batches {
             let (batch, share) = batch?;
@@ -322,7 +280,7 @@ impl Trainer {
                 None => feed.extend(hyper.iter().cloned()),
             }
             let (out, held) = self.exe.run_measured(&feed, &mut self.store)?;
-            let memory = self.exe.planned_bytes().zip(held);
+            let memory = self.planned.zip(held);
             step.memory = memory.map(|(planned, held)| MemoryUse { planned, actual: held.saturating_sub(self.before) });
             let loss = number(out.first());
             finite("the loss", &[loss])?;
@@ -343,7 +301,7 @@ impl Trainer {
             step.norm = number(apply.run(&hyper, &mut self.store)?.first());
         }
         finite("the gradients' norm", &[step.norm])?;
-        self.steps += 1;
+        self.steps.values_mut().for_each(|n| *n += 1);
         Ok(step)
     }
 
@@ -366,7 +324,6 @@ impl Trainer {
 
     /// The scalars of the next step.
     fn hyper(&self, adamw: &AdamW) -> Vec<(&'static str, HostTensor)> {
-        let t = i32::try_from(self.steps + 1).unwrap_or(i32::MAX);
         let (b1, b2) = adamw.betas;
         let scalar = |x: f64| HostTensor::f32([], &[x as f32]);
         let mut feed = vec![
@@ -375,11 +332,18 @@ impl Trainer {
             ("eps", scalar(adamw.eps.into())),
             ("decay", scalar(adamw.decay.into())),
             ("clip", scalar(adamw.clip.into())),
-            ("c1", scalar(1.0 - b1.powi(t))),
-            ("c2", scalar(1.0 - b2.powi(t))),
         ];
         let rates = ["lr.vision", "lr.projector", "lr.decoder"].into_iter().zip(adamw.lr);
         feed.extend(rates.map(|(name, lr)| (name, scalar(lr.into()))));
+        for (part, steps) in &self.steps {
+            let t = i32::try_from(steps + 1).unwrap_or(i32::MAX);
+            let names = match part {
+                Part::Vision => ["c1.vision", "c2.vision"],
+                Part::Projector => ["c1.projector", "c2.projector"],
+                Part::Decoder => ["c1.decoder", "c2.decoder"],
+            };
+            feed.extend(names.into_iter().zip([b1, b2]).map(|(name, b)| (name, scalar(1.0 - b.powi(t)))));
+        }
         feed
     }
 
@@ -403,7 +367,7 @@ impl Trainer {
             let pair = [of("m")?, of("v")?];
             moments.insert(name, pair);
         }
-        Ok(Snapshot { weights, moments, steps: self.steps })
+        Ok(Snapshot { weights, moments, steps: self.steps.clone() })
     }
 
     /// Names of what is trained.
@@ -423,6 +387,26 @@ impl Trainer {
             _ => Ok(own),
         }
     }
+}
+
+/// What a device holds before any rank of this process loads its programs.
+///
+/// Errors: a rank is lost.
+fn held_before(device: &Device, world: Option<&World>) -> Result<u64, Error> {
+    let shared = world.filter(|w| w.shared() && w.ranks() > 1);
+    // Nobody reads before all have given up what they held, and nobody loads before all have read.
+    let meet = || shared.map_or(Ok(()), |w| w.gather("memory", vec![], None).map(drop));
+    meet().map_err(omchat_runtime::Error::from)?;
+    let before = device.bytes_in_use().unwrap_or(0);
+    meet().map_err(omchat_runtime::Error::from)?;
+    Ok(before)
+}
+
+/// Bytes that the programs of a step hold at once, as planned: what they share counts once.
+fn together(exe: &Executable, apply: Option<&Executable>) -> Option<u64> {
+    let Some(apply) = apply else { return exe.planned_bytes() };
+    let shared = shared_bytes(exe.program()?, apply.program()?);
+    Some((exe.planned_bytes()? + apply.planned_bytes()?).saturating_sub(shared))
 }
 
 fn number(t: Option<&HostTensor>) -> f32 {

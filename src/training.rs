@@ -1,6 +1,7 @@
 //! Training by a recipe: stages one after the other, each step logged, checkpoints from which a run goes on.
 
 mod checkpoint;
+mod compare;
 mod events;
 mod export;
 mod failed;

@@ -556,6 +556,8 @@ fn options_out_of_range() {
         let device = if options[0] == "--device" { &[][..] } else { &["--device", "interp"] };
         omchat(&[&base[..], device, options, &["hi"]].concat()).refused(words);
     }
+    let asks = ["chat", "--model", &model, "--device", "interp", "--context", "10", "hi"];
+    omchat(&asks).refused(&["24 tokens", "a context of 10", "--context 279", "an answer of 256"]);
     let page = repository("tests/fixtures/pictures/page.png");
     let marks = ["chat", "--model", &model, "--device", "interp", "--image", &page, "--image", &page, "<image> alone"];
     omchat(&marks).refused(&["marks 1 places", "2 pictures"]);
@@ -574,6 +576,32 @@ fn options_out_of_range() {
     let out = std::env::temp_dir().join("omchat-bad-ids.safetensors").display().to_string();
     omchat(&[&generate[..], &[&out], &more].concat()).refused(&["a context of 18446744073709551615"]);
     omchat(&[&generate[..], &["/nonexistent/x"]].concat()).refused(&["cannot write /nonexistent/x"]);
+}
+
+/// What would do nothing is refused, with what it goes with.
+#[test]
+fn options_without_effect() {
+    let f = Folder::new();
+    let plain = f.write("plain.oir", "func @f(%x: f32[2]) -> f32[2] { return %x }");
+    let marked = f.write("marked.oir", "\u{feff}func @f(%x: f32[2]) -> f32[2] { return %x }");
+    let case = ["--model", "m", "--input", "in", "--output", "out"];
+    let refused = |arguments: &[&str], words: &[&str]| omchat(arguments).refused(words);
+    for option in [["--trainable", "nope"], ["--loss-tiles", "3"], ["--mlp-tiles", "3"], ["--recompute", "layers"]] {
+        refused(&[&["loss"][..], &case, &option].concat(), &["--grads"]);
+    }
+    for command in ["loss", "logits"] {
+        refused(&[&[command][..], &case, &["--max-new-tokens", "3"]].concat(), &["--max-new-tokens"]);
+    }
+    for command in ["plan", "eval", "opt", "grad"] {
+        refused(&["ir", command, &plain, "--bind", "Q=1"], &["plain.oir", "no function has a free letter `Q`"]);
+        refused(&["ir", command, &plain, "--dtype", "bf16"], &["--dtype"]);
+    }
+    refused(&["ir", "plan", &plain, "--function", "f", "--bind", "Q=1"], &["no @f has a free letter `Q`"]);
+    refused(&["ir", "eval", "--function", "softmax", "--bind", "R=4,R=5,C=2"], &["R is bound twice"]);
+    refused(&["ir", "diff", "-", "-"], &["standard input", "read once"]);
+    refused(&["ir", "verify", &marked], &["marked.oir begins with a byte order mark"]);
+    refused(&["bench", "decode", "--all"], &["--all", "`omchat bench kernels`"]);
+    refused(&["inspect"], &["--model", "--image", "--video"]);
 }
 
 #[test]
@@ -642,7 +670,13 @@ fn a_reader_that_goes_away_ends_the_answer() {
 }
 
 fn conversation(input: &[u8]) -> Run {
-    let mut c = command(&["chat", "--model", &tiny(), "--device", "interp", "--max-new-tokens", "2"]);
+    conversation_with(&[], input)
+}
+
+fn conversation_with(more: &[&str], input: &[u8]) -> Run {
+    let tiny = tiny();
+    let plain = ["chat", "--model", &tiny, "--device", "interp", "--max-new-tokens", "2"];
+    let mut c = command(&[&plain[..], more].concat());
     let mut child = c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // A command that has refused its input does not read it.
     let _ = std::io::Write::write_all(&mut child.stdin.take().unwrap(), input);
@@ -656,6 +690,35 @@ fn questions_from_a_pipe() {
     let answers = |run: Run| run.fine().stderr.matches(" answered").count();
     assert_eq!(answers(conversation(b"one\n\n\ntwo")), 2);
     conversation(b"\xff\xfe\n").refused(&["stdin", "UTF-8"]);
+}
+
+/// A bad line is told, the others are answered as if it had not been there, and the exit code says that there was one.
+#[test]
+fn a_conversation_goes_on_after_a_bad_line() {
+    let image = repository("models/tiny/ball.gif");
+    let talk = |input: &[u8]| conversation_with(&["--image", &image, "--context", "512"], input);
+    let whole = talk(b"what is <image>?\nand\n").fine();
+    let long = "far too long ".repeat(400);
+    for bad in [&b"<image> and <image>"[..], b"\xff\xfe", long.as_bytes()] {
+        // Once the picture is seen, marks are words.
+        let again = if bad.starts_with(b"<") { b"" } else { bad };
+        let hurt = talk(&[bad, b"\nwhat is <image>?\n", again, b"\nand\n"].concat());
+        assert_eq!((hurt.code, &hurt.stdout), (Some(2), &whole.stdout), "{}", hurt.stderr);
+        assert!(hurt.stderr.contains("error: ") && hurt.stderr.contains(" answered"), "{}", hurt.stderr);
+    }
+}
+
+#[test]
+fn options_of_a_chat_are_checked_before_the_model_is_read() {
+    let f = Folder::of("models/tiny");
+    f.write("model.safetensors", "broken");
+    let refused = |options: &[&str], words: &[&str]| {
+        omchat(&[&["chat", "--model", &f.path(""), "--device", "interp"], options, &["hi"]].concat()).refused(words)
+    };
+    refused(&["--format", "F9"], &["F9"]);
+    refused(&["--temperature", "-1"], &["temperature is -1"]);
+    refused(&["--top-p", "2"], &["top_p is 2"]);
+    refused(&["--dtype", "f99"], &["f99"]);
 }
 
 // The language.
@@ -691,6 +754,22 @@ fn text_that_is_no_module() {
     );
     refused(b"\xff\xfe\x00func", &["UTF-8"]);
     refused("(".repeat(20_000).as_bytes(), &["error"]);
+}
+
+#[test]
+fn a_value_that_is_returned_twice_is_written_twice() {
+    let f = Folder::new();
+    let out = f.path("out.safetensors");
+    let names = |text: &str, more: &[&str]| {
+        let path = f.write("f.oir", text);
+        omchat(&[&["ir", "eval", &path, "--output", &out], more].concat()).fine();
+        tensors(&out).into_iter().map(|t| t.0).collect::<Vec<_>>()
+    };
+    let twice = "func @f(%x: f32[2]) -> (f32[2], f32[2]) { return %x, %x }";
+    assert_eq!(names(twice, &[]), ["x", "x.1"]);
+    assert_eq!(names(twice, &["--ranks", "2"]), ["x.0", "x.1", "x.1.0", "x.1.1"]);
+    let kept = "func @s(%x: f32[2], state %c: f32[2]) -> (f32[2], f32[2]) { %n = add %x, %c return %n, %n }";
+    assert_eq!(names(kept, &[]), ["n", "n.1"]);
 }
 
 // The library.

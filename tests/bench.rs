@@ -118,6 +118,19 @@ fn anybodys_function_is_timed_and_judged() {
 }
 
 #[test]
+fn a_bench_without_a_row_fails() {
+    let path = std::env::temp_dir().join(format!("omchat-bench-big-{}.oir", std::process::id()));
+    std::fs::write(
+        &path,
+        "func @big(%a: f32[1000000, 30000000]) -> f32[1000000, 30000000] {\n%y = neg %a\nreturn %y\n}",
+    )
+    .unwrap();
+    let said = failure(&["function", "--text", path.to_str().unwrap(), "--device", "cpu", "--bare", "--time", "10"]);
+    assert!(said.contains("skipped: function/big") && said.contains("nothing was benched"), "{said}");
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
 fn a_configuration_alone_has_random_weights() {
     let dir = std::env::temp_dir().join(format!("omchat-bench-config-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();

@@ -268,7 +268,8 @@ fn every_cuda_kernel_is_compiled() {
     let text = said(&["kernels", "list", "--target", "cuda", "--tf32", "--sm", "90a"]);
     for kernel in omchat_kernels::LIST {
         // Local arrays of the CPU runtime's.
-        let elsewhere = kernel.name().starts_with("attention") && kernel.name().ends_with(".rows");
+        let elsewhere = kernel.name().starts_with("attention") && kernel.name().ends_with(".rows")
+            || kernel.name() == "linear_cross_entropy.dot";
         let listed = text.lines().any(|l| l.split(' ').next() == Some(kernel.name()));
         assert!(elsewhere != listed, "{}:\n{text}", kernel.name());
     }

@@ -129,6 +129,7 @@ fn pictures_are_hidden_in_a_video() {
     let run = |more: &[&str]| refused(eval(&["temporal-needle"], &dir.join("no"), more));
     assert!(run(&["--lengths", "4", "--gaps", "2"]).contains("take 7 frames of 4"));
     assert!(run(&["--kinds", "last"]).contains("first, after, count, order"));
+    assert!(run(&["--hide", "2"]).contains("--kinds first,count,order"));
     assert!(run(&["--single", "all"]).contains("random"));
     assert!(run(&["--needles", "/nowhere"]).contains("/nowhere"));
     let empty = dir.join("empty");

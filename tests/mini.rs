@@ -78,7 +78,7 @@ fn mini_trains() {
     let batch = omchat::Batch::sequence(&model, &spliced, &ids, &[]).unwrap();
     let base = omchat::TrainSpec::whole(omchat::ForwardSpec::text(2048));
     let f32 = omchat_ir::Dtype::F32;
-    let plan = omchat::plan_training(&model.config, &base, f32, &device.target(), Some(4_000_000_000)).unwrap();
+    let plan = omchat::plan_training(&model.config, &base, f32, false, &device.target(), Some(4_000_000_000)).unwrap();
     let mut trainer = omchat::Trainer::new(&model, device, f32, &plan.spec, &mut |_| {}).unwrap();
     let adamw = omchat::AdamW { lr: [1e-4; 3], ..omchat::AdamW::default() };
     let steps = [0, 1].map(|_| trainer.step(&batch, &adamw).unwrap());

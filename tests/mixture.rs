@@ -6,7 +6,7 @@ mod common;
 
 use common::training::{Source, folder, tiny};
 use omchat::training::{Supply, TrainOptions, Watched, mix, score, train};
-use omchat::{AdamW, Batch, Device, Error, Snapshot, TrainSpec, Trainer};
+use omchat::{AdamW, Batch, Device, Error, Select, Snapshot, TrainSpec, Trainer};
 use omchat_ir::Dtype;
 use omchat_recipe::Recipe;
 use omchat_recipe::mixture::{Branch, Plan};
@@ -163,6 +163,23 @@ fn a_selection_trains_on_what_a_reference_scored() {
             assert_eq!(s["loose"].as_f64().unwrap(), 1.0, "{s}");
         }
     }
+    // Where kept tokens are told is seen to before the first step.
+    let (kept, nowhere) = (Some(folder("no-such-folder").join("kept.jsonl")), folder("unwritten"));
+    let options = TrainOptions { out: nowhere.clone(), resume: false, until: None, kept, world: None };
+    let trunk = Recipe { mixture: None, ..recipe.clone() };
+    let e = train(&trunk, &device, &options, &mut Source::default(), &mut |_: Watched| {}).unwrap_err().to_string();
+    assert!(e.contains("cannot write") && e.contains("kept.jsonl") && !nowhere.join("checkpoints").exists(), "{e}");
+    let mut plain = trunk.clone();
+    plain.stages[0].select = None;
+    let options = TrainOptions { kept: Some(dir.join("kept")), ..options };
+    let e = train(&plain, &device, &options, &mut Source::default(), &mut |_: Watched| {}).unwrap_err().to_string();
+    assert!(e.contains("no stage has `select`"), "{e}");
+    // So small a share keeps nothing.
+    let model = tiny();
+    let batch = Batch::packed(&model, &supply.open(stage, None).unwrap().pack().unwrap(), 1e4, 0, false).unwrap();
+    let how = Select { ratio: 4e-5, ..Select::default() };
+    let e = batch.selected(&vec![0.0; stage.context], &how).unwrap_err().to_string();
+    assert!(e.contains("0.00004") && e.contains("from 0.0001"), "{e}");
     // Data that was not scored.
     let other = &mut Source { seed: 900, ..Source::default() };
     let e = run(&folder("unscored"), other).unwrap_err().to_string();

@@ -132,6 +132,87 @@ fn a_run_killed_at_random_moments_is_the_run_that_was_not() {
     assert!(model(&killed) == model(&whole), "other weights");
 }
 
+/// A recipe's path may be typed in any way and in any folder, and `recipe.json` of the run is the recipe too.
+#[test]
+fn a_run_goes_on_however_its_recipe_is_named() {
+    let dir = folder("named");
+    let path = recipe(&dir, 3);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (first, _) = text.split_once("[[stage]]\n        name = \"all\"").unwrap();
+    std::fs::write(&path, first).unwrap();
+    std::fs::create_dir_all(dir.join("below")).unwrap();
+    let go = |from: &Path, config: &str, until: &str| {
+        let mut c = command(Path::new(config), &dir.join("out"), true);
+        let out = c.current_dir(from).args(["--until", until]).output().unwrap();
+        let told = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{config}: {told}");
+        told
+    };
+    let told = go(&dir, "recipe.toml", "1");
+    assert!(told.contains("nothing to resume in") && told.contains("first step"), "{told}");
+    let whole = dir.join("recipe.toml").display().to_string();
+    let ways = [(".", "./recipe.toml", 1), ("below", "../recipe.toml", 2), ("below", whole.as_str(), 3)];
+    for (from, config, at) in ways {
+        let told = go(&dir.join(from), config, &(at + 1).to_string());
+        assert!(told.contains(&format!("resumed at step {at}")), "{config}: {told}");
+    }
+    assert!(go(&dir.join("below"), "../out/recipe.json", "5").contains("resumed at step 4"));
+    // As an earlier version wrote paths, from the folder that the command ran in.
+    let head = dir.join("out/checkpoints/00000005/run.json");
+    let mut old: Value = serde_json::from_slice(&std::fs::read(&head).unwrap()).unwrap();
+    old.as_object_mut().unwrap().remove("run_crc32");
+    old["place"]["recipe"]["data"]["captions"]["path"] = "captions.json".into();
+    std::fs::write(&head, old.to_string()).unwrap();
+    assert!(go(&dir, "recipe.toml", "6").contains("resumed at step 5"));
+    // The whole on another disk, or where another host has it.
+    let (moved, out) = (folder("named-moved").join("all"), |dir: &Path| dir.join("out"));
+    std::fs::rename(&dir, &moved).unwrap();
+    let resumed = |until: &str| {
+        command(&moved.join("recipe.toml"), &out(&moved), true).args(["--until", until]).output().unwrap()
+    };
+    let told = resumed("7");
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    // Another file is another recipe.
+    let text = std::fs::read_to_string(moved.join("recipe.toml")).unwrap();
+    std::fs::copy(moved.join("captions.json"), moved.join("others.json")).unwrap();
+    std::fs::write(moved.join("recipe.toml"), text.replace("captions.json", "others.json")).unwrap();
+    let told = String::from_utf8_lossy(&resumed("8").stderr).into_owned();
+    assert!(told.contains("made by another recipe") && told.contains("others.json"), "{told}");
+}
+
+/// What later stages read, and what branches are judged by, is looked for before the first step.
+#[test]
+fn files_of_later_stages_are_looked_for_first() {
+    let dir = folder("later");
+    let path = recipe(&dir, 3);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let select = "steps = 3\n        select = { reference = \"nowhere\" }";
+    for (text, want) in [
+        (text.replace("story.txt", "absent.txt"), "absent.txt"),
+        (text.replace("steps = 3", select), "no reference losses"),
+    ] {
+        std::fs::write(&path, &text).unwrap();
+        let out = dir.join(want);
+        let run = command(&path, &out, false).output().unwrap();
+        let told = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert!(run.status.code() == Some(2) && told.contains(want), "{told}");
+        assert!(lines(&out).is_empty() && !out.join("checkpoints").exists(), "it took steps first: {told}");
+        // Steps that end before are taken.
+        let run = command(&path, &out, false).args(["--until", "1"]).output().unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    }
+    let (first, _) = text.split_once("[[stage]]\n        name = \"all\"").unwrap();
+    let held =
+        "[mixture]\nparts = 2\n[mixture.held_out.h]\npath = \"unseen.txt\"\nlayout = \"text\"\nlabels = \"pretrain\"\n";
+    std::fs::write(&path, format!("{first}\n{held}")).unwrap();
+    let mut mix = Command::new(env!("CARGO_BIN_EXE_omchat"));
+    let run =
+        mix.args(["mix", "--device", "cpu", "--config"]).arg(&path).arg("--out").arg(dir.join("mix")).output().unwrap();
+    let told = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(run.status.code() == Some(2) && told.contains("unseen.txt"), "{told}");
+    assert!(!dir.join("mix/trunk").exists(), "{told}");
+}
+
 #[test]
 fn what_cannot_be_trained_is_told_with_its_mend() {
     let dir = folder("bad");
@@ -151,6 +232,7 @@ fn what_cannot_be_trained_is_told_with_its_mend() {
         let out = command(&path, &dir.join("out"), false).output().unwrap();
         let told = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(!out.status.success() && told.contains(want), "wanted `{want}`: {told}");
+        assert!(want != "no usable record" || told.contains("skipped"), "what was skipped must be told: {told}");
         let _ = std::fs::remove_dir_all(dir.join("out"));
     }
 }
@@ -166,7 +248,7 @@ fn a_failed_step_is_replayed() {
     let out = dir.join("out");
     let run = command(&wild, &out, false).output().unwrap();
     let told = String::from_utf8_lossy(&run.stderr).into_owned();
-    assert!(!run.status.success() && told.contains("--replay"), "{told}");
+    assert!(!run.status.success() && told.contains("--replay") && told.contains("another folder"), "{told}");
     let step = told.split("at step ").nth(1).unwrap().split([',', ' ']).next().unwrap().to_string();
     let replay = |recipe: &Path, step: &str| {
         let run = command(recipe, &out, false).args(["--replay", step]).output().unwrap();
@@ -179,6 +261,9 @@ fn a_failed_step_is_replayed() {
         assert!(told.contains(words), "{words}: {told}");
     }
     assert!(told.contains("captions.json") || told.contains("story.txt"), "the file of each document: {told}");
+    // Data that were cleaned since are tried too.
+    let story = dir.join("story.txt");
+    std::fs::write(&story, std::fs::read_to_string(&story).unwrap().replacen("word", "town", 1)).unwrap();
     let (code, told, why) = replay(&path, &step);
     assert!(code == 0 && told.contains("is finite now") && told.contains("train.decoder was"), "{code}: {told}{why}");
     let (code, _, why) = replay(&path, "1");

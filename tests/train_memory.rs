@@ -2,7 +2,7 @@
 //! and planned bytes that the devices confirm.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use omchat::{AdamW, Batch, Device, ForwardSpec, Model, Recompute, TrainSpec, Trainer, plan_training};
+use omchat::{AdamW, Batch, Begin, Device, ForwardSpec, Model, Recompute, Snapshot, TrainSpec, Trainer, plan_training};
 use omchat_codegen::Target;
 use omchat_ir::{Dtype, Func};
 use omchat_model::graph::step_module;
@@ -87,6 +87,22 @@ fn planned_bytes_are_what_devices_hold() {
                 assert!(off < 0.05, "{name}: {tokens} tokens: {m:?}");
             }
         }
+        // Several packs a step: the program that adds gradients up and the one that applies them are there at once.
+        let (tokens, dtype) = (192, Dtype::F32);
+        let base = TrainSpec::whole(ForwardSpec::text(tokens));
+        let plan = |budget| plan_training(&model.config, &base, dtype, true, &device.target(), budget);
+        let most = plan(None).unwrap().bytes;
+        let plan = plan(Some(most - 1)).unwrap();
+        assert!(plan.bytes < most && !plan.tried.is_empty(), "{} bytes of {most}", plan.bytes);
+        let begin = Begin { dtype, parts: true, from: &Snapshot::default(), ranks: None };
+        let mut trainer = Trainer::resume(&model, device.clone(), &plan.spec, &begin, &mut |_| {}).unwrap();
+        let batches = [0.5, 0.5].map(|share| Ok((text(&model, tokens), share)));
+        let m = trainer.step_of(&mut batches.into_iter(), &AdamW::default()).unwrap().memory.unwrap();
+        println!("{name}: two packs of {tokens} tokens: {} bytes of {most} planned: {m:?}", plan.bytes);
+        for (what, bytes) in [("planned", m.planned), ("held", m.actual)] {
+            let off = (bytes as f64 / plan.bytes as f64 - 1.0).abs();
+            assert!(off < 0.02, "{name}: {bytes} bytes {what}, the planner said {}", plan.bytes);
+        }
     }
 }
 
@@ -95,7 +111,7 @@ fn the_planner_keeps_its_budget() {
     let config = model().config;
     let base = TrainSpec::whole(ForwardSpec::text(1024));
     let target = Target::cpu(2);
-    let plan = |budget| plan_training(&config, &base, Dtype::F32, &target, budget);
+    let plan = |budget| plan_training(&config, &base, Dtype::F32, false, &target, budget);
     let fastest = plan(None).unwrap();
     assert_eq!((fastest.spec.recompute, fastest.tried.len()), (Recompute::Nothing, 0));
     let mut budget = fastest.program.peak_bytes() as u64;

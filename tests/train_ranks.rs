@@ -266,6 +266,12 @@ fn ranks_repeat_bit_for_bit() {
     }
     assert_eq!(curve(&a), curve(&b));
     assert!(bytes(&a) == bytes(&b), "weights of two runs differ");
+    // What threads share a device for is planned for all of them, as it is held.
+    let log = std::fs::read_to_string(a.join("log.jsonl")).unwrap();
+    for line in log.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()) {
+        let [planned, held] = ["planned", "held"].map(|k| line[k].as_f64().unwrap());
+        assert!((held / planned - 1.0).abs() < 0.1, "{held} bytes held of {planned} planned");
+    }
 }
 
 #[test]
@@ -286,7 +292,8 @@ fn ranks_that_do_not_fit_are_refused() {
     let said = |ring, ranks: usize| {
         run(&recipe(ring, "zigzag", "tokens", 2), ranks, &out, None).remove(0).unwrap_err().to_string()
     };
-    assert!(said(2, 1).contains("a ring of 2 ranks, and this process is alone"), "{}", said(2, 1));
+    let alone = said(2, 1);
+    assert!(alone.contains("a ring of 2 ranks, and this process is alone") && alone.contains("--ranks 2"), "{alone}");
     assert!(said(2, 3).contains("3 ranks are no rings of 2"), "{}", said(2, 3));
     assert!(said(1, 3).contains("3 rings share a step of 4 packs"), "{}", said(1, 3));
     assert!(said(1, 8).contains("8 rings share a step of 4 packs"), "{}", said(1, 8));

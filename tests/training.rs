@@ -6,9 +6,11 @@ mod common;
 
 use common::training::{IGNORE, Source, document, folder, packed, tiny};
 use omchat::training::{Outcome, Replay, TrainOptions, Watched, replay, train};
-use omchat::{AdamW, Batch, Begin, Device, Error, ForwardSpec, Model, Snapshot, TrainSpec, Trainer, Weigh};
+use omchat::{AdamW, Batch, Begin, Device, Error, ForwardSpec, Model, Part, Snapshot, TrainSpec, Trainer, Weigh};
 use omchat_ir::Dtype;
-use omchat_recipe::{Pack, Recipe};
+use omchat_recipe::schedule::Schedule;
+use omchat_recipe::stage::Start;
+use omchat_recipe::{Pack, Recipe, Stage};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::Value;
@@ -174,6 +176,21 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_serves() {
         std::fs::read_dir(dir.join("checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
     all.sort();
     assert_eq!(all.len(), 2, "{all:?}");
+    // What says where the run was is refused as well.
+    let head = all[1].join("run.json");
+    let text = std::fs::read_to_string(&head).unwrap();
+    for (was, is) in
+        [("\"adam_steps\": 4", "\"adam_steps\": 5"), ("\"feed\": 8", "\"feed\": 7"), ("2\": \"", "2\": \"0")]
+    {
+        let (was, is) = (was.to_string(), is.to_string());
+        assert!(text.contains(&was), "{was}: {text}");
+        std::fs::write(&head, text.replacen(&was, &is, 1)).unwrap();
+        let found = omchat::training::newest(&dir).unwrap().unwrap();
+        let why = &found.refused[0];
+        assert!(found.path == all[0] && why.contains("run.json is damaged") && why.contains("00000008"), "{why}");
+    }
+    std::fs::write(&head, text).unwrap();
+    assert_eq!(omchat::training::newest(&dir).unwrap().unwrap().path, all[1]);
     let state = all[1].join("state.safetensors");
     let mut bytes = std::fs::read(&state).unwrap();
     let middle = bytes.len() / 2;
@@ -200,6 +217,75 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_serves() {
     }
     let e = run(&recipe, &dir, true, None).unwrap_err().to_string();
     assert!(e.contains("no checkpoint is usable") && e.contains("run.json"), "{e}");
+}
+
+/// Where moments are kept, a part that begins to train moves by its rate at its first step, while the others go on; a part
+/// that paused begins anew.
+#[test]
+fn kept_moments_count_the_steps_of_their_own_part() {
+    let mut recipe = recipe("1e-3");
+    let stage = recipe.stages[0].clone();
+    let train = |parts: &[(&str, f64)]| parts.iter().map(|(p, rate)| ((*p).to_string(), *rate)).collect();
+    let of = |name: &str, parts, steps| Stage {
+        name: name.into(),
+        train: train(parts),
+        steps: Some(steps),
+        optimizer: Start::Kept,
+        schedule: Schedule::default(),
+        keep: (1..=steps).collect(),
+        ..stage.clone()
+    };
+    recipe.adamw.clip = 1e9;
+    recipe.stages = vec![
+        of("first", &[("decoder", 1e-3)], 9),
+        of("second", &[("projector", 2e-3), ("decoder", 1e-3)], 2),
+        of("third", &[("projector", 2e-3)], 1),
+        of("fourth", &[("projector", 2e-3), ("decoder", 1e-3)], 1),
+    ];
+    let dir = folder("kept");
+    let steps = |projector, decoder| {
+        let all = [(Part::Projector, projector), (Part::Decoder, decoder)];
+        all.into_iter().filter(|(_, n)| *n > 0).collect::<BTreeMap<Part, u64>>()
+    };
+    let mut held: Vec<Snapshot> = vec![];
+    for (until, want) in
+        [(9, steps(0, 9)), (10, steps(1, 10)), (11, steps(2, 11)), (12, steps(3, 0)), (13, steps(4, 1))]
+    {
+        run(&recipe, &dir, until > 9, Some(until)).unwrap();
+        let found = omchat::training::newest(&dir).unwrap().unwrap();
+        assert_eq!((found.place.step, &found.snapshot.steps), (until, &want));
+        held.push(found.snapshot);
+    }
+    let (new, old) = ("multi_modal_projector.linear_1.weight", "language_model.model.layers.0.mlp.up_proj.weight");
+    let own = tiny();
+    let first = |s: &Snapshot, name: &str| match s.weights.get(name) {
+        Some(x) => x.clone(),
+        None => own.checkpoint.tensor_f32(name).unwrap().to_vec(),
+    };
+    // The largest move: an element whose gradient is not near eps moves by the rate at step 1.
+    let moved = |a: usize, b: usize, name: &str| {
+        let (a, b) = (first(&held[a], name), first(&held[b], name));
+        a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max)
+    };
+    for (what, moved, rate) in [
+        ("the projector's first step", moved(0, 1, new), 2e-3),
+        ("the decoder's first step after its pause", moved(3, 4, old), 1e-3),
+    ] {
+        assert!((moved / rate - 1.0).abs() < 0.01, "{what} moves by {moved}, its rate is {rate}");
+    }
+
+    // A checkpoint from before parts had steps of their own: one number for every part that has moments.
+    let head = dir.join("checkpoints/00000011/run.json");
+    let mut old: Value = serde_json::from_slice(&std::fs::read(&head).unwrap()).unwrap();
+    for field in ["part_steps", "run_crc32"] {
+        assert!(old.as_object_mut().unwrap().remove(field).is_some());
+    }
+    old["adam_steps"] = 7.into();
+    std::fs::write(&head, old.to_string()).unwrap();
+    for later in ["00000012", "00000013"] {
+        std::fs::remove_dir_all(dir.join("checkpoints").join(later)).unwrap();
+    }
+    assert_eq!(omchat::training::newest(&dir).unwrap().unwrap().snapshot.steps, steps(7, 7));
 }
 
 /// A recipe that got a stage more, with data of its own, goes on from the run that it was begun with.
@@ -262,6 +348,30 @@ fn a_model_is_stored_in_the_element_type_that_the_recipe_names() {
     recipe.save_dtype = Some("f8".into());
     let e = run(&recipe, &folder("unknown"), false, None).unwrap_err().to_string();
     assert!(e.contains("`f8`") && e.contains("bf16"), "{e}");
+}
+
+/// A model that was put in another's place is not gone on with.
+#[test]
+fn a_run_does_not_go_on_with_another_model() {
+    let model = folder("replaced-model");
+    std::fs::create_dir_all(&model).unwrap();
+    for entry in std::fs::read_dir(tiny().dir).unwrap().map(|e| e.unwrap()).filter(|e| e.path().is_file()) {
+        std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    let mut recipe = recipe("1e-3");
+    recipe.model = model.display().to_string();
+    let dir = folder("replaced");
+    let (_, notes) = run(&recipe, &dir, true, Some(1)).unwrap();
+    assert!(notes.iter().any(|n| n.contains("nothing to resume in") && n.contains("first step")), "{notes:?}");
+    let weights = model.join("model.safetensors");
+    let own = std::fs::read(&weights).unwrap();
+    let mut other = own.clone();
+    *other.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, &other).unwrap();
+    let e = run(&recipe, &dir, true, Some(2)).unwrap_err().to_string();
+    assert!(e.contains("was made from another model") && e.contains(&recipe.model), "{e}");
+    std::fs::write(&weights, &own).unwrap();
+    run(&recipe, &dir, true, Some(2)).unwrap();
 }
 
 #[test]

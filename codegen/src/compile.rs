@@ -186,8 +186,14 @@ impl Compiler<'_> {
                 if let Some(o) = onto.filter(|o| operands[*o] != results[0]) {
                     self.copy(operands[o], results[0], &label)?;
                 }
-                for work in pieces {
-                    self.launch(work, operands.clone(), results.clone(), label.clone())?;
+                // A concatenation: each part's memory is free once it is copied.
+                let joins = pieces.len() > 1 && onto.is_none();
+                for mut work in pieces {
+                    let mut read = operands.clone();
+                    if let (Work::Nest(nest), true) = (&mut work, joins) {
+                        read = nest.drop_untouched().iter().map(|o| operands[*o]).collect();
+                    }
+                    self.launch(work, read, results.clone(), label.clone())?;
                 }
             }
         }

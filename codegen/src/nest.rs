@@ -107,10 +107,26 @@ impl Nest {
 
     /// Buffers that the nest touches: operands that it reads or is addressed by, and results.
     pub fn buffers(&self) -> usize {
+        let results: BTreeSet<usize> = self.writes.iter().map(|w| w.result).collect();
+        self.operands().len() + results.len()
+    }
+
+    /// The operands that it reads or is addressed by, in order.
+    fn operands(&self) -> BTreeSet<usize> {
         let ids = self.reads.iter().filter_map(|r| r.at.as_ref().map(|a| a.operand));
         let starts = self.writes.iter().filter_map(|w| w.at.as_ref().map(|a| a.operand));
-        let operands: BTreeSet<usize> = self.reads.iter().map(|r| r.operand).chain(ids).chain(starts).collect();
-        let results: BTreeSet<usize> = self.writes.iter().map(|w| w.result).collect();
-        operands.len() + results.len()
+        self.reads.iter().map(|r| r.operand).chain(ids).chain(starts).collect()
+    }
+
+    /// Renumbers its operands so that it has none that it does not touch; yields which of the old ones these are.
+    pub(crate) fn drop_untouched(&mut self) -> Vec<usize> {
+        let kept: Vec<usize> = self.operands().into_iter().collect();
+        let place = |o: &mut usize| *o = kept.iter().position(|k| k == o).unwrap_or(*o);
+        for r in &mut self.reads {
+            place(&mut r.operand);
+            r.at.iter_mut().for_each(|a| place(&mut a.operand));
+        }
+        self.writes.iter_mut().filter_map(|w| w.at.as_mut()).for_each(|a| place(&mut a.operand));
+        kept
     }
 }

@@ -23,9 +23,9 @@ use crate::{Launch, LaunchError};
 
 /// Tiles of columns side by side whose sums fill a line of the cache: with long rows of results, lines that are
 /// written a quarter at a time would be fetched and evicted four times (for 49,152 columns 316 instead of 385 GFLOP/s).
-const GROUP: usize = 4;
+pub(crate) const GROUP: usize = 4;
 /// Bytes of a group's factor that stay in a core's first cache beside a tile of rows.
-const NEAR: usize = 40 << 10;
+pub(crate) const NEAR: usize = 40 << 10;
 
 /// Rows that are too few to hide how long a tile of columns takes to come: it is asked for while the one before it is summed.
 const FEW: usize = 2;
@@ -237,7 +237,7 @@ fn products<N: Size, C: Size>(
 /// not written. Where they stand is hidden: LLVM would find it again at each step, on ports that multiply, or by a division
 /// (110 instead of 140 GFLOP/s on two cores of an Emerald Rapids; a tower's MLP a third as fast).
 #[cube]
-fn sums<N: Size, C: Size>(
+pub(crate) fn sums<N: Size, C: Size>(
     meta: &[u32],
     operands: &Buffers,
     c: &Cursor,

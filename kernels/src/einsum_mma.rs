@@ -68,14 +68,14 @@ impl Planes {
 
 /// A tile's shape: m, n, k, rows and columns of a plane, stages.
 pub(crate) type Shape = [usize; 6];
-const SHAPES: [Shape; 3] = [[128, 128, 32, 64, 32, 3], [64, 128, 32, 32, 32, 3], [64, 64, 32, 32, 32, 4]];
+pub(crate) const SHAPES: [Shape; 3] = [[128, 128, 32, 64, 32, 3], [64, 128, 32, 32, 32, 3], [64, 64, 32, 32, 32, 4]];
 
 /// Units of a cube for that shape.
 pub(crate) fn units([m, n, _, rows, cols, _]: Shape) -> u32 {
     (m / rows * n / cols * PLANE) as u32
 }
 
-fn bytes(shape: Shape) -> usize {
+pub(crate) fn bytes(shape: Shape) -> usize {
     let [m, n, k, _, cols, stages] = shape;
     let line = |rows: usize| (rows * (k + 8)).max(k * (rows + 8)) * 2;
     stages * (line(m) + line(n)) + units(shape) as usize / PLANE * FRAGMENT * (cols + 4) * 4
@@ -93,9 +93,14 @@ pub(crate) fn suits(roles: &Roles, target: &Target, sm: u32) -> Result<(), Refus
     Ok(())
 }
 
-/// The schedules of some shapes, largest first: before all others the largest tile of which each core has one, and that is
-/// not half empty.
-pub(crate) fn offered(roles: &Roles, mut shapes: Vec<Shape>, target: &Target) -> Vec<Schedule> {
+/// The schedules of some shapes, and after them those with k cut.
+pub(crate) fn offered(roles: &Roles, shapes: Vec<Shape>, target: &Target) -> Vec<Schedule> {
+    with_cuts(roles, uncut(roles, shapes, target), target)
+}
+
+/// The schedules of some shapes that take all of k, largest first: before all others the largest tile of which each core has
+/// one, and that is not half empty.
+pub(crate) fn uncut(roles: &Roles, mut shapes: Vec<Shape>, target: &Target) -> Vec<Schedule> {
     let busy = |s: &Shape| roles.count(s[0], s[1]) >= target.cores as usize && 2 * roles.m().0 > s[0];
     let best = shapes.iter().position(busy).unwrap_or(shapes.len().saturating_sub(1));
     shapes.rotate_left(best);
@@ -112,7 +117,7 @@ pub(crate) fn offered(roles: &Roles, mut shapes: Vec<Shape>, target: &Target) ->
             ("units", units(s)),
         ])
     };
-    with_cuts(roles, shapes.into_iter().map(schedule).collect(), target)
+    shapes.into_iter().map(schedule).collect()
 }
 
 impl Kernel for EinsumMma {
@@ -170,39 +175,53 @@ fn einsum_mma<F: Float>(
     let mut out = Shared::<[f32]>::new_aligned_slice(comptime![p.t.units / PLANE * FRAGMENT * p.pitch()], 128usize);
     if exists(meta, p.t.clone()) {
         let s = spot(meta, operands, p.t.clone());
-        let x = factor_a(meta, &s, p.t.clone());
-        let y = factor_b(meta, &s, p.t.clone());
-        let mut acc = Sequence::<cmma::Matrix<f32>>::new();
-        #[unroll]
-        for _ in 0..comptime![p.rows * p.cols] {
-            acc.push(cmma::Matrix::<f32>::from_value(
-                cmma::MatrixIdent::Accumulator,
-                FRAGMENT,
-                FRAGMENT,
-                FRAGMENT,
-                cmma::MatrixLayout::Undefined,
-                0.0f32,
-            ));
-        }
-        let width = meta[comptime![p.t.e.plan.rank - 1]] as usize;
-        let turns = (width.div_ceil(p.t.k)) as u32;
-        let (from, steps) = steps_of(&s, depth(meta, p.t.e.plan.clone()) * turns, p.t.clone());
-        #[unroll]
-        for i in 0..comptime![p.stages as u32 - 1] {
-            bring::<F>(meta, operands, &mut a, &mut b, &x, &y, from + i, steps, turns, width, p.clone());
-        }
-        for step in from..steps {
-            // All but the newest copies are there, for all units; and nobody reads the tile that is filled next.
-            wait(comptime![p.stages - 2]);
-            sync_cube();
-            let next = step + comptime![p.stages as u32 - 1];
-            bring::<F>(meta, operands, &mut a, &mut b, &x, &y, next, steps, turns, width, p.clone());
-            let slot = (step % comptime![p.stages as u32]) as usize;
-            products::<F>(&a, &b, &acc, slot, p.clone());
-        }
-        wait(0usize);
+        let acc = sums::<F>(meta, operands, &s, &mut a, &mut b, p.clone());
         write(meta, operands, results, &s, &acc, &mut out, p.clone());
     }
+}
+
+/// A plane's sums of its cube's tile, by fragments.
+#[cube]
+pub(crate) fn sums<F: Float>(
+    meta: &[u32],
+    operands: &Buffers,
+    s: &Spot,
+    a: &mut Shared<[F]>,
+    b: &mut Shared<[F]>,
+    #[comptime] p: Key<Planes>,
+) -> Sequence<cmma::Matrix<f32>> {
+    let x = factor_a(meta, s, p.t.clone());
+    let y = factor_b(meta, s, p.t.clone());
+    let mut acc = Sequence::<cmma::Matrix<f32>>::new();
+    #[unroll]
+    for _ in 0..comptime![p.rows * p.cols] {
+        acc.push(cmma::Matrix::<f32>::from_value(
+            cmma::MatrixIdent::Accumulator,
+            FRAGMENT,
+            FRAGMENT,
+            FRAGMENT,
+            cmma::MatrixLayout::Undefined,
+            0.0f32,
+        ));
+    }
+    let width = meta[comptime![p.t.e.plan.rank - 1]] as usize;
+    let turns = (width.div_ceil(p.t.k)) as u32;
+    let (from, steps) = steps_of(s, depth(meta, p.t.e.plan.clone()) * turns, p.t.clone());
+    #[unroll]
+    for i in 0..comptime![p.stages as u32 - 1] {
+        bring::<F>(meta, operands, a, b, &x, &y, from + i, steps, turns, width, p.clone());
+    }
+    for step in from..steps {
+        // All but the newest copies are there, for all units; and nobody reads the tile that is filled next.
+        wait(comptime![p.stages - 2]);
+        sync_cube();
+        let next = step + comptime![p.stages as u32 - 1];
+        bring::<F>(meta, operands, a, b, &x, &y, next, steps, turns, width, p.clone());
+        let slot = (step % comptime![p.stages as u32]) as usize;
+        products::<F>(&*a, &*b, &acc, slot, p.clone());
+    }
+    wait(0usize);
+    acc
 }
 
 /// Starts to bring the tiles of a step, if there is such a step; closes the group in any case, so that groups are steps.
@@ -299,22 +318,33 @@ fn write(
     out: &mut Shared<[f32]>,
     #[comptime] p: Key<Planes>,
 ) {
-    let from = UNIT_POS as usize / PLANE * comptime![FRAGMENT * p.pitch()];
     #[unroll]
     for i in 0..p.rows {
-        #[unroll]
-        for j in 0..p.cols {
-            let at = from + j * FRAGMENT;
-            cmma::store(
-                &mut out[at..at + 1],
-                acc.index(comptime![i * p.cols + j]),
-                comptime![p.pitch() as u32],
-                cmma::MatrixLayout::RowMajor,
-            );
-        }
+        lay(acc, out, i, p.clone());
         sync_plane();
         fragments(meta, operands, results, s, out, i, p.clone());
         sync_plane();
+    }
+}
+
+/// Lays row `i` of a plane's fragments in its part of shared memory.
+#[cube]
+pub(crate) fn lay(
+    acc: &Sequence<cmma::Matrix<f32>>,
+    out: &mut Shared<[f32]>,
+    #[comptime] i: usize,
+    #[comptime] p: Key<Planes>,
+) {
+    let from = UNIT_POS as usize / PLANE * comptime![FRAGMENT * p.pitch()];
+    #[unroll]
+    for j in 0..p.cols {
+        let at = from + j * FRAGMENT;
+        cmma::store(
+            &mut out[at..at + 1],
+            acc.index(comptime![i * p.cols + j]),
+            comptime![p.pitch() as u32],
+            cmma::MatrixLayout::RowMajor,
+        );
     }
 }
 

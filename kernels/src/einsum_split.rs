@@ -9,8 +9,8 @@ use omchat_codegen::{Family, Schedule, Target, Work};
 
 use crate::bind::{Buffers, Slot, Slots};
 use crate::einsum::Roles;
-use crate::einsum_tiles::{Spot, Tiles, end, plane};
-use crate::grid::{Grid, address, one_each};
+use crate::einsum_tiles::{Laid, Spot, Tiles, end, plane};
+use crate::grid::{address, one_each};
 use crate::key::Key;
 use crate::prepared::{Prepared, Run, runner};
 
@@ -66,7 +66,7 @@ pub(crate) fn scratch(work: &Work, schedule: &Schedule) -> usize {
 
 /// The launches of an einsum by tiles: `run` alone where it takes all of k, else followed by the one that adds the parts.
 pub(crate) fn prepared(
-    (t, words, ins, outs, (cubes, units)): (Key<Tiles>, Vec<u32>, Slots, Slots, Grid),
+    (t, words, ins, outs, (cubes, units)): Laid,
     work: &Work,
     schedule: &Schedule,
     run: Run,

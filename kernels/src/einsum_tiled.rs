@@ -12,7 +12,7 @@ use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work
 use crate::bind::{Buffers, Slot};
 use crate::einsum::Roles;
 use crate::einsum_split::{parts, prepared, scratch, steps_of, with_cuts};
-use crate::einsum_tiles::{Factor, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
+use crate::einsum_tiles::{Factor, Laid, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
 use crate::grid::{address, looped};
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
@@ -22,7 +22,7 @@ use crate::vector::{Lane, read_float};
 use crate::{Launch, LaunchError};
 
 /// Elements in a vector of shared memory.
-const LANES: usize = 4;
+pub(crate) const LANES: usize = 4;
 /// Least rows and columns that a tile is worth; fewer rows are a vector kernel's.
 const LEAST: [usize; 2] = [9, 8];
 
@@ -32,17 +32,29 @@ pub struct EinsumTiled;
 /// What a unit does, beside its cube's tile.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Block {
-    t: Key<Tiles>,
+    pub(crate) t: Key<Tiles>,
     /// Rows and columns of a unit, in vectors.
-    rows: usize,
-    cols: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
     /// Units along m and n.
-    down: usize,
-    across: usize,
+    pub(crate) down: usize,
+    pub(crate) across: usize,
+}
+
+impl Block {
+    /// The block of a schedule, and the tiles that it is of.
+    pub(crate) fn of(roles: &Roles, schedule: &Schedule) -> (Block, Laid) {
+        let get = |name: &str| schedule.get(name) as usize;
+        let mut tiles = roles.tiles([get("m"), get("n"), get("k")], schedule.get("units"), parts(schedule), 1);
+        let t = Key::new(Tiles { unroll: schedule.get("unroll") == 1, ..(*tiles.0).clone() });
+        tiles.0 = t.clone();
+        let (rows, cols) = (get("rows"), get("cols"));
+        (Block { t, rows: rows / LANES, cols: cols / LANES, down: get("m") / rows, across: get("n") / cols }, tiles)
+    }
 }
 
 /// Bytes of shared memory for tiles of that size.
-fn bytes(m: usize, n: usize, k: usize) -> usize {
+pub(crate) fn bytes(m: usize, n: usize, k: usize) -> usize {
     (m + n + 2 * LANES) * k * 4
 }
 
@@ -58,43 +70,7 @@ impl Kernel for EinsumTiled {
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let roles = Roles::of(work)?;
         fits(nest_of(work)?, target)?;
-        shares(target, bytes(32, 32, 16), 64)?;
-        let (m, _) = roles.m();
-        if m < LEAST[0] || roles.n() < LEAST[1] {
-            let [rows, columns] = LEAST;
-            let has = roles.n();
-            return Err(Refusal(format!("a tile takes at least {rows} rows and {columns} columns, not {m} x {has}")));
-        }
-        let shapes = [(128, 128, 16, 8, 8), (64, 64, 16, 8, 8), (64, 64, 16, 4, 4), (32, 32, 16, 4, 4)];
-        let fit = |&(m, n, k, rows, cols): &(usize, usize, usize, usize, usize)| {
-            let units = (m / rows * n / cols) as u32;
-            let unit_work = target.family == Family::Cuda || units <= 64;
-            bytes(m, n, k) <= target.shared_bytes && units <= target.max_units && unit_work
-        };
-        let mut fitting: Vec<_> = shapes.iter().copied().filter(fit).collect();
-        // The largest tiles of which each core has one; where none are that many, the smallest. Tiles half empty are
-        // no larger than the next.
-        let busy = |&(tm, tn, ..): &(usize, usize, usize, usize, usize)| {
-            roles.count(tm, tn) >= target.cores as usize && 2 * m > tm && 2 * roles.n() > tn
-        };
-        let best = fitting.iter().position(busy).unwrap_or(fitting.len() - 1);
-        fitting.rotate_left(best);
-        let whole = fitting
-            .into_iter()
-            .map(|(m, n, k, rows, cols)| {
-                Schedule::new(&[
-                    ("bits", 32),
-                    ("m", m as u32),
-                    ("n", n as u32),
-                    ("k", k as u32),
-                    ("rows", rows as u32),
-                    ("cols", cols as u32),
-                    ("units", (m / rows * n / cols) as u32),
-                    ("unroll", u32::from(target.family == Family::Cuda)),
-                ])
-            })
-            .collect();
-        Ok(with_cuts(&roles, whole, target))
+        Ok(with_cuts(&roles, shapes(&roles, target)?, target))
     }
 
     fn scratch(&self, work: &Work, schedule: &Schedule) -> usize {
@@ -102,24 +78,65 @@ impl Kernel for EinsumTiled {
     }
 
     fn turns(&self, work: &Work, schedule: &Schedule) -> usize {
-        let Ok(roles) = Roles::of(work) else { return usize::MAX };
-        let get = |name: &str| schedule.get(name) as usize;
-        let (width, k) = (roles.k().max(1), get("k"));
-        looped(roles.loops.nest.depth() / width, looped(width.div_ceil(k), looped(k, 0)))
-            + looped(get("rows"), looped(get("cols"), 0))
+        Roles::of(work).map_or(usize::MAX, |roles| turns(&roles, schedule))
     }
+}
+
+/// Schedules that take all of k, best first.
+///
+/// Errors: a device whose units share no memory; too few rows or columns.
+pub(crate) fn shapes(roles: &Roles, target: &Target) -> Result<Vec<Schedule>, Refusal> {
+    shares(target, bytes(32, 32, 16), 64)?;
+    let (m, _) = roles.m();
+    if m < LEAST[0] || roles.n() < LEAST[1] {
+        let [rows, columns] = LEAST;
+        let has = roles.n();
+        return Err(Refusal(format!("a tile takes at least {rows} rows and {columns} columns, not {m} x {has}")));
+    }
+    let shapes = [(128, 128, 16, 8, 8), (64, 64, 16, 8, 8), (64, 64, 16, 4, 4), (32, 32, 16, 4, 4)];
+    let fit = |&(m, n, k, rows, cols): &(usize, usize, usize, usize, usize)| {
+        let units = (m / rows * n / cols) as u32;
+        let unit_work = target.family == Family::Cuda || units <= 64;
+        bytes(m, n, k) <= target.shared_bytes && units <= target.max_units && unit_work
+    };
+    let mut fitting: Vec<_> = shapes.iter().copied().filter(fit).collect();
+    // The largest tiles of which each core has one; where none are that many, the smallest. Tiles half empty are
+    // no larger than the next.
+    let busy = |&(tm, tn, ..): &(usize, usize, usize, usize, usize)| {
+        roles.count(tm, tn) >= target.cores as usize && 2 * m > tm && 2 * roles.n() > tn
+    };
+    let best = fitting.iter().position(busy).unwrap_or(fitting.len() - 1);
+    fitting.rotate_left(best);
+    Ok(fitting
+        .into_iter()
+        .map(|(m, n, k, rows, cols)| {
+            Schedule::new(&[
+                ("bits", 32),
+                ("m", m as u32),
+                ("n", n as u32),
+                ("k", k as u32),
+                ("rows", rows as u32),
+                ("cols", cols as u32),
+                ("units", (m / rows * n / cols) as u32),
+                ("unroll", u32::from(target.family == Family::Cuda)),
+            ])
+        })
+        .collect())
+}
+
+/// Turns of a unit's loops.
+pub(crate) fn turns(roles: &Roles, schedule: &Schedule) -> usize {
+    let get = |name: &str| schedule.get(name) as usize;
+    let (width, k) = (roles.k().max(1), get("k"));
+    looped(roles.loops.nest.depth() / width, looped(width.div_ceil(k), looped(k, 0)))
+        + looped(get("rows"), looped(get("cols"), 0))
 }
 
 impl Launch for EinsumTiled {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
         let roles = Roles::of(work).map_err(unfit(self.name()))?;
-        let get = |name: &str| schedule.get(name) as usize;
-        let (m, n, k, bits) = (get("m"), get("n"), get("k"), address(schedule));
-        let mut tiles = roles.tiles([m, n, k], schedule.get("units"), parts(schedule), 1);
-        let t = Key::new(Tiles { unroll: schedule.get("unroll") == 1, ..(*tiles.0).clone() });
-        tiles.0 = t.clone();
-        let (rows, cols) = (get("rows") / LANES, get("cols") / LANES);
-        let block = Block { t, rows, cols, down: m / get("rows"), across: n / get("cols") };
+        let bits = address(schedule);
+        let (block, tiles) = Block::of(&roles, schedule);
         let b = Key::new(block);
         let run: Run = runner!(|bound| einsum_tiled, bits, bound.meta, bound.operands, bound.results, b.clone());
         Ok(prepared(tiles, work, schedule, run))
@@ -127,9 +144,9 @@ impl Launch for EinsumTiled {
 }
 
 /// Sums of a unit: `rows` vectors of rows by `cols` vectors of columns.
-type Sums = Array<Vector<f32, Const<LANES>>>;
+pub(crate) type Sums = Array<Vector<f32, Const<LANES>>>;
 /// A tile of a factor: for each k its rows in vectors, and one vector of room so that columns meet different banks.
-type Panel = Shared<[Vector<f32, Const<LANES>>]>;
+pub(crate) type Panel = Shared<[Vector<f32, Const<LANES>>]>;
 
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn einsum_tiled(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] b: Key<Block>) {
@@ -137,55 +154,53 @@ fn einsum_tiled(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[compt
     let mut b_tile = Panel::new_slice(comptime![b.t.k * (b.t.n / LANES + 1)]);
     if exists(meta, b.t.clone()) {
         let s = spot(meta, operands, b.t.clone());
-        let x = factor_a(meta, &s, b.t.clone());
-        let y = factor_b(meta, &s, b.t.clone());
-        let mut acc = Sums::new(comptime![b.rows * b.cols * LANES]);
-        #[unroll]
-        for i in 0..comptime![b.rows * b.cols * LANES] {
-            acc[i] = Vector::new(0.0f32);
-        }
-        let width = meta[comptime![b.t.e.plan.rank - 1]] as usize;
-        let turns = width.div_ceil(b.t.k) as u32;
-        let (from, to) = steps_of(&s, depth(meta, b.t.e.plan.clone()) * turns, b.t.clone());
-        for outer in 0..depth(meta, b.t.e.plan.clone()) {
-            let x_at = fold_offset(meta, outer, b.t.e.a, b.t.clone());
-            let y_at = fold_offset(meta, outer, b.t.e.b, b.t.clone());
-            let mut k = 0usize.runtime();
-            let mut last = width;
-            if comptime![b.t.parts > 1] {
-                let before = outer * turns;
-                k = (max(from, before) - before) as usize * b.t.k;
-                last = min(width, (max(to, before) - before) as usize * b.t.k);
-            }
-            while k < last {
-                fill(
-                    operands,
-                    &mut a_tile,
-                    &x,
-                    x_at,
-                    k,
-                    width,
-                    comptime![(b.t.e.a, b.t.m, b.t.m_tail, b.t.a_along_k)],
-                    b.t.clone(),
-                );
-                fill(
-                    operands,
-                    &mut b_tile,
-                    &y,
-                    y_at,
-                    k,
-                    width,
-                    comptime![(b.t.e.b, b.t.n, b.t.n_tail, b.t.b_along_k)],
-                    b.t.clone(),
-                );
-                sync_cube();
-                products(&a_tile, &b_tile, &mut acc, b.clone());
-                sync_cube();
-                k += b.t.k;
-            }
-        }
+        let acc = sums(meta, operands, &s, &mut a_tile, &mut b_tile, b.clone());
         write(meta, operands, results, &s, &acc, b.clone());
     }
+}
+
+/// A unit's sums of its cube's tile.
+#[cube]
+pub(crate) fn sums(
+    meta: &[u32],
+    operands: &Buffers,
+    s: &Spot,
+    a_tile: &mut Panel,
+    b_tile: &mut Panel,
+    #[comptime] b: Key<Block>,
+) -> Sums {
+    let x = factor_a(meta, s, b.t.clone());
+    let y = factor_b(meta, s, b.t.clone());
+    let mut acc = Sums::new(comptime![b.rows * b.cols * LANES]);
+    #[unroll]
+    for i in 0..comptime![b.rows * b.cols * LANES] {
+        acc[i] = Vector::new(0.0f32);
+    }
+    let width = meta[comptime![b.t.e.plan.rank - 1]] as usize;
+    let turns = width.div_ceil(b.t.k) as u32;
+    let (from, to) = steps_of(s, depth(meta, b.t.e.plan.clone()) * turns, b.t.clone());
+    for outer in 0..depth(meta, b.t.e.plan.clone()) {
+        let x_at = fold_offset(meta, outer, b.t.e.a, b.t.clone());
+        let y_at = fold_offset(meta, outer, b.t.e.b, b.t.clone());
+        let mut k = 0usize.runtime();
+        let mut last = width;
+        if comptime![b.t.parts > 1] {
+            let before = outer * turns;
+            k = (max(from, before) - before) as usize * b.t.k;
+            last = min(width, (max(to, before) - before) as usize * b.t.k);
+        }
+        while k < last {
+            let rows = comptime![(b.t.e.a, b.t.m, b.t.m_tail, b.t.a_along_k)];
+            fill(operands, a_tile, &x, x_at, k, width, rows, b.t.clone());
+            let columns = comptime![(b.t.e.b, b.t.n, b.t.n_tail, b.t.b_along_k)];
+            fill(operands, b_tile, &y, y_at, k, width, columns, b.t.clone());
+            sync_cube();
+            products(&*a_tile, &*b_tile, &mut acc, b.clone());
+            sync_cube();
+            k += b.t.k;
+        }
+    }
+    acc
 }
 
 /// Which read a tile is of, its rows, whether rows may be missing, and whether neighbours lie along k.

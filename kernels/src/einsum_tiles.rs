@@ -44,16 +44,13 @@ pub(crate) struct Tiles {
     pub(crate) whole: bool,
 }
 
+/// The comptime half of an einsum by tiles, its words, its buffers and its grid.
+pub(crate) type Laid = (Key<Tiles>, Vec<u32>, Slots, Slots, Grid);
+
 impl Roles {
     /// The comptime half, the words, the buffers and the grid for tiles of `m` x `n` x `k`, `parts` cubes each; `whole` as
     /// for [`Loops::plan_whole`](crate::loops::Loops::plan_whole).
-    pub(crate) fn tiles(
-        &self,
-        [m, n, k]: [usize; 3],
-        units: u32,
-        parts: usize,
-        whole: usize,
-    ) -> (Key<Tiles>, Vec<u32>, Slots, Slots, Grid) {
+    pub(crate) fn tiles(&self, [m, n, k]: [usize; 3], units: u32, parts: usize, whole: usize) -> Laid {
         let (plan, mut words, ins, outs) = self.loops.plan_whole(self.loops.inner(), 1, None, whole);
         let (rows, axis) = self.m();
         let (m_tiles, n_tiles) = (rows.div_ceil(m), self.n().div_ceil(n));

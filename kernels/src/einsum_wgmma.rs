@@ -16,7 +16,7 @@ use crate::einsum::Roles;
 use crate::einsum_copies::{CHUNK, Panel, bring_16, commit, shared_address, wait};
 use crate::einsum_mma::suits;
 use crate::einsum_split::{parts, prepared, scratch, steps_of, with_cuts};
-use crate::einsum_tiles::{Factor, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
+use crate::einsum_tiles::{Factor, Laid, Spot, Tiles, exists, factor_a, factor_b, fold_offset, leave, shares, spot};
 use crate::grid::address;
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
@@ -28,11 +28,11 @@ use crate::{Launch, LaunchError};
 const GROUP: usize = 128;
 const ROWS: usize = 64;
 /// Units of a plane.
-const PLANE: usize = 32;
+pub(crate) const PLANE: usize = 32;
 /// Elements of a swizzled line, 128 bytes; tiles are that deep.
 const LINE: usize = 64;
 /// Bytes of a swizzled atom: 8 lines.
-const ATOM: usize = 1024;
+pub(crate) const ATOM: usize = 1024;
 /// Most vectors of 4 sums that a unit takes through the epilogue at once.
 const TURN: usize = 8;
 /// Elements along k of one instruction.
@@ -44,7 +44,7 @@ pub struct EinsumWgmma;
 /// What a cube's warpgroups do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Groups {
-    t: Key<Tiles>,
+    pub(crate) t: Key<Tiles>,
     a: Panel,
     b: Panel,
     /// Tiles in the ring.
@@ -64,8 +64,22 @@ impl Groups {
         Groups::words(self.t.m) + Groups::words(self.t.n)
     }
 
+    /// Those of a schedule, and the tiles that they are of.
+    ///
+    /// Errors: factors of other dtypes than halves.
+    pub(crate) fn of(roles: &Roles, schedule: &Schedule) -> Result<(Groups, Laid), Refusal> {
+        let get = |name: &str| schedule.get(name) as usize;
+        let (m, n, k) = (get("m"), get("n"), get("k"));
+        let dtype = if roles.narrow()? == Dtype::Bf16 { "bf16" } else { "f16" };
+        let tiles = roles.tiles([m, n, k], schedule.get("units"), parts(schedule), 4);
+        let t = tiles.0.clone();
+        let panel = |read: usize, rows| roles.panel(read, t.e.plan.reads[read].view.slot, rows, k, get("units"));
+        let (a, b) = (panel(roles.a, m), panel(roles.b, n));
+        Ok((Groups { t, a, b, stages: get("stages"), dtype }, tiles))
+    }
+
     /// Words of shared memory.
-    fn memory(&self) -> usize {
+    pub(crate) fn memory(&self) -> usize {
         (self.stages * self.stage()).max(self.t.m * self.t.n)
     }
 
@@ -110,47 +124,7 @@ impl Kernel for EinsumWgmma {
     fn schedules(&self, work: &Work, target: &Target) -> Result<Vec<Schedule>, Refusal> {
         let roles = Roles::of(work)?;
         fits(nest_of(work)?, target)?;
-        roles.narrow()?;
-        suits(&roles, target, 90)?;
-        if target.sm != 90 {
-            return Err(Refusal(format!("the instruction is of sm_90a alone, not of {}", target.name)));
-        }
-        for read in [roles.a, roles.b] {
-            if !roles.whole(read) {
-                return Err(Refusal(format!(
-                    "read {read} must come in whole 16 bytes: contiguous along k or its rows, offset and other strides \
-                     multiples of {CHUNK}"
-                )));
-            }
-        }
-        let mut shapes: Vec<Shape> = SHAPES.into_iter().filter(|&s| bytes(s) <= target.shared_bytes).collect();
-        let waves = |[m, n, _]: Shape| (roles.count(m, n).div_ceil(target.cores.max(1) as usize) * n) as f64;
-        if roles.strides(roles.b).1 == 1 && shapes.len() == SHAPES.len() {
-            shapes.insert(usize::from(waves(NARROW) * NARROW_WAIT >= waves(SHAPES[0])), NARROW);
-        }
-        shares(target, bytes(SHAPES[3]), GROUP as u32)?;
-        // The largest tile of which each core has one, and that is not half empty; then the others.
-        let busy = |s: &Shape| {
-            roles.count(s[0], s[1]) >= target.cores as usize && 2 * roles.m().0 > s[0] && 2 * roles.n() > s[1]
-        };
-        let best = shapes.iter().position(busy).unwrap_or(shapes.len() - 1);
-        let (small, large) = (shapes[best..].iter(), shapes[..best].iter());
-        let whole = small
-            .chain(large)
-            .map(|&[m, n, stages]| {
-                Schedule::new(&[
-                    ("bits", 32),
-                    ("m", m as u32),
-                    ("n", n as u32),
-                    ("k", LINE as u32),
-                    ("rows", ROWS as u32),
-                    ("cols", n as u32),
-                    ("stages", stages as u32),
-                    ("units", (m / ROWS * GROUP) as u32),
-                ])
-            })
-            .collect();
-        Ok(with_cuts(&roles, whole, target))
+        Ok(with_cuts(&roles, shapes(&roles, target)?, target))
     }
 
     fn scratch(&self, work: &Work, schedule: &Schedule) -> usize {
@@ -158,18 +132,57 @@ impl Kernel for EinsumWgmma {
     }
 }
 
+/// Schedules that take all of k, best first.
+///
+/// Errors: another device; too few rows or columns; factors that do not come in whole 16 bytes.
+pub(crate) fn shapes(roles: &Roles, target: &Target) -> Result<Vec<Schedule>, Refusal> {
+    roles.narrow()?;
+    suits(roles, target, 90)?;
+    if target.sm != 90 {
+        return Err(Refusal(format!("the instruction is of sm_90a alone, not of {}", target.name)));
+    }
+    for read in [roles.a, roles.b] {
+        if !roles.whole(read) {
+            return Err(Refusal(format!(
+                "read {read} must come in whole 16 bytes: contiguous along k or its rows, offset and other strides \
+                     multiples of {CHUNK}"
+            )));
+        }
+    }
+    let mut shapes: Vec<Shape> = SHAPES.into_iter().filter(|&s| bytes(s) <= target.shared_bytes).collect();
+    let waves = |[m, n, _]: Shape| (roles.count(m, n).div_ceil(target.cores.max(1) as usize) * n) as f64;
+    if roles.strides(roles.b).1 == 1 && shapes.len() == SHAPES.len() {
+        shapes.insert(usize::from(waves(NARROW) * NARROW_WAIT >= waves(SHAPES[0])), NARROW);
+    }
+    shares(target, bytes(SHAPES[3]), GROUP as u32)?;
+    // The largest tile of which each core has one, and that is not half empty; then the others.
+    let busy =
+        |s: &Shape| roles.count(s[0], s[1]) >= target.cores as usize && 2 * roles.m().0 > s[0] && 2 * roles.n() > s[1];
+    let best = shapes.iter().position(busy).unwrap_or(shapes.len() - 1);
+    let (small, large) = (shapes[best..].iter(), shapes[..best].iter());
+    Ok(small
+        .chain(large)
+        .map(|&[m, n, stages]| {
+            Schedule::new(&[
+                ("bits", 32),
+                ("m", m as u32),
+                ("n", n as u32),
+                ("k", LINE as u32),
+                ("rows", ROWS as u32),
+                ("cols", n as u32),
+                ("stages", stages as u32),
+                ("units", (m / ROWS * GROUP) as u32),
+            ])
+        })
+        .collect())
+}
+
 impl Launch for EinsumWgmma {
     fn prepare(&self, work: &Work, schedule: &Schedule) -> Result<Prepared, LaunchError> {
         let roles = Roles::of(work).map_err(unfit(self.name()))?;
-        let dtype = roles.narrow().map_err(unfit(self.name()))?;
-        let get = |name: &str| schedule.get(name) as usize;
-        let (m, n, k, bits) = (get("m"), get("n"), get("k"), address(schedule));
-        let tiles = roles.tiles([m, n, k], schedule.get("units"), parts(schedule), 4);
-        let t = tiles.0.clone();
-        let panel = |read: usize, rows| roles.panel(read, t.e.plan.reads[read].view.slot, rows, k, get("units"));
-        let (a, b) = (panel(roles.a, m), panel(roles.b, n));
-        let dtype = if dtype == Dtype::Bf16 { "bf16" } else { "f16" };
-        let g = Key::new(Groups { t, a, b, stages: get("stages"), dtype });
+        let bits = address(schedule);
+        let (groups, tiles) = Groups::of(&roles, schedule).map_err(unfit(self.name()))?;
+        let g = Key::new(groups);
         let run: Run = runner!(|bound| einsum_wgmma, bits, bound.meta, bound.operands, bound.results, g.clone());
         Ok(prepared(tiles, work, schedule, run))
     }
@@ -179,39 +192,46 @@ impl Launch for EinsumWgmma {
 fn einsum_wgmma(meta: &[u32], operands: &Buffers, results: &mut Buffers, #[comptime] g: Key<Groups>) {
     let mut memory = Shared::<[f32]>::new_aligned_slice(comptime![g.memory()], ATOM);
     // Inline PTX can take no value that it also changes: the sums are registers of their own.
-    let (count, zeros) = comptime![(g.t.n / 2, g.zeros())];
+    let count = comptime![g.t.n / 2];
     gpu_asm!(".reg .f32 acc<{count}>;", options(nomem));
     if exists(meta, g.t.clone()) {
         let s = spot(meta, operands, g.t.clone());
-        let x = factor_a(meta, &s, g.t.clone());
-        let y = factor_b(meta, &s, g.t.clone());
-        gpu_asm!("{zeros}", options(nomem));
-        let base = shared_address(&memory);
-        let width = meta[comptime![g.t.e.plan.rank - 1]] as usize;
-        let turns = (width.div_ceil(g.t.k)) as u32;
-        let (from, steps) = steps_of(&s, depth(meta, g.t.e.plan.clone()) * turns, g.t.clone());
-        let ways = Ways { x: way(&x, comptime![g.a]), y: way(&y, comptime![g.b]), turns, steps, width };
-        let ahead = comptime![g.stages as u32 - 2];
-        let all = comptime![copies(&g.a) + copies(&g.b)];
-        #[unroll]
-        for i in 0..ahead {
-            bring(meta, operands, &mut memory, &x, &y, &ways, from + i, 0usize, all, g.clone());
-            commit();
-        }
-        for step in from..steps {
-            // This step's tiles are there for all units, and in the eyes of the matrix units too; and nobody multiplies
-            // the tiles of the step before the last.
-            wait(comptime![g.stages - 3]);
-            gpu_asm!("fence.proxy.async.shared::cta;");
-            sync_cube();
-            multiply(meta, operands, &mut memory, &x, &y, &ways, base, step, g.clone());
-            gpu_asm!("wgmma.wait_group.sync.aligned 1;");
-        }
-        wait(0usize);
-        gpu_asm!("wgmma.wait_group.sync.aligned 0;");
-        sync_cube();
+        sums(meta, operands, &s, &mut memory, g.clone());
         write(meta, operands, results, &s, &mut memory, g.clone());
     }
+}
+
+/// Leaves in the accumulators a warpgroup's sums of its cube's tile; the stages are free then.
+#[cube]
+pub(crate) fn sums(meta: &[u32], operands: &Buffers, s: &Spot, memory: &mut Shared<[f32]>, #[comptime] g: Key<Groups>) {
+    let zeros = comptime![g.zeros()];
+    let x = factor_a(meta, s, g.t.clone());
+    let y = factor_b(meta, s, g.t.clone());
+    gpu_asm!("{zeros}", options(nomem));
+    let base = shared_address(&*memory);
+    let width = meta[comptime![g.t.e.plan.rank - 1]] as usize;
+    let turns = (width.div_ceil(g.t.k)) as u32;
+    let (from, steps) = steps_of(s, depth(meta, g.t.e.plan.clone()) * turns, g.t.clone());
+    let ways = Ways { x: way(&x, comptime![g.a]), y: way(&y, comptime![g.b]), turns, steps, width };
+    let ahead = comptime![g.stages as u32 - 2];
+    let all = comptime![copies(&g.a) + copies(&g.b)];
+    #[unroll]
+    for i in 0..ahead {
+        bring(meta, operands, memory, &x, &y, &ways, from + i, 0usize, all, g.clone());
+        commit();
+    }
+    for step in from..steps {
+        // This step's tiles are there for all units, and in the eyes of the matrix units too; and nobody multiplies
+        // the tiles of the step before the last.
+        wait(comptime![g.stages - 3]);
+        gpu_asm!("fence.proxy.async.shared::cta;");
+        sync_cube();
+        multiply(meta, operands, memory, &x, &y, &ways, base, step, g.clone());
+        gpu_asm!("wgmma.wait_group.sync.aligned 1;");
+    }
+    wait(0usize);
+    gpu_asm!("wgmma.wait_group.sync.aligned 0;");
+    sync_cube();
 }
 
 /// Where a unit's copies of a factor's tile start: the same in every tile.
@@ -463,7 +483,7 @@ fn write(
 
 /// A sum of this unit.
 #[cube]
-fn read(#[comptime] i: usize) -> f32 {
+pub(crate) fn read(#[comptime] i: usize) -> f32 {
     let sum: f32;
     gpu_asm!("mov.f32 {sum}, acc{i};", sum = out(_) sum);
     sum

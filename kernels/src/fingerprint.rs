@@ -26,8 +26,8 @@ macro_rules! shared {
 /// Files that kernels build on.
 const SHARED: &[(&str, &str)] = shared![
     attention attention_carry attention_fragments attention_keys attention_merge attention_panels attention_parts attention_sight
-    attention_softmax attention_spans attention_tiles attention_warpgroups bind body einsum einsum_copies einsum_split einsum_tiles
-    grid loops nest packed vector warpgroups words
+    attention_softmax attention_spans attention_tiles attention_warpgroups bind body cross_entropy einsum einsum_copies einsum_split
+    einsum_tiles grid loops nest packed vector warpgroups words
 ];
 
 /// Files that decide nothing about how fast a kernel is.

@@ -48,6 +48,7 @@ mod attention_wgmma;
 mod bind;
 mod body;
 mod chain;
+mod cross_entropy;
 mod einsum;
 mod einsum_copies;
 mod einsum_dot;
@@ -71,6 +72,10 @@ mod kth_largest_plain;
 mod kth_largest_radix;
 mod kth_largest_split;
 mod layer_norm_rows;
+mod linear_cross_entropy_dot;
+mod linear_cross_entropy_mma;
+mod linear_cross_entropy_tiled;
+mod linear_cross_entropy_wgmma;
 mod loops;
 mod map_plain;
 mod nest;
@@ -127,6 +132,10 @@ pub const LIST: &[&dyn Launch] = &[
     &layer_norm_rows::LayerNormRows,
     &norm_dx_shared::NormDxShared,
     &norm_dx_rows::NormDxRows,
+    &linear_cross_entropy_dot::LinearCrossEntropyDot,
+    &linear_cross_entropy_wgmma::LinearCrossEntropyWgmma,
+    &linear_cross_entropy_mma::LinearCrossEntropyMma,
+    &linear_cross_entropy_tiled::LinearCrossEntropyTiled,
     &einsum_wgmma::EinsumWgmma,
     &einsum_mma::EinsumMma,
     &einsum_tf32::EinsumTf32,

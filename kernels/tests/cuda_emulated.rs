@@ -10,6 +10,8 @@ mod attention;
 #[path = "attention_backward.rs"]
 mod attention_backward;
 mod common;
+#[path = "cross_entropy.rs"]
+mod cross_entropy;
 #[path = "differential.rs"]
 mod differential;
 #[path = "fold_columns.rs"]

@@ -108,6 +108,17 @@ fn attention_back(name: &str, dtype: Dtype) -> Work {
     Work::Function { name: name.into(), binds: Default::default(), operands, results }
 }
 
+fn losses(dtype: Dtype) -> Work {
+    let row = || Type::new(Dtype::F32, [70]);
+    let operands = vec![Type::new(dtype, [70, 64]), Type::new(dtype, [300, 64]), Type::new(Dtype::I32, [70])];
+    Work::Function {
+        name: "linear_cross_entropy".into(),
+        binds: Default::default(),
+        operands,
+        results: vec![row(), row()],
+    }
+}
+
 /// The lines without the numbers of values, sorted: CubeCL declares shared arrays in the order of a hash map.
 fn unnamed(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = text
@@ -140,6 +151,7 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
             norm("layer_norm", dtype),
             norm_back("rms_norm_dx", dtype),
             norm_back("layer_norm_dx", dtype),
+            losses(dtype),
             Work::Prefetch { dtype, bytes: 9000 },
             kth(9),
             kth(5000),
@@ -169,7 +181,8 @@ fn texts(dialect: Dialect, target: &Target, dtypes: &[Dtype], mark: &str) {
     {
         assert!(seen.contains(name), "{name} gave no text: {seen:?}");
     }
-    for name in ["map.plain", "fold.plain", "einsum.dot", "kth_largest.plain", "scatter_add.plain", "attention.plain"] {
+    let plain = ["map.plain", "fold.plain", "kth_largest.plain", "scatter_add.plain", "attention.plain"];
+    for name in plain.into_iter().chain(["einsum.dot", "linear_cross_entropy.tiled"]) {
         assert!(seen.contains(name), "{name} gave no text: {seen:?}");
     }
 }

@@ -101,11 +101,13 @@ impl Conversation {
 
     /// Adds a user's turn and opens the answer.
     ///
-    /// Pictures go where `<image>` or `<video>` marks a place, in order, or before the words if no place is marked.
-    /// Without pictures the text is taken as it is.
+    /// Pictures and videos go where [`taken`] says, or before the words if no place is marked. Without any the text is
+    /// taken as it is.
     ///
-    /// Errors: `Input` if the marks are not as many as the pictures; `Tokenizer` if the text cannot be spelled.
+    /// Errors: `Input` if the marks are not as many as the pictures and videos, or of another kind; `Tokenizer` if the
+    /// text cannot be spelled.
     pub fn user(&mut self, text: &str, visuals: Vec<Visual>) -> Result<()> {
+        let visuals = arranged(text, visuals)?;
         let mut body = Body::default();
         let pictures = self.write(&mut body, text, &visuals)?;
         let mut ids = self.words("\n")?;
@@ -294,6 +296,54 @@ pub fn body(
     let mut body = Body::default();
     let pictures = bare.write(&mut body, text, visuals)?;
     Ok((bare.spell(body)?, pictures))
+}
+
+/// The marks of a text in order: true for `<image>`, false for `<video>`.
+pub fn marks(text: &str) -> Vec<bool> {
+    let mut found: Vec<(usize, bool)> = text.match_indices(MARKS[0]).map(|(at, _)| (at, true)).collect();
+    found.extend(text.match_indices(MARKS[1]).map(|(at, _)| (at, false)));
+    found.sort_unstable();
+    found.into_iter().map(|(_, picture)| picture).collect()
+}
+
+/// What each of some marks takes: whether it is a picture, and its number among the pictures or among the videos.
+///
+/// An `<image>` takes the next picture, a `<video>` the next video. Where there are videos and no pictures, an `<image>`
+/// takes a video, as LLaVA writes them. Nothing if a mark finds none, or one of them is left over.
+pub fn taken(marks: &[bool], pictures: usize, videos: usize) -> Option<Vec<(bool, usize)>> {
+    let (mut seen, mut watched) = (0..pictures, 0..videos);
+    let mut next = |picture: bool| match picture && pictures > 0 {
+        true => seen.next().map(|number| (true, number)),
+        false => watched.next().map(|number| (false, number)),
+    };
+    let all: Option<Vec<(bool, usize)>> = marks.iter().map(|picture| next(*picture)).collect();
+    all.filter(|all| all.len() == pictures + videos)
+}
+
+/// Pictures and videos in the order of their marks. Where nothing is marked, or another number of places, they stay as
+/// they are.
+fn arranged(text: &str, visuals: Vec<Visual>) -> Result<Vec<Visual>> {
+    let marks = marks(text);
+    if marks.is_empty() || marks.len() != visuals.len() {
+        return Ok(visuals);
+    }
+    let (pictures, videos): (Vec<Visual>, Vec<Visual>) =
+        visuals.into_iter().partition(|visual| matches!(visual, Visual::Picture(_)));
+    let order = taken(&marks, pictures.len(), videos.len()).ok_or_else(|| {
+        let images = marks.iter().filter(|picture| **picture).count();
+        let what = format!(
+            "the text marks {images} places by <image> and {} by <video>, and there are {} pictures and {} videos",
+            marks.len() - images,
+            pictures.len(),
+            videos.len()
+        );
+        Error::input(
+            what,
+            "write one <image> for each picture and one <video> for each video, or none to put them first",
+        )
+    })?;
+    let (mut pictures, mut videos) = (pictures.into_iter(), videos.into_iter());
+    Ok(order.into_iter().filter_map(|(picture, _)| if picture { pictures.next() } else { videos.next() }).collect())
 }
 
 /// The text around each mark.

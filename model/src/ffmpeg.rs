@@ -13,6 +13,9 @@ use std::thread::JoinHandle;
 
 const MEND: &str = "check that the file plays, or write it anew: ffmpeg -i IN OUT.mp4";
 
+/// What ffmpeg says of a file without pictures, before a line about its own options.
+const NO_STREAM: &str = "matches no streams";
+
 /// How many video packets a file holds; nothing is decoded.
 pub(crate) fn count(path: &Path) -> Result<usize> {
     let mut run = start(path, &["-c", "copy", "-f", "null", "-progress", "pipe:1", "-"])?;
@@ -24,24 +27,83 @@ pub(crate) fn count(path: &Path) -> Result<usize> {
     let said = run.end(path)?;
     // Timestamps out of order are an error to a copy and none to a decoder: only an empty result counts here.
     match (frames, said.last) {
-        (0, Some(last)) => Err(Error::video(path, format!("ffmpeg says: {last}"), MEND)),
+        (0, Some(last)) => Err(told(path, &last)),
         _ if !said.success => Err(Error::video(path, "ffmpeg stopped and said nothing", MEND)),
         _ => Ok(frames),
     }
 }
 
-/// How long a file's video lasts; nothing is decoded.
+/// When each frame of a file's video is shown, in order, and at the end when the last one goes, from 0 for the first.
 ///
-/// Units: seconds.
-pub(crate) fn seconds(path: &Path) -> Result<f64> {
-    let mut run = start(path, &["-c", "copy", "-f", "null", "-progress", "pipe:1", "-"])?;
-    let mut micros = 0.0;
+/// `total` frames are looked for. If the packets are as many and each says its time, nothing is decoded; else the
+/// decoder's frames say it, and the result may tell of another number of them.
+///
+/// Units: seconds. Errors: `Video` with ffmpeg's last line where no frame has a time.
+pub(crate) fn times(path: &Path, total: usize) -> Result<Vec<f64>> {
+    let packets = timed(path, &["-c", "copy"])?.0;
+    if packets.len() == total + 1 {
+        return Ok(packets);
+    }
+    // The encoder's clock would be the rounded rate; -1 keeps the file's own.
+    let (frames, last) = timed(path, &["-c:v", "rawvideo", "-fps_mode", "passthrough", "-enc_time_base", "-1"])?;
+    match (frames.is_empty(), last) {
+        (false, _) => Ok(frames),
+        (true, Some(last)) => Err(told(path, &last)),
+        (true, None) => Err(Error::video(path, "ffmpeg says no times of its frames", MEND)),
+    }
+}
+
+/// The times that a copy or a decoder says, as [`times`] gives them, and ffmpeg's last words; no times if one is missing.
+fn timed(path: &Path, codec: &[&str]) -> Result<(Vec<f64>, Option<String>)> {
+    let mut run = start(path, &[codec, &["-f", "framecrc", "-"]].concat())?;
+    let (mut clock, mut all_known) = (None, true);
+    // Starts and lengths, in ticks of the clock.
+    let mut ticks: Vec<(i64, i64)> = Vec::new();
     for line in run.lines()? {
         let line = line.map_err(|cause| Error::video(path, cause, MEND))?;
-        micros = line.strip_prefix("out_time_us=").and_then(|time| time.trim().parse().ok()).unwrap_or(micros);
+        if let Some(told) = line.strip_prefix("#tb 0:") {
+            clock = told.split_once('/').and_then(|(up, down)| Some((number(up)? as f64, number(down)? as f64)));
+        }
+        if line.starts_with('#') {
+            continue;
+        }
+        // stream, dts, pts, duration, size, checksum, flags
+        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+        if fields.iter().any(|field| hidden(field)) {
+            continue;
+        }
+        match (fields.get(2).and_then(|at| number(at)), fields.get(3).and_then(|length| number(length))) {
+            (Some(at), Some(length)) if at != i64::MIN => ticks.push((at, length)),
+            _ => all_known = false,
+        }
     }
-    run.end(path)?;
-    if micros > 0.0 { Ok(micros / 1e6) } else { Err(Error::video(path, "ffmpeg says no length", MEND)) }
+    let said = run.end(path)?;
+    ticks.sort_unstable();
+    let (Some(&(first, _)), Some(&(last, length)), Some((up, down)), true) =
+        (ticks.first(), ticks.last(), clock, all_known)
+    else {
+        return Ok((Vec::new(), said.last));
+    };
+    let seconds = |ticks: f64| ticks * up / down;
+    let mut times: Vec<f64> = ticks.iter().map(|(at, _)| seconds(at.saturating_sub(first) as f64)).collect();
+    // Where no length is said the last frame stays as long as the others do; a lone one for a second.
+    let length = match (length, ticks.len()) {
+        (1.., _) => seconds(length as f64),
+        (_, 1) => 1.0,
+        (_, n) => seconds(last.saturating_sub(first) as f64) / (n - 1) as f64,
+    };
+    times.push(times[times.len() - 1] + length);
+    Ok((times, said.last))
+}
+
+/// Whether a field is the flags of a packet that is decoded and not shown, as before the start of an edit list.
+fn hidden(field: &str) -> bool {
+    const DISCARD: i64 = 4;
+    field.strip_prefix("F=0x").and_then(|flags| i64::from_str_radix(flags, 16).ok()).is_some_and(|f| f & DISCARD != 0)
+}
+
+fn number(text: &str) -> Option<i64> {
+    text.trim().parse().ok()
 }
 
 /// Decodes a whole file and hands over the chosen frames; the result is how many there were.
@@ -69,7 +131,7 @@ pub(crate) fn decode(path: &Path, chosen: &[usize], total: usize, progress: Told
     drop(pipe);
     let said = run.end(path)?;
     match (said.last, fault) {
-        (Some(last), _) => Err(Error::video(path, format!("ffmpeg says: {last}"), MEND)),
+        (Some(last), _) => Err(told(path, &last)),
         (None, Some(fault)) => Err(fault),
         (None, None) if !said.success => Err(Error::video(path, "ffmpeg stopped and said nothing", MEND)),
         (None, None) => Ok(count),
@@ -113,6 +175,14 @@ fn next_frame(pipe: &mut impl BufRead, path: &Path, wanted: bool) -> Result<Next
     Ok(Next::Frame(Picture { width: *width, height: *height, rgb }))
 }
 
+/// What ffmpeg's words mean for a file.
+fn told(path: &Path, last: &str) -> Error {
+    if last.contains(NO_STREAM) {
+        return Error::video(path, "it has no video stream", "name a file that holds a video");
+    }
+    Error::video(path, format!("ffmpeg says: {last}"), MEND)
+}
+
 /// A running ffmpeg; it is ended when this is dropped.
 struct Run {
     child: Child,
@@ -133,7 +203,7 @@ fn start(path: &Path, output: &[&str]) -> Result<Run> {
     let child = Command::new(&program)
         .args(["-nostdin", "-hide_banner", "-v", "error", "-i"])
         .arg(file)
-        .args(["-map", "0:v:0"])
+        .args(["-map", "0:V:0"])
         .args(output)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -153,7 +223,18 @@ fn last_line(pipe: impl Read) -> Option<String> {
     let lines = BufReader::new(pipe).split(b'\n').map_while(std::result::Result::ok);
     let texts = lines.map(|line| String::from_utf8_lossy(&line).trim().to_owned());
     // A repeated message is followed by a count of its repetitions.
-    texts.filter(|text| !text.is_empty() && !text.starts_with("Last message repeated")).last()
+    let mut texts = texts.filter(|text| !text.is_empty() && !text.starts_with("Last message repeated"));
+    let mut last = None;
+    for text in texts.by_ref() {
+        let found = text.contains(NO_STREAM);
+        last = Some(text);
+        if found {
+            break;
+        }
+    }
+    // The rest is read all the same, that ffmpeg need not wait.
+    texts.for_each(drop);
+    last
 }
 
 impl Run {

@@ -12,7 +12,7 @@ use image::AnimationDecoder;
 use image::codecs::gif::GifDecoder;
 use std::cmp::Ordering;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// Told how many frames are decoded, and how many there are.
@@ -63,7 +63,7 @@ pub struct Span {
     pub from: f64,
     /// Where it ends, in seconds.
     pub to: f64,
-    /// Frames a second; the file's own if `None`, which a folder of pictures and a GIF do not have.
+    /// Frames a second; the times of the file's own frames if `None`, which a folder of pictures and a GIF do not have.
     pub rate: Option<f64>,
 }
 
@@ -95,11 +95,12 @@ pub fn sample_until<T>(
         return Err(Error::input("0 frames are asked for", "ask for one at least"));
     }
     let mut total = count_frames(path)?;
-    loop {
+    // A container may count frames that its edit list hides. The second count is the decoder's own.
+    for _ in 0..3 {
         let chosen = match span {
             None => sample_indices(total, wanted),
             Some(span) => {
-                let (first, end) = stretch(path, total, span)?;
+                let (first, end) = stretch(path, &mut total, span)?;
                 sample_indices(end - first, wanted).into_iter().map(|index| first + index).collect()
             }
         };
@@ -121,27 +122,37 @@ pub fn sample_until<T>(
         if decoded == 0 {
             return Err(Error::video(path, "no frame could be decoded", "name a file that holds a video"));
         }
-        // A container may count frames that its edit list hides. The second count is the decoder's own.
         total = decoded;
     }
+    Err(Error::video(path, "each reading of it finds another number of frames", "write it anew: ffmpeg -i IN OUT.mp4"))
 }
 
-/// The first frame of a stretch, and the first after it.
-fn stretch(path: &Path, total: usize, span: Span) -> Result<(usize, usize)> {
-    let rate = match (span.rate, source(path)?) {
-        (Some(rate), _) => rate,
-        (None, Source::Other) => total as f64 / ffmpeg::seconds(path)?,
+/// Some files keep whole milliseconds, so a frame may have begun half of one before or after its time; in seconds.
+const SLACK: f64 = 0.0005;
+
+/// The first frame of a stretch, and the first after it; `total` becomes what the file's times tell.
+///
+/// A stretch has every frame that is on the screen for a moment of it.
+fn stretch(path: &Path, total: &mut usize, span: Span) -> Result<(usize, usize)> {
+    let (first, end, told) = match (span.rate, source(path)?) {
+        (Some(rate), _) => {
+            let frame = |count: f64| (count.max(0.0) as usize).min(*total);
+            let told = format!("{total} frames at {rate:.3} a second");
+            let first = if rate > 0.0 { frame((span.from + SLACK) * rate) } else { *total };
+            (first, frame((span.to * rate - SLACK * rate).ceil()), told)
+        }
+        (None, Source::Other) => {
+            let times = ffmpeg::times(path, *total)?;
+            *total = times.len() - 1;
+            let told = format!("{total} frames in {:.3} s", times[*total]);
+            let first = times.partition_point(|begun| *begun <= span.from + SLACK).saturating_sub(1);
+            (first, times[..*total].partition_point(|begun| *begun < span.to - SLACK), told)
+        }
         (None, _) => return Err(Error::input("a stretch in seconds of frames that have no rate", "give their rate")),
     };
-    let frame = |seconds: f64| ((seconds * rate).max(0.0) as usize).min(total);
-    let (first, end) = (frame(span.from), frame(span.to).max(frame(span.from) + 1));
-    if !(rate > 0.0 && span.from >= 0.0 && span.to >= span.from && end <= total) {
-        let what = format!(
-            "{} has no frame from {} s to {} s: {total} frames at {rate:.3} a second",
-            path.display(),
-            span.from,
-            span.to
-        );
+    let end = end.max(first + 1);
+    if !(span.from >= 0.0 && span.to >= span.from && end <= *total) {
+        let what = format!("{} has no frame from {} s to {} s: {told}", path.display(), span.from, span.to);
         return Err(Error::input(what, "give a stretch inside the video"));
     }
     Ok((first, end))
@@ -184,7 +195,18 @@ fn source(path: &Path) -> Result<Source> {
     if kind.len() == 0 {
         return Err(Error::video(path, "the file is empty (0 bytes)", mend));
     }
+    if animated_webp(path) {
+        let mend = "make a GIF or a folder of pictures of it; --image shows its first frame";
+        return Err(Error::video(path, "an animated WebP is not read as a video", mend));
+    }
     Ok(if ends_in(path, &["gif"]) { Source::Gif } else { Source::Other })
+}
+
+/// Whether a file's first bytes are of a WebP whose flags say that it moves.
+fn animated_webp(path: &Path) -> bool {
+    let mut head = [0; 21];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    read.is_ok() && head.starts_with(b"RIFF") && &head[8..16] == b"WEBPVP8X" && head[20] & 2 != 0
 }
 
 fn decode(path: &Path, chosen: &[usize], total: usize, progress: Told<'_>, keep: Sink<'_>) -> Result<usize> {

@@ -100,6 +100,24 @@ fn marks_and_pictures_must_agree() {
 }
 
 #[test]
+fn a_mark_takes_what_is_of_its_kind() {
+    let visuals = || vec![Visual::Picture(tiles(1)), Visual::Picture(tiles(2)), Visual::Video(vec![tiles(1); 3])];
+    assert_eq!(
+        body(F4, "a <image> b <video> c <image> d", visuals()),
+        "a image 1: <im_start>#<im_end>\n b frame 1: <im_start>#<im_end>\nframe 2: <im_start>#<im_end>\n\
+         frame 3: <im_start>#<im_end>\n c image 2: <im_start>#\npatch:#<im_end>\n d"
+    );
+    let mut chat = Conversation::new(&tokenizer(), F4, SYSTEM).unwrap();
+    chat.user("<image><video><image>", visuals()).unwrap();
+    assert_eq!(chat.tiles().iter().map(|t| t.count()).collect::<Vec<_>>(), [1, 1, 1, 1, 2], "tiles in the same order");
+    let error = chat.user("<video> <video> <image>", visuals()).unwrap_err().to_string();
+    assert!(error.contains("1 places by <image> and 2 by <video>, and there are 2 pictures and 1 videos"), "{error}");
+    assert!(chat.user("<video>", vec![Visual::Picture(tiles(1))]).is_err());
+    // As LLaVA writes videos.
+    chat.user("<image>", vec![Visual::Video(vec![tiles(1); 3])]).unwrap();
+}
+
+#[test]
 fn turns_only_append() {
     let tokenizer = tokenizer();
     let mut chat = Conversation::new(&tokenizer, F3, SYSTEM).unwrap();

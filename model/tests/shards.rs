@@ -204,8 +204,8 @@ fn hyper(step: i32) -> Vec<(&'static str, f64)> {
         ("eps", 1e-8),
         ("decay", 0.1),
         ("clip", 0.05),
-        ("c1", c1),
-        ("c2", c2),
+        ("c1.decoder", c1),
+        ("c2.decoder", c2),
     ]
     .to_vec()
 }

@@ -9,7 +9,7 @@ use omchat_model::chat::Visual;
 use omchat_model::picture::Picture;
 use omchat_model::presets;
 use omchat_model::tiler::{TileMode, Tiler};
-use omchat_model::video::{count_frames, sample, tile_video};
+use omchat_model::video::{Span, count_frames, sample, sample_between, tile_video};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -84,6 +84,82 @@ fn a_file_through_ffmpeg() {
     let odd = dir.join("-odd: name.mp4");
     std::fs::copy(&path, &odd).unwrap();
     assert_eq!(count_frames(&odd).unwrap(), 30);
+}
+
+/// The frames of a stretch in seconds of a file of [`grays`]: what each shows says which it is.
+fn shown(path: &Path, from: f64, to: f64) -> omchat_model::Result<Vec<usize>> {
+    let span = Span { from, to, rate: None };
+    sample_between(path, 100, Some(span), &mut |_, _| {}, |frame: Picture| {
+        Ok((f64::from(frame.rgb[0]) / 10.0).round() as usize)
+    })
+}
+
+/// A file whose n-th frame is gray of 10 n, made of `filters` and `options`.
+fn grays(dir: &Path, name: &str, filters: &str, options: &[&str]) -> Option<PathBuf> {
+    let path = dir.join(name);
+    let source = format!("color=black:size=64x48:rate=1:duration=10,format=rgb24,geq=r=10*N:g=10*N:b=10*N{filters}");
+    let mut run = Command::new("ffmpeg");
+    run.args(["-v", "error", "-f", "lavfi", "-i", &source]).args(options).arg(&path);
+    let made = run.status().is_ok_and(|status| status.success());
+    if !made {
+        println!("skipped: no ffmpeg that can write {name}");
+    }
+    made.then_some(path)
+}
+
+#[test]
+fn a_stretch_has_the_frames_that_are_on_the_screen() {
+    let dir = folder("stretches");
+    let yuv = ["-pix_fmt", "yuv420p"];
+    for (name, options) in [
+        ("plain.mp4", vec!["-bf", "0"]),
+        ("late.mp4", vec!["-bf", "2"]),
+        ("late.ts", vec!["-bf", "2"]),
+        ("made.webm", vec!["-c:v", "libvpx", "-b:v", "1M"]),
+        ("late.avi", vec!["-c:v", "mpeg4", "-q:v", "1", "-bf", "2"]),
+    ] {
+        let Some(path) = grays(&dir, name, "", &[&yuv[..], &options].concat()) else { continue };
+        assert_eq!(shown(&path, 0.0, 10.0).unwrap(), (0..10).collect::<Vec<_>>(), "{name}");
+        assert_eq!(shown(&path, 8.5, 9.0).unwrap(), [8], "{name}");
+        assert_eq!(shown(&path, 2.0, 5.0).unwrap(), [2, 3, 4], "{name}");
+        assert_eq!(shown(&path, 2.5, 4.5).unwrap(), [2, 3, 4], "{name}");
+        assert_eq!(shown(&path, 9.9, 60.0).unwrap(), [9], "{name}");
+        let text = shown(&path, 10.0, 11.0).unwrap_err().to_string();
+        assert!(text.contains("10 frames in 10.000 s"), "{name}: {text}");
+    }
+    // Frames 0 to 3 last a second, then 5 and 9 stand for what is left out.
+    let filters = ",select='lt(n,4)+eq(n,5)+eq(n,9)'";
+    if let Some(path) = grays(&dir, "varied.mp4", filters, &["-pix_fmt", "yuv420p", "-fps_mode", "vfr"]) {
+        assert_eq!(shown(&path, 3.0, 6.0).unwrap(), [3, 5]);
+        assert_eq!(shown(&path, 7.0, 7.5).unwrap(), [5]);
+        assert_eq!(shown(&path, 8.9, 9.5).unwrap(), [5, 9]);
+        assert_eq!(shown(&path, 9.2, 10.0).unwrap(), [9]);
+    }
+    // An edit list hides the first frames, which the decoder needs.
+    let whole = dir.join("plain.mp4");
+    let cut = dir.join("cut.mp4");
+    let mut run = Command::new("ffmpeg");
+    run.args(["-v", "error", "-ss", "4", "-i"]).arg(&whole).args(["-c", "copy"]).arg(&cut);
+    if whole.exists() && run.status().is_ok_and(|status| status.success()) {
+        assert_eq!(shown(&cut, 0.0, 2.0).unwrap(), [4, 5]);
+        assert_eq!(shown(&cut, 5.5, 9.0).unwrap(), [9]);
+        assert!(shown(&cut, 6.0, 7.0).is_err());
+    }
+}
+
+#[test]
+fn what_is_no_video_is_told_by_name() {
+    let dir = folder("none-of-it");
+    let words = |path: &Path| reds(path, 4).unwrap_err().to_string();
+    let sound = dir.join("sound.mp3");
+    let run =
+        Command::new("ffmpeg").args(["-v", "error", "-f", "lavfi", "-i", "sine=duration=0.2"]).arg(&sound).status();
+    if run.is_ok_and(|status| status.success()) {
+        assert!(words(&sound).contains("it has no video stream"), "{}", words(&sound));
+    }
+    let webp = dir.join("moves.webp");
+    std::fs::write(&webp, b"RIFF\x20\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\0\0\0\0\0\0").unwrap();
+    assert!(words(&webp).contains("animated WebP") && words(&webp).contains("--image"), "{}", words(&webp));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::report::Report;
 use crate::shards;
 use crate::spec::Dataset;
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 /// How a feed runs.
@@ -61,6 +61,9 @@ pub struct State {
     pub waiting: Vec<Origin>,
     /// What was read so far.
     pub report: Report,
+    /// A sum of each file, or of all of many, by data set; nothing in positions of an earlier version.
+    #[serde(default)]
+    pub sums: BTreeMap<String, Vec<u32>>,
 }
 
 /// Packs without end. Dropping it ends its threads.
@@ -78,6 +81,8 @@ pub struct Feed {
 
 struct Stream {
     reader: Arc<Reader>,
+    /// Of each file, or of all of many.
+    sums: Vec<u32>,
     cursor: Cursor,
     /// The next place to ask for.
     ahead: (u64, u64),
@@ -107,7 +112,8 @@ impl Feed {
             let reader = Reader::open(set, senses, options.room)?;
             let (dataset, entries) = (set.name.clone(), shards::entries(reader.shards()));
             let cursor = Cursor { dataset, entries, ..Cursor::default() };
-            streams.push(Stream { reader: Arc::new(reader), cursor, ahead: (0, 0), asked: VecDeque::new() });
+            let sums = shards::sums(set, reader.shards())?;
+            streams.push(Stream { reader: Arc::new(reader), sums, cursor, ahead: (0, 0), asked: VecDeque::new() });
         }
         let sizes: Vec<(String, u64)> = streams.iter().map(|s| (s.cursor.dataset.clone(), s.cursor.entries)).collect();
         let threads = match options.threads {
@@ -128,7 +134,8 @@ impl Feed {
 
     /// A feed that goes on from a position.
     ///
-    /// Errors: as [`Feed::open`]; `Input` if the position is of other data sets, sizes or seed.
+    /// Errors: as [`Feed::open`]; `Input` if the position is of other data sets, sizes or seed; `Format` for a file that is no
+    /// longer the same.
     pub fn resume(sets: &[Dataset], mix: &Mix, senses: &Senses, options: Options, state: &State) -> Result<Feed> {
         let mut feed = Feed::open(sets, mix, senses, options)?;
         feed.same(state)?;
@@ -160,6 +167,7 @@ impl Feed {
             early: self.packer.early_count(),
             waiting: self.waiting.iter().map(|document| document.origin.clone()).collect(),
             report: self.report.clone(),
+            sums: self.streams.iter().map(|s| (s.cursor.dataset.clone(), s.sums.clone())).collect(),
         }
     }
 
@@ -184,6 +192,20 @@ impl Feed {
         if saved != here {
             let what = format!("the position is of {}, the recipe of {}", saved.join(", "), here.join(", "));
             return Err(Error::input(what, mend));
+        }
+        for stream in &self.streams {
+            let Some(was) = state.sums.get(&stream.cursor.dataset).filter(|was| **was != stream.sums) else { continue };
+            let shards = stream.reader.shards();
+            let apart = was.len() == shards.len() && stream.sums.len() == shards.len();
+            let changed = stream.sums.iter().zip(was).zip(shards).find(|((is, was), _)| apart && is != was);
+            let name = &stream.cursor.dataset;
+            return Err(match changed {
+                Some((_, shard)) => {
+                    let what = format!("it is no longer what `{name}` was read from when the position was saved");
+                    Error::format(&shard.path, what, "restore it, or begin anew")
+                }
+                None => Error::input(format!("the files of `{name}` are no longer those of the position"), mend),
+            });
         }
         Ok(())
     }
@@ -272,7 +294,10 @@ impl Stream {
                             "data set `{}` has no usable record among {} read; the last: {last}",
                             cursor.dataset, cursor.barren
                         );
-                        return Err(Error::input(what, "see what the report says of each kind, or leave it out"));
+                        return Err(Error::input(
+                            what,
+                            "see what the report says of each kind, or leave the data set out",
+                        ));
                     }
                 }
             }

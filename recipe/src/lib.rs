@@ -26,6 +26,7 @@ pub mod schedule;
 pub mod shards;
 pub mod spec;
 pub mod stage;
+pub mod sums;
 pub mod whole;
 
 pub use error::{Error, Result};

@@ -61,19 +61,48 @@ impl Default for Hyper {
     }
 }
 
+impl Hyper {
+    /// Whether every number makes sense, as f32 too: the device has them so.
+    ///
+    /// Errors: the first that does not, with its range.
+    pub fn check(&self) -> Result<()> {
+        let bad = |field: &str, x: f64, range: &str| Err(Error::input(format!("adamw.{field} is {x}"), range));
+        if let Some(beta) = self.betas.into_iter().find(|b| !(0.0..1.0).contains(b) || *b as f32 >= 1.0) {
+            return bad("betas", beta, "give two numbers of 0 or more and below 1, such as [0.9, 0.95]");
+        }
+        for (field, x) in [("eps", self.eps), ("clip", self.clip)] {
+            if !(x as f32 > 0.0 && (x as f32).is_finite()) {
+                return bad(field, x, "give a number above 0 that f32 holds, such as 1e-8 for eps and 1.0 for clip");
+            }
+        }
+        if !(self.decay >= 0.0 && (self.decay as f32).is_finite()) {
+            return bad("decay", self.decay, "give 0 or more, such as 0.1");
+        }
+        Ok(())
+    }
+}
+
 fn single() -> String {
     "f32".into()
 }
 
 impl Recipe {
-    /// The recipe in a file. Paths in it are read from the file's folder.
+    /// The recipe in a file: TOML, or JSON as a run's `recipe.json` where the name ends so. Paths in it are read from the
+    /// file's folder, and are absolute then; those of a `recipe.json` are already.
     ///
     /// Errors: a file that cannot be read, or is no recipe, with the line; what [`Recipe::check`] says.
     pub fn read(path: &Path) -> Result<Recipe> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-        let mut recipe = Recipe::parse(&text)
-            .map_err(|e| Error::format(path, e.to_string().trim_end().to_string(), "see docs/recipe.md"))?;
-        recipe.place(path.parent().unwrap_or(Path::new(".")));
+        let wrong = |e: String| Error::format(path, e.trim_end().to_string(), "see docs/recipe.md");
+        let json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+        let mut recipe = match json {
+            true => serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?,
+            false => Recipe::parse(&text).map_err(|e| wrong(e.to_string()))?,
+        };
+        // The same from wherever the file is named, and however.
+        let here = Path::new(".");
+        let folder = path.parent().filter(|p| !json && !p.as_os_str().is_empty()).unwrap_or(here);
+        recipe.place(&std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf()));
         recipe.check().map_err(|e| match e {
             Error::Input { what, mend } => Error::format(path, what, mend),
             other => other,
@@ -118,6 +147,7 @@ impl Recipe {
         if self.stages.is_empty() {
             return Err(Error::input("no stage", "write one or more [[stage]]"));
         }
+        self.adamw.check()?;
         let held = self.mixture.iter().flat_map(|m| &m.held_out);
         for (name, set) in self.data.iter().chain(held) {
             Dataset { name: name.clone(), ..set.clone() }.check()?;

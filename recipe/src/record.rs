@@ -1,6 +1,7 @@
 //! A record as its author wrote it: turns, and the names of pictures and videos.
 
 use crate::report::{Fault, Reason};
+use omchat_model::chat::{marks, taken};
 use serde_json::{Map, Value};
 
 /// Who speaks.
@@ -77,46 +78,31 @@ impl Record {
         Ok(Record { turns, images: both("image", "images")?, videos: both("video", "videos")? })
     }
 
-    /// What each turn shows: an `<image>` takes the next picture, a `<video>` the next video. Where a record has videos
-    /// and no pictures, an `<image>` takes a video, as LLaVA writes them. Without marks all stand in the first turn.
+    /// What each turn shows: each mark what [`taken`] says. Without marks all stand in the first turn.
     ///
     /// Answers hold marks only where `answers` says so; elsewhere they are words.
     ///
     /// Errors: `Marks` if they are not as many as the pictures and videos.
     pub fn sights(&self, answers: bool) -> Result<Vec<Vec<Sight>>, Fault> {
         let looks = |turn: &&Turn| answers || matches!(turn.role, Role::User | Role::Text);
-        let (mut images, mut videos) =
-            ((0..self.images.len()).map(Sight::Image), (0..self.videos.len()).map(Sight::Video));
+        let (images, videos) = (self.images.len(), self.videos.len());
         let marks: Vec<Vec<bool>> =
             self.turns.iter().map(|turn| if looks(&turn) { marks(&turn.text) } else { Vec::new() }).collect();
-        let (marked, held) = (marks.iter().map(Vec::len).sum::<usize>(), self.images.len() + self.videos.len());
-        if marked == 0 && held > 0 {
+        let (marked, held) = (marks.concat(), images + videos);
+        if marked.is_empty() && held > 0 {
             let mut out = vec![Vec::new(); self.turns.len()];
             let first = self.turns.iter().position(|turn| looks(&turn)).and_then(|first| out.get_mut(first));
             let none = || Fault::new(Reason::Marks, format!("{held} pictures or videos and no turn to show them in"));
-            first.ok_or_else(none)?.extend(images.chain(videos));
+            first.ok_or_else(none)?.extend((0..images).map(Sight::Image).chain((0..videos).map(Sight::Video)));
             return Ok(out);
         }
-        let only_videos = self.images.is_empty();
-        let mut next = |picture: bool| if picture && !only_videos { images.next() } else { videos.next() };
-        let wrong = || {
-            let (images, videos) = (self.images.len(), self.videos.len());
-            Fault::new(Reason::Marks, format!("{marked} marks, {images} pictures and {videos} videos"))
-        };
-        let mut taken = Vec::new();
-        for turn in marks {
-            taken.push(turn.into_iter().map(&mut next).collect::<Option<Vec<Sight>>>().ok_or_else(wrong)?);
-        }
-        if marked == held { Ok(taken) } else { Err(wrong()) }
+        let taken = taken(&marked, images, videos).ok_or_else(|| {
+            Fault::new(Reason::Marks, format!("{} marks, {images} pictures and {videos} videos", marked.len()))
+        })?;
+        let mut sights =
+            taken.into_iter().map(|(picture, at)| if picture { Sight::Image(at) } else { Sight::Video(at) });
+        Ok(marks.iter().map(|turn| sights.by_ref().take(turn.len()).collect()).collect())
     }
-}
-
-/// The marks of a text in order: true for `<image>`, false for `<video>`.
-fn marks(text: &str) -> Vec<bool> {
-    let mut found: Vec<(usize, bool)> = text.match_indices("<image>").map(|(at, _)| (at, true)).collect();
-    found.extend(text.match_indices("<video>").map(|(at, _)| (at, false)));
-    found.sort();
-    found.into_iter().map(|(_, picture)| picture).collect()
 }
 
 fn fields(why: impl Into<String>) -> Fault {

@@ -58,7 +58,7 @@ impl Meta {
         }
         for (name, spec) in &want.data {
             match self.data.get(name) {
-                Some(have) if same(have, spec) => {}
+                Some(have) if same(&unplaced(have), &unplaced(spec)) => {}
                 Some(have) => return differs(&format!("data set `{name}` as"), have.to_string(), spec.to_string()),
                 None => return differs("other data sets than", format!("`{name}`"), "its losses".into()),
             }
@@ -165,6 +165,28 @@ pub struct Reference {
 }
 
 impl Reference {
+    /// Whether a cache is there and is of what `want` says; losses are not read.
+    ///
+    /// Errors: no cache; one of another tokenizer, context, format or data.
+    pub fn check(dir: &Path, want: &Meta) -> Result<()> {
+        if !dir.join("meta.json").is_file() {
+            let mend = "write them with `omchat score`, or end before the stage that selects by them";
+            return Err(Error::format(dir, "there are no reference losses", mend));
+        }
+        for name in ["meta.json", "index.bin", "losses.f16"] {
+            let path = dir.join(name);
+            File::open(&path).map_err(|e| Error::file(&path, e))?;
+        }
+        Reference::told(dir)?.serves(want, dir)
+    }
+
+    /// What a cache says of itself.
+    fn told(dir: &Path) -> Result<Meta> {
+        let path = dir.join("meta.json");
+        let text = fs::read(&path).map_err(|e| Error::file(&path, e))?;
+        serde_json::from_slice(&text).map_err(|e| Error::format(&path, e.to_string(), "score again"))
+    }
+
     /// A cache, for use with what `want` says.
     ///
     /// Errors: no cache; one that was cut short; one of another tokenizer, context, format or data.
@@ -173,8 +195,7 @@ impl Reference {
             let path = dir.join(name);
             fs::read(&path).map_err(|e| Error::file(&path, e))
         };
-        let meta: Meta = serde_json::from_slice(&read("meta.json")?)
-            .map_err(|e| Error::format(&dir.join("meta.json"), e.to_string(), "score again"))?;
+        let meta = Reference::told(dir)?;
         meta.serves(want, dir)?;
         let (rows, losses) = (read("index.bin")?, read("losses.f16")?);
         let torn = |what: String| Err(Error::format(dir, what, "score again: the cache was cut short"));
@@ -249,6 +270,13 @@ impl Reference {
         }
         Ok(out)
     }
+}
+
+/// A data set wherever it lies: each document's checksum is compared when its losses are read.
+fn unplaced(set: &Value) -> Value {
+    let mut set = set.clone();
+    crate::spec::unplace(&mut set);
+    set
 }
 
 /// Whether two values are the same, but for [`same_number`].

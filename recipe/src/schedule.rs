@@ -83,6 +83,12 @@ impl Schedule {
                 ));
             }
         }
+        if self.kind == Kind::Wsd && self.decay == 0.0 {
+            return Err(Error::input(
+                "the schedule's decay is 0, and wsd falls over it",
+                "give a share above 0, such as 0.1, or kind = \"constant\"",
+            ));
+        }
         if self.kind == Kind::Wsd && self.warmup + self.decay > 1.0 {
             return Err(Error::input(
                 format!("warmup {} and decay {} are more than the whole stage", self.warmup, self.decay),

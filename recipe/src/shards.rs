@@ -3,8 +3,10 @@
 use crate::error::{Error, Result};
 use crate::index::{self, Span};
 use crate::order::{Permutation, key};
-use crate::spec::{Dataset, Layout};
+use crate::spec::{Dataset, Layout, Split};
+use crate::sums;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// One file of a data set.
@@ -62,9 +64,8 @@ pub fn open(set: &Dataset) -> Result<Vec<Shard>> {
     if set.layout == Layout::Internvl {
         return mixture(set);
     }
-    let endings: &[&str] = if set.layout == Layout::Text { &["txt", "md", "text"] } else { &["json", "jsonl"] };
     let mut shards = Vec::new();
-    for path in files(&set.path, endings)? {
+    for path in files(&set.path, endings(set))? {
         let spans = match set.layout {
             Layout::Text => index::text(&path, set.split)?,
             _ => index::json(&path)?,
@@ -75,15 +76,62 @@ pub fn open(set: &Dataset) -> Result<Vec<Shard>> {
     Ok(shards)
 }
 
+/// Whether the files of a data set are there and may be read; no record is looked for.
+///
+/// Errors: as [`open`].
+pub fn there(set: &Dataset) -> Result<()> {
+    set.check()?;
+    let paths = match (&set.scenes, set.layout) {
+        (Some(scenes), _) => scenes.faces.iter().cloned().collect(),
+        (None, Layout::Internvl) => {
+            let base = folder(&set.path);
+            metas(set)?.into_values().map(|meta| base.join(meta.annotation)).collect()
+        }
+        (None, _) => files(&set.path, endings(set))?,
+    };
+    for path in paths {
+        std::fs::File::open(&path).map_err(|why| Error::file(&path, why))?;
+    }
+    Ok(())
+}
+
+/// Files of a data set that have a sum each; those of a larger one have one together.
+const APART: usize = 64;
+
+/// A sum of each file of a data set, or of all of them where there are many.
+///
+/// Errors: `File` if the system refuses.
+pub fn sums(set: &Dataset, shards: &[Shard]) -> Result<Vec<u32>> {
+    let each = shards.iter().map(|shard| sum(set, shard)).collect::<Result<Vec<u32>>>()?;
+    if each.len() <= APART {
+        return Ok(each);
+    }
+    let mut all = crc32fast::Hasher::new();
+    each.iter().for_each(|sum| all.update(&sum.to_le_bytes()));
+    Ok(vec![all.finalize()])
+}
+
+/// A sum of a file of records and of where its records are: 0 for what is drawn. A text that is one record is not opened for
+/// it: there may be very many.
+fn sum(set: &Dataset, shard: &Shard) -> Result<u32> {
+    if shard.drawn > 0 {
+        return Ok(0);
+    }
+    let mut sum = crc32fast::Hasher::new();
+    if set.layout != Layout::Text || set.split != Split::File {
+        sum.update(&sums::of_file(&shard.path)?.to_le_bytes());
+    }
+    for span in &shard.spans {
+        sum.update(&span.start.to_le_bytes());
+        sum.update(&span.len.to_le_bytes());
+    }
+    Ok(sum.finalize())
+}
+
 fn mixture(set: &Dataset) -> Result<Vec<Shard>> {
-    let text = std::fs::read(&set.path).map_err(|why| Error::file(&set.path, why))?;
-    let mend = "write {\"name\": {\"root\": …, \"annotation\": …, \"repeat_time\": 1}}";
-    // Sorted by name, so that shards are counted alike however the file is written.
-    let metas: std::collections::BTreeMap<String, Meta> =
-        serde_json::from_slice(&text).map_err(|why| Error::format(&set.path, why.to_string(), mend))?;
     let base = folder(&set.path);
     let mut shards = Vec::new();
-    for (name, meta) in metas {
+    for (name, meta) in metas(set)? {
         if !(meta.repeat_time.is_finite() && meta.repeat_time >= 0.0) {
             let what = format!("repeat_time of `{name}` is {}", meta.repeat_time);
             return Err(Error::format(&set.path, what, "write 0 or more"));
@@ -98,6 +146,17 @@ fn mixture(set: &Dataset) -> Result<Vec<Shard>> {
         shards.push(Shard { path, spans, drawn: 0, root, repeat: meta.repeat_time });
     }
     Ok(shards)
+}
+
+/// What a `meta.json` names, sorted by name, so that shards are counted alike however the file is written.
+fn metas(set: &Dataset) -> Result<BTreeMap<String, Meta>> {
+    let text = std::fs::read(&set.path).map_err(|why| Error::file(&set.path, why))?;
+    let mend = "write {\"name\": {\"root\": …, \"annotation\": …, \"repeat_time\": 1}}";
+    serde_json::from_slice(&text).map_err(|why| Error::format(&set.path, why.to_string(), mend))
+}
+
+fn endings(set: &Dataset) -> &'static [&'static str] {
+    if set.layout == Layout::Text { &["txt", "md", "text"] } else { &["json", "jsonl"] }
 }
 
 fn folder(path: &Path) -> PathBuf {

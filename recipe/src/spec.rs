@@ -121,6 +121,23 @@ impl Tiling {
     }
 }
 
+/// What tells a file or folder from others wherever its disk is mounted and however its path was typed: its last name.
+pub fn last_name(path: &str) -> String {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    whole.file_name().map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Leaves of each path in a data set, as JSON, its last name.
+pub fn unplace(set: &mut serde_json::Value) {
+    for place in ["/path", "/images", "/scenes/faces"] {
+        if let Some(serde_json::Value::String(path)) = set.pointer_mut(place)
+            && !path.is_empty()
+        {
+            *path = last_name(path);
+        }
+    }
+}
+
 impl Dataset {
     /// A data set with every option as it is where a recipe names none.
     pub fn new(name: &str, path: impl Into<PathBuf>, layout: Layout, labels: Labelling) -> Dataset {

@@ -88,7 +88,7 @@ pub enum Start {
     /// Moments are 0 and the step counts from 1, as in a run of its own.
     #[default]
     Fresh,
-    /// The stage before goes on.
+    /// Moments of the stage before go on, with each part's own count of steps; a part that it did not train begins.
     Kept,
 }
 
@@ -98,8 +98,8 @@ pub enum Start {
 pub struct Select {
     /// The folder of reference losses that `omchat score` wrote.
     pub reference: std::path::PathBuf,
-    /// The share of labelled tokens that is kept, to four decimals. 0.6 is Rho-1's for a model of a billion parameters;
-    /// OmChat's is not published.
+    /// The share of labelled tokens that is kept, to four decimals: 0.0001 at the least. 0.6 is Rho-1's for a model of a
+    /// billion parameters; OmChat's is not published.
     #[serde(default = "six_tenths")]
     pub ratio: f64,
     /// Which difference is large for a token that is kept.
@@ -179,6 +179,9 @@ impl Stage {
         if self.name.is_empty() || !self.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
             return bad("its name is used for folders".into(), "use letters, digits, `-`, `_` and `.`");
         }
+        if self.name.chars().all(|c| c == '.') {
+            return bad("its name is that of a folder that is there already".into(), "use a letter or a digit in it");
+        }
         if self.context == 0 {
             return bad("a context of 0 positions".into(), "give 1 or more");
         }
@@ -208,10 +211,23 @@ impl Stage {
             if !(rate.is_finite() && *rate >= 0.0) {
                 return bad(format!("the rate of {part} is {rate}"), "give 0 or more");
             }
+            let held = *rate as f32;
+            if !held.is_finite() || (held == 0.0 && *rate > 0.0) {
+                return bad(
+                    format!("the rate of {part} is {rate}, in f32 it would be {held}"),
+                    "give a number that f32 holds, such as 2e-5",
+                );
+            }
         }
         if let Some(s) = &self.select {
             if !(s.ratio > 0.0 && s.ratio <= 1.0) {
                 return bad(format!("the ratio of kept tokens is {}", s.ratio), "give a share above 0, at most 1");
+            }
+            if s.ratio < 1e-4 {
+                return bad(
+                    format!("the ratio of kept tokens is {}, and four decimals count", s.ratio),
+                    "give 0.0001 or more",
+                );
             }
             if self.weigh == Weigh::Examples {
                 return bad("a selection weighs each kept token the same".into(), "drop `weigh` or `select`");
@@ -220,7 +236,10 @@ impl Stage {
         if self.checkpoint_every == Some(0) {
             return bad("checkpoint_every is 0".into(), "give 1 or more");
         }
-        self.schedule.check()
+        self.schedule.check().map_err(|e| match e {
+            Error::Input { what, mend } => Error::input(format!("stage `{}`: {what}", self.name), mend),
+            other => other,
+        })
     }
 
     fn check_mix(&self) -> Result<()> {

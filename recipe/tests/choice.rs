@@ -321,6 +321,32 @@ fn groups_without_all_their_answers_are_left_out() {
 }
 
 #[test]
+fn a_byte_order_mark_is_no_part_of_a_record() {
+    let dir = folder("marked");
+    let row =
+        json!({ "question_type": "multi-choice", "question": "?", "images": [], "options": ["x", "y"], "answer": "A" });
+    put(&dir.join("a.json"), format!("\u{feff}[{row}]"));
+    put(&dir.join("b.jsonl"), format!("\u{feff}{row}\n"));
+    put(&dir.join("c.tsv"), format!("\u{feff}index\tquestion\tA\tB\tanswer\timage\n5\t?\tx\ty\tA\t{PNG}"));
+    let loaded = read(&dir);
+    assert_eq!((loaded.records.len(), loaded.bad.len()), (3, 0), "{:?}", loaded.bad);
+}
+
+#[test]
+fn records_that_cannot_be_asked_say_why() {
+    let dir = folder("why");
+    let row = |options: serde_json::Value| json!({ "question_type": "multi-choice", "question": "?", "images": [], "options": options, "answer": "A" });
+    let good = row(json!(["x", "y"]));
+    let twice = row(json!(["(A) x", "(B) x "]));
+    put(&dir.join("a.jsonl"), format!("{good}\n\n{{\"id\": 3, oops}}\n{twice}\n"));
+    let loaded = read(&dir);
+    let why: Vec<&str> = loaded.bad.iter().map(|bad| bad.why.as_str()).collect();
+    assert_eq!(loaded.records.len(), 1);
+    assert!(why[0].starts_with("line 3 is no JSON: key must be a string, at column "), "{why:?}");
+    assert_eq!(why[1], "two of its options are `x`: an answer could mean either");
+}
+
+#[test]
 fn files_that_hold_no_questions() {
     let dir = folder("none");
     let refused = |name: &str, text: &str| {
@@ -333,6 +359,7 @@ fn files_that_hold_no_questions() {
     assert!(refused("a.json", "{}").contains("neither"));
     assert!(refused("a.json", "[{\"q\": 1}]").contains("known layout"));
     assert!(refused("a.tsv", "index\tquestion\n").contains("no column `A`"));
+    assert!(refused("a.jsonl", "{\"q\": ").contains("line 1 is no JSON: EOF while parsing"));
     assert!(refused("a.tsv", "").contains("no column `index`"));
     let all_bad = "[{\"video\": \"no.mp4\", \"question\": \"?\", \"candidates\": [\"a\", \"b\"], \"answer\": \"a\"}]";
     assert!(refused("a.json", all_bad).contains("no.mp4"));

@@ -112,7 +112,8 @@ fn going_on_in_a_long_text_reads_it_once() {
     let error = Feed::resume(&set, &Mix::new(), &senses, options, &beyond).err().unwrap().to_string();
     assert!(error.contains(&format!("it has no position {}", last.offset + 1)), "{error}");
     std::fs::write(second, "short").unwrap();
-    let error = Feed::resume(&set, &Mix::new(), &senses, options, &state).err().unwrap().to_string();
+    let unsummed = State { sums: BTreeMap::new(), ..state };
+    let error = Feed::resume(&set, &Mix::new(), &senses, options, &unsummed).err().unwrap().to_string();
     assert!(error.contains("was read before and is not now: it has no position"), "{error}");
 }
 
@@ -215,4 +216,27 @@ fn what_is_wrong_as_a_whole_is_an_error() {
     let state = Feed::open(&[set("one.json")], &Mix::new(), &senses(), options(64, 1, 0, 1)).unwrap().state();
     let other = Feed::resume(&[set("one.json")], &Mix::new(), &senses(), options(64, 1, 1, 1), &state);
     assert!(other.err().unwrap().to_string().contains("seed"));
+}
+
+/// A file that was changed in place, with as many records of the same lengths, is not gone on with.
+#[test]
+fn files_that_changed_are_not_gone_on_with() {
+    let folder = Folder::new();
+    let (sets, mix) = sets(&folder);
+    let (senses, options) = (senses(), options(400, 9, 5, 2));
+    let mut feed = Feed::open(&sets, &mix, &senses, options).unwrap();
+    take(&mut feed, 1);
+    let state = feed.state();
+    let chat = &sets[2].path;
+    let text = std::fs::read_to_string(chat).unwrap();
+    std::fs::write(chat, text.replacen("no no ", "no on ", 1)).unwrap();
+    let e = Feed::resume(&sets, &mix, &senses, options, &state).err().unwrap().to_string();
+    assert!(e.contains("chat.jsonl") && e.contains("no longer") && e.contains("`chat`"), "{e}");
+    // A position of an earlier version knows no sums.
+    let mut old = serde_json::to_value(&state).unwrap();
+    assert!(old.as_object_mut().unwrap().remove("sums").is_some());
+    let old: State = serde_json::from_value(old).unwrap();
+    assert!(Feed::resume(&sets, &mix, &senses, options, &old).is_ok());
+    std::fs::write(chat, text).unwrap();
+    assert!(Feed::resume(&sets, &mix, &senses, options, &state).is_ok());
 }

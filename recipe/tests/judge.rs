@@ -361,6 +361,11 @@ fn a_run_that_broke_off_goes_on() {
     let mut log = Log::open(&dir, &setup, false).unwrap();
     let broke = ask_all(&questions, &mut log, &mut first, &mut |_, _| {}).unwrap_err();
     assert_eq!((broke.to_string().as_str(), first.1), ("power", 3));
+    // Two at once would ask everything twice.
+    let twice = Log::open(&dir, &setup, false).unwrap_err().to_string();
+    assert!(twice.contains("another run writes") && twice.contains("--out"), "{twice}");
+    assert!(Log::open(&dir, &setup, true).is_err());
+    drop(log);
     // A line that was being written when the power went.
     let path = dir.join("answers.jsonl");
     let whole = std::fs::read_to_string(&path).unwrap();
@@ -372,6 +377,7 @@ fn a_run_that_broke_off_goes_on() {
     assert_eq!((outcomes.len(), second.1), (4, 2));
     assert!(std::fs::read_to_string(&path).unwrap().starts_with(&whole));
     assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 4);
+    drop(log);
     // Answers of another run are not mixed in.
     let other = Log::open(&dir, &json!({ "model": "m", "x": 2 }), false).unwrap_err().to_string();
     assert!(other.contains("x was 1 and is 2") && other.contains("--fresh"), "{other}");
@@ -388,6 +394,18 @@ fn a_run_that_broke_off_goes_on() {
     std::fs::write(&path, format!("nonsense\n{whole}")).unwrap();
     let fault = Log::open(&dir, &json!({ "x": 2 }), false).unwrap_err().to_string();
     assert!(fault.contains("line 1"), "{fault}");
+    // Nor is one whose numbers cannot be.
+    let right = whole.lines().next().unwrap();
+    assert!(right.contains("\"score\":1.0") && right.contains("\"right\":true"), "{right}");
+    for (from, to, words) in [
+        ("\"score\":1.0", "\"score\":7.0", "line 2 is no answer: `score` is 7, and goes from 0 to 1"),
+        ("\"score\":1.0", "\"score\":-0.5", "`score` is -0.5"),
+        ("\"right\":true", "\"right\":false", "`right` is false at a `score` of 1"),
+    ] {
+        std::fs::write(&path, format!("{right}\n{}\n", right.replace(from, to))).unwrap();
+        let fault = Log::open(&dir, &json!({ "x": 2 }), false).unwrap_err().to_string();
+        assert!(fault.contains(words), "{fault}");
+    }
 }
 
 #[test]

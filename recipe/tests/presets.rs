@@ -113,6 +113,19 @@ fn what_is_wrong_is_told_with_its_value() {
         ("decoder = 2e-4", "decoder = -1.0", "rate of decoder is -1"),
         ("name = \"tune\"", "name = \"../up\"", "used for folders"),
         ("steps = 160", "steps = 160\nselect = { reference = \"r\", ratio = 1.5 }", "1.5"),
+        ("name = \"tune\"", "name = \"..\"", "stage `..`"),
+        ("steps = 160", "steps = 160\nselect = { reference = \"r\", ratio = 0.00004 }", "0.00004"),
+        (
+            "steps = 160",
+            "steps = 160\nschedule = { kind = \"wsd\", decay = 0.0 }",
+            "stage `tune`: the schedule's decay is 0",
+        ),
+        ("decoder = 2e-4", "decoder = 1e300", "stage `tune`: the rate of decoder is 1"),
+        ("decoder = 2e-4", "decoder = 1e-60", "in f32 it would be 0"),
+        ("[adamw]\nbetas = [0.9, 0.95]", "[adamw]\nbetas = [0.9, 1.0]", "adamw.betas is 1"),
+        ("clip = 1.0", "clip = 1e300", "adamw.clip is 1"),
+        ("[adamw]", "[adamw]\neps = 0.0", "adamw.eps is 0"),
+        ("[adamw]", "[adamw]\ndecay = -0.1", "adamw.decay is -0.1"),
         ("seed = 13", "sead = 13", "sead"),
     ];
     for (from, to, want) in cases {

@@ -232,14 +232,14 @@ impl Trial {
         }
     }
 
-    /// Runs once, launch by launch, and yields what the first launch of each kernel read and wrote. Nothing for the
-    /// interpreter, which is the judge.
+    /// Runs once, launch by launch, and shows what the first launch of each kernel read and wrote, one at a time: together
+    /// they may be more than the host holds. Nothing for the interpreter, which is the judge.
     ///
-    /// Errors: as [`Trial::run`].
-    pub fn examine(&mut self) -> Result<Vec<Examined>, Error> {
+    /// Errors: as [`Trial::run`], and whatever `see` answers, which ends the run.
+    pub fn examine<E: From<Error>>(&mut self, see: &mut dyn FnMut(Examined) -> Result<(), E>) -> Result<(), E> {
         match &mut self.body {
-            Body::Interpreted { .. } => Ok(vec![]),
-            Body::Compiled(c) => c.examine(),
+            Body::Interpreted { .. } => Ok(()),
+            Body::Compiled(c) => c.examine(see),
         }
     }
 }
@@ -263,22 +263,23 @@ impl Compiled {
         }
     }
 
-    fn examine(&self) -> Result<Vec<Examined>, Error> {
-        let mut out: Vec<Examined> = vec![];
+    fn examine<E: From<Error>>(&self, see: &mut dyn FnMut(Examined) -> Result<(), E>) -> Result<(), E> {
+        let mut seen = vec![false; self.program.chosen.len()];
         for (l, buffers) in self.program.launches.iter().zip(&self.copies[0]) {
             let Bindings { operands, results, .. } = buffers;
-            let new = !out.iter().any(|e| e.chosen == l.chosen);
+            let new = !std::mem::replace(&mut seen[l.chosen], true);
             let read = if new { self.read(&l.operands, operands)? } else { vec![] };
             let adds = new && matches!(self.program.chosen[l.chosen].work, Work::ScatterAdd { .. });
             let before = if adds { self.read(&l.results, results)? } else { vec![] };
             self.prepared[l.chosen].launch(&self.client, &self.program, buffers)?;
             if new {
                 let results = self.read(&l.results, results)?;
-                out.push(Examined { chosen: l.chosen, operands: read, before, results });
+                // What went wrong is this launch's, not that of whoever looks.
+                self.wait()?;
+                see(Examined { chosen: l.chosen, operands: read, before, results })?;
             }
         }
-        self.wait()?;
-        Ok(out)
+        Ok(self.wait()?)
     }
 
     fn read(&self, plans: &[usize], buffers: &[Buffer]) -> Result<Vec<HostTensor>, Error> {

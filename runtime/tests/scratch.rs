@@ -4,7 +4,7 @@
 use omchat_codegen::{Schedule, Target};
 use omchat_ir::{Dtype, Func, Mode, Module, Tensor, Type, interpret, parse};
 use omchat_kernels::by_name;
-use omchat_runtime::{Device, Executable, HostTensor, Store, Trial, program};
+use omchat_runtime::{Device, Error, Examined, Executable, HostTensor, Store, Trial, program};
 
 /// Devices whose facts say that they have shared memory of their own: then attention cuts its keys into parts.
 fn devices() -> Vec<Device> {
@@ -113,7 +113,13 @@ fn other_parts_are_planned_anew_over_poison() {
             for _ in 0..2 {
                 near(&format!("{parts} parts on {}", device.name()), &trial.outcome().unwrap(), &want);
             }
-            assert!(trial.examine().unwrap().iter().all(|e| e.results.iter().all(|r| r.ty.dtype == Dtype::F32)));
+            let f32s = |e: &Examined| e.results.iter().all(|r| r.ty.dtype == Dtype::F32);
+            trial
+                .examine(&mut |e| {
+                    assert!(f32s(&e));
+                    Ok::<(), Error>(())
+                })
+                .unwrap();
         }
     }
 }

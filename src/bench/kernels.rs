@@ -156,12 +156,14 @@ fn measured(
 
 /// What is wrong with the launches of a program, if anything.
 pub(super) fn wrong(judge: &mut Judge, program: &Program, trial: &mut Trial) -> Result<Option<String>, Error> {
-    for e in trial.examine()? {
-        if let Some(what) = judge.judge(program, &e)? {
-            return Ok(Some(format!("{}: {what}", program.chosen[e.chosen].kernel)));
+    let mut first = None;
+    trial.examine(&mut |e| {
+        if first.is_none() {
+            first = judge.judge(program, &e)?.map(|what| format!("{}: {what}", program.chosen[e.chosen].kernel));
         }
-    }
-    Ok(None)
+        Ok::<(), Error>(())
+    })?;
+    Ok(first)
 }
 
 /// Kernels and schedules of a program, each pair once, in the order of first use.

@@ -173,7 +173,8 @@ pub fn train(whole: &Whole, tokens: usize) -> Result<Step, Error> {
     let t = &whole.config.text;
     let text = OmChatConfig { vision: None, projector: None, ..whole.config.clone() };
     let spec = TrainSpec { parts: vec![crate::Part::Decoder], ..TrainSpec::whole(ForwardSpec::text(tokens)) };
-    let plan = crate::plan_training(&text, &spec, whole.dtype, &whole.device.target(), whole.device.free_bytes())?;
+    let plan =
+        crate::plan_training(&text, &spec, whole.dtype, false, &whole.device.target(), whole.device.free_bytes())?;
     let module = step_module(&text, &plan.spec, whole.dtype)?;
     let name = train_name(whole, tokens);
     let shape = [
@@ -203,8 +204,8 @@ pub fn train(whole: &Whole, tokens: usize) -> Result<Step, Error> {
         ("eps", 1e-8),
         ("decay", 0.0),
         ("clip", 1.0),
-        ("c1", 0.1),
-        ("c2", 1e-3),
+        ("c1.decoder", 0.1),
+        ("c2.decoder", 1e-3),
     ];
     feed.extend(numbers.map(|(name, x)| (name, HostTensor::f32([], &[x]))));
     step.feeds.push(feed);

@@ -55,7 +55,7 @@ pub struct Args {
     /// Prints the names of the rows of `kernels` and benches nothing.
     #[arg(long)]
     list: bool,
-    /// Every kernel and schedule that takes the work, not only the chosen one.
+    /// Of `kernels` and `function`: every kernel and schedule that takes the work, not only the chosen one.
     #[arg(long)]
     all: bool,
     /// With `--all`: of the others only kernels whose name contains this.
@@ -93,7 +93,14 @@ fn function(args: &Args, device: &Device) -> Result<Case, Error> {
 }
 
 /// Benches and prints.
+///
+/// Errors: what cannot be benched; numbers that are wrong; not one row.
 pub fn run(args: &Args) -> Result<(), Error> {
+    if args.all && !matches!(args.suite, Suite::Kernels | Suite::Function) {
+        return Err(Error::input(
+            "--all: only `omchat bench kernels` and `function` choose among kernels; leave it out",
+        ));
+    }
     let device = device::open(args.device.as_deref())?;
     let (usual, mut scale) = bench::usual(&device);
     let (folder, config) = match &args.model {
@@ -134,9 +141,13 @@ pub fn run(args: &Args) -> Result<(), Error> {
     }
     // What went wrong in writing is kept beside: whoever benches knows nothing of readers that went away.
     let mut unsaid: Option<Error> = None;
+    let mut rows = 0;
     let mut tell = |said: Said| -> Result<(), omchat::Error> {
         let written = match said {
-            Said::Row(row) => shown(&row, args.json),
+            Said::Row(row) => {
+                rows += 1;
+                shown(&row, args.json)
+            }
             Said::Skipped { name, reason } => {
                 note(format!("skipped: {name}: {reason}"));
                 Ok(())
@@ -157,7 +168,11 @@ pub fn run(args: &Args) -> Result<(), Error> {
         (Err(_), Some(e)) => return Err(e),
         (right, _) => right?,
     };
-    if right { Ok(()) } else { Err(Error::failed("a kernel is WRONG: its numbers are not what its work means")) }
+    match (right, rows) {
+        (false, _) => Err(Error::failed("a kernel is WRONG: its numbers are not what its work means")),
+        (true, 0) => Err(Error::failed("every row was skipped: nothing was benched")),
+        (true, _) => Ok(()),
+    }
 }
 
 /// Whole steps of a model.

@@ -19,7 +19,8 @@ pub struct Args {
     /// A model's folder, or the name of a preset.
     #[arg(long, value_name = "DIR|PRESET")]
     pub model: String,
-    /// A picture to look at; repeat it for several.
+    /// A picture to look at; repeat it for several. An `<image>` of the question is the place of the next picture, a
+    /// `<video>` that of the video; without marks they stand before the words.
     #[arg(long, value_name = "FILE")]
     pub image: Vec<PathBuf>,
     /// A video, an animated GIF or a folder of frames to look at.
@@ -46,7 +47,7 @@ pub struct Args {
     /// The temperature that tokens are drawn at; 0 always takes the likeliest.
     #[arg(long)]
     pub temperature: Option<f32>,
-    /// Draws among that many of the likeliest tokens.
+    /// Draws among that many of the likeliest tokens; 0, as without it, among all.
     #[arg(long)]
     pub top_k: Option<usize>,
     /// Draws among the likeliest tokens that have that probability together.
@@ -58,7 +59,7 @@ pub struct Args {
     /// Makes tokens that occurred less likely by that factor.
     #[arg(long)]
     pub repetition_penalty: Option<f32>,
-    /// Draws the same tokens again for the same number.
+    /// Another number draws other tokens, the same number the same again; 0 if not given.
     #[arg(long)]
     pub seed: Option<u64>,
     /// Shares the cache of a long prompt among that many ranks, threads of this process. Started by `mpirun` or `torchrun`,
@@ -74,7 +75,8 @@ pub struct Args {
     /// Reads the question from a file, for questions longer than a command line takes.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub prompt_file: Option<PathBuf>,
-    /// The question; without one the command holds a conversation.
+    /// The question; without one the command holds a conversation, a line of the standard input each. A line that cannot
+    /// be answered is told and the others are; the exit code is then 2.
     pub prompt: Option<String>,
 }
 
@@ -86,15 +88,23 @@ pub fn run(args: &Args) -> Result<(), Error> {
         ),
         None => args.prompt.clone(),
     };
-    ranks::each(args.ranks, args.exchange, |world| rank(args, question.as_deref(), world))
+    let options = options(args)?;
+    match ranks::each(args.ranks, args.exchange, |world| rank(args, &options, question.as_deref(), world))? {
+        0 => Ok(()),
+        _ => Err(Error::Told),
+    }
 }
 
-/// Chats as one rank; the first speaks for all.
-fn rank(args: &Args, question: Option<&str>, world: Option<World>) -> Result<(), Error> {
+/// Chats as one rank; the first speaks for all. Yields how many lines of a conversation could not be answered.
+fn rank(args: &Args, options: &ChatOptions, question: Option<&str>, world: Option<World>) -> Result<usize, Error> {
     let speaks = world.as_ref().is_none_or(|w| w.rank() == 0);
+    let how = device::options(args.dtype.as_deref())?;
     let model = Model::open(&args.model)?;
     let untrained = model.dir.join("manifest.json");
     let visuals = look(&model, args)?;
+    if speaks {
+        unheard(args, &options.sampling);
+    }
     if speaks && !visuals.is_empty() && says_untrained(&untrained) {
         note("note: the projector of this model is random until it is trained: answers about pictures are noise");
     }
@@ -103,20 +113,20 @@ fn rank(args: &Args, question: Option<&str>, world: Option<World>) -> Result<(),
         false => device::quietly(args.device.as_deref())?,
     };
     let mut bars = Bars::default();
-    let how = device::options(args.dtype.as_deref())?;
     let engine = Engine::load_among(world.clone(), model, device, &how, &mut |p| {
         if speaks {
             bars.show(p);
         }
     })?;
     bars.end();
-    let mut chat = Chat::new(engine, options(args)?)?;
+    let mut chat = Chat::new(engine, options.clone())?;
     match question {
-        Some(prompt) => ask(&mut chat, prompt, visuals),
+        Some(prompt) => ask(&mut chat, prompt, visuals).map(|()| 0),
         None => converse(&mut chat, visuals, world.as_ref()),
     }
 }
 
+/// What is asked of the chat, every number in its range.
 fn options(args: &Args) -> Result<ChatOptions, Error> {
     let usual = Sampling::default();
     let sampling = Sampling {
@@ -127,6 +137,14 @@ fn options(args: &Args) -> Result<ChatOptions, Error> {
         repetition_penalty: args.repetition_penalty.unwrap_or(usual.repetition_penalty),
         seed: args.seed.unwrap_or(usual.seed),
     };
+    sampling.check().map_err(Error::input)?;
+    let format = args.format.as_deref().map(Format::named).transpose()?;
+    let system = args.system.clone().unwrap_or_else(|| SYSTEM.into());
+    Ok(ChatOptions { context: args.context, max_new_tokens: args.max_new_tokens, sampling, system, format })
+}
+
+/// Says which options have no effect.
+fn unheard(args: &Args, sampling: &Sampling) {
     let given = [
         ("--top-k", args.top_k.is_some()),
         ("--top-p", args.top_p.is_some()),
@@ -140,9 +158,6 @@ fn options(args: &Args) -> Result<ChatOptions, Error> {
             idle.join(", ")
         ));
     }
-    let format = args.format.as_deref().map(Format::named).transpose()?;
-    let system = args.system.clone().unwrap_or_else(|| SYSTEM.into());
-    Ok(ChatOptions { context: args.context, max_new_tokens: args.max_new_tokens, sampling, system, format })
 }
 
 /// The pictures and the video as tiles.
@@ -174,22 +189,33 @@ fn says_untrained(manifest: &std::path::Path) -> bool {
 /// One question, its answer as it comes, and what it cost.
 pub fn ask(chat: &mut Chat, prompt: &str, visuals: Vec<Visual>) -> Result<(), Error> {
     if chat.engine().rank() > 0 {
-        chat.ask(prompt, visuals, &mut |_| {}, &mut |_| ControlFlow::Continue(()))?;
-        return Ok(());
+        let asked = chat.ask(prompt, visuals, &mut |_| {}, &mut |_| ControlFlow::Continue(()));
+        return asked.map(|_| ()).map_err(|e| roomy(e, chat.options()));
     }
     let mut bars = Bars::default();
     let mut closed = None;
-    let answer = chat.ask(prompt, visuals, &mut |p| bars.show(p), &mut |text| {
+    let asked = chat.ask(prompt, visuals, &mut |p| bars.show(p), &mut |text| {
         closed = say(text).err();
         if closed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
+    });
     bars.end();
+    let answer = asked.map_err(|e| roomy(e, chat.options()))?;
     if let Some(e) = closed {
         return Err(e);
     }
     say("\n")?;
     report(chat, &answer);
     Ok(())
+}
+
+/// A failure in the words of a chat: a context must hold the answer too, whose last id is not read.
+fn roomy(error: omchat::Error, options: &ChatOptions) -> Error {
+    let omchat::Error::Context { need, have } = error else { return error.into() };
+    let answer = options.max_new_tokens;
+    let enough = need.saturating_add(answer.saturating_sub(1));
+    Error::input(format!(
+        "{need} tokens do not fit a context of {have}: give --context {enough} or more, which holds an answer of {answer} too"
+    ))
 }
 
 fn report(chat: &Chat, a: &Answer) {
@@ -224,32 +250,44 @@ fn report(chat: &Chat, a: &Answer) {
     ));
 }
 
-fn converse(chat: &mut Chat, mut visuals: Vec<Visual>, world: Option<&World>) -> Result<(), Error> {
+/// A line that cannot be answered is told, and the conversation goes on as if it had not been said; what was to be seen
+/// with it is seen with the next. Yields how many there were.
+fn converse(chat: &mut Chat, mut visuals: Vec<Visual>, world: Option<&World>) -> Result<usize, Error> {
+    let mut failed = 0;
     loop {
-        let read = if chat.engine().rank() == 0 { listen()? } else { String::new() };
-        let heard = ranks::from_first(world, "a question", read.into_bytes())?;
-        let line = String::from_utf8_lossy(&heard);
-        if line.is_empty() {
-            return Ok(());
+        let read = if chat.engine().rank() == 0 { listen()? } else { vec![] };
+        let heard = ranks::from_first(world, "a question", read)?;
+        if heard.is_empty() {
+            return Ok(failed);
         }
-        if line.trim().is_empty() {
-            continue;
+        let answered = match std::str::from_utf8(&heard) {
+            Ok(line) if line.trim().is_empty() => continue,
+            Ok(line) => ask(chat, line.trim(), visuals.clone()),
+            Err(e) => Err(Error::input(format!("a question from stdin is no text: {e}; write lines of UTF-8"))),
+        };
+        match answered {
+            Ok(()) => visuals.clear(),
+            // Every rank says the same of a question that cannot be asked.
+            Err(e @ Error::Input(_)) => {
+                failed += 1;
+                if chat.engine().rank() == 0 {
+                    e.report();
+                }
+            }
+            Err(e) => return Err(e),
         }
-        ask(chat, line.trim(), std::mem::take(&mut visuals))?;
     }
 }
 
 /// The next line of stdin; nothing at its end.
-fn listen() -> Result<String, Error> {
+fn listen() -> Result<Vec<u8>, Error> {
     let input = std::io::stdin();
     if input.is_terminal() {
         say("> ")?;
         std::io::stdout().flush()?;
     }
-    let mut line = String::new();
-    input
-        .lock()
-        .read_line(&mut line)
-        .map_err(|e| Error::input(format!("cannot read a question from stdin: {e}; write lines of UTF-8")))?;
+    let mut line = vec![];
+    let read = input.lock().read_until(b'\n', &mut line);
+    read.map_err(|e| Error::input(format!("cannot read a question from stdin: {e}")))?;
     Ok(line)
 }

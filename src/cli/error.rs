@@ -15,6 +15,8 @@ pub enum Error {
     Rendered(String),
     /// Faults that are laid out, of a command whose exit code 1 says that it found a difference; exit code 2.
     Trouble(String),
+    /// Some of what was asked could not be used, as stderr said when it came; exit code 2.
+    Told,
     /// What was compared differs, as stdout says; exit code 1.
     Different,
     /// Whoever read the output went away: no failure of ours.
@@ -48,6 +50,7 @@ impl Error {
             Error::Failed(m) => (format!("error: {m}\n"), 1),
             Error::Rendered(m) => (m.clone(), 1),
             Error::Trouble(m) => (m.clone(), 2),
+            Error::Told => (String::new(), 2),
             Error::Different => (String::new(), 1),
             Error::Closed => (String::new(), 0),
         };
@@ -61,6 +64,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Input(m) | Error::Failed(m) | Error::Rendered(m) | Error::Trouble(m) => f.write_str(m),
+            Error::Told => f.write_str("some of it could not be used"),
             Error::Different => f.write_str("the two differ"),
             Error::Closed => f.write_str("the reader of the output went away"),
         }

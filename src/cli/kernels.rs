@@ -114,7 +114,7 @@ fn list(offers: &[Offer]) -> Result<(), Error> {
         for o in &mine {
             schedules.entry(o.schedule.to_string()).or_insert(&o.case);
         }
-        say(format!("{:<22} {} pieces of work, {} schedules\n", kernel.name(), works.len(), schedules.len()))?;
+        say(format!("{:<26} {} pieces of work, {} schedules\n", kernel.name(), works.len(), schedules.len()))?;
         for (schedule, case) in schedules {
             say(format!("    [{schedule}]  {case}\n"))?;
         }

@@ -13,6 +13,12 @@ use std::path::PathBuf;
 
 /// What `omchat loss` takes.
 #[derive(clap::Args)]
+#[command(
+    mut_arg("trainable", |a| a.requires("grads")),
+    mut_arg("recompute", |a| a.requires("grads")),
+    mut_arg("mlp_tiles", |a| a.requires("grads")),
+    mut_arg("loss_tiles", |a| a.requires("grads"))
+)]
 pub struct LossArgs {
     #[command(flatten)]
     common: parity::Args,

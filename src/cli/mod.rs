@@ -82,7 +82,7 @@ enum Command {
     /// Writes the logits and the image features of a case.
     Logits(parity::Args),
     /// Writes the ids that the model picks greedily after a case; stop tokens are ignored.
-    Generate(parity::Args),
+    Generate(parity::GenerateArgs),
     /// Writes the loss and the negative log likelihood of each target of a case with labels.
     ///
     /// With `--grads` also the gradient of the loss with respect to every parameter, under the checkpoint's own names.
@@ -135,7 +135,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Init(args) => init::run(&args),
         Command::Scenes(args) => scenes::run(&args),
         Command::Logits(args) => parity::run(parity::Door::Logits, &args),
-        Command::Generate(args) => parity::run(parity::Door::Generate, &args),
+        Command::Generate(args) => parity::run(parity::Door::Generate(args.max_new_tokens), &args.common),
         Command::Loss(args) => loss::loss(&args),
         Command::Step(args) => step::run(&args),
         Command::Train(args) => train::run(&args),

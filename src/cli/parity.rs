@@ -29,7 +29,14 @@ pub struct Args {
     /// The element type of weights and activations.
     #[arg(long, default_value = "f32")]
     pub dtype: String,
-    /// How many ids `generate` picks.
+}
+
+/// What `omchat generate` takes.
+#[derive(clap::Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub common: Args,
+    /// How many ids are picked.
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub max_new_tokens: usize,
 }
@@ -39,8 +46,8 @@ pub struct Args {
 pub enum Door {
     /// Logits and features.
     Logits,
-    /// Greedy ids.
-    Generate,
+    /// That many greedy ids.
+    Generate(usize),
     /// Loss and per-target nll.
     Loss,
 }
@@ -77,7 +84,7 @@ pub fn run(door: Door, args: &Args) -> Result<(), Error> {
         }
     };
     bars.end();
-    let extra = if door == Door::Generate { args.max_new_tokens } else { 0 };
+    let extra = if let Door::Generate(n) = door { n } else { 0 };
     let mut session = Session::new(engine.clone(), spliced.len().saturating_add(extra))?;
     let mut out: Vec<(String, Data)> = vec![];
     match door {
@@ -89,8 +96,8 @@ pub fn run(door: Door, args: &Args) -> Result<(), Error> {
                 out.push(("image_features".into(), Data::f32(vec![features.len() / width, width], &features)));
             }
         }
-        Door::Generate => {
-            let ids = generate(&mut session, &spliced, &features, args.max_new_tokens)?;
+        Door::Generate(n) => {
+            let ids = generate(&mut session, &spliced, &features, n)?;
             out.push(("greedy_ids".into(), Data::i32(vec![ids.len()], &ids)));
         }
         Door::Loss => {

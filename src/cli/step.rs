@@ -112,7 +112,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
 
 /// The first plan that fits, told on stderr with what was passed over.
 fn plan(model: &Model, spec: &TrainSpec, dtype: Dtype, device: &Device, budget: u64) -> Result<TrainSpec, Error> {
-    let plan = omchat::plan_training(&model.config, spec, dtype, &device.target(), Some(budget))?;
+    let plan = omchat::plan_training(&model.config, spec, dtype, false, &device.target(), Some(budget))?;
     let told = |s: &TrainSpec| {
         let f = &s.forward;
         format!("recompute {}, loss in {} parts, MLPs in {}", s.recompute.name(), f.loss_tiles, f.mlp_tiles)
@@ -120,7 +120,7 @@ fn plan(model: &Model, spec: &TrainSpec, dtype: Dtype, device: &Device, budget: 
     for (spec, peak) in &plan.tried {
         note(format!("plan: {}: {peak} bytes, above {budget}", told(spec)));
     }
-    note(format!("plan: {}: {} bytes, taken", told(&plan.spec), plan.program.peak_bytes()));
+    note(format!("plan: {}: {} bytes, taken", told(&plan.spec), plan.bytes));
     Ok(plan.spec)
 }
 

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 /// What `omchat train` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The recipe: a TOML file.
+    /// The recipe: a TOML file, or the `recipe.json` of a run.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// The run's folder.

@@ -165,10 +165,19 @@ fn kind(kernel: &'static str, work: &Work) -> Result<Kind, Error> {
     let pace = match attention {
         Some(pace) if pairs > 0.0 => pace,
         // Matrix units pay from some tens of FLOPs a byte on; below, memory sets the pace anyway.
-        _ if matches!(work, Work::Nest(n) if n.fold.is_some()) && flops > 8.0 * bytes => Pace::Product,
+        _ if folds(work) && flops > 8.0 * bytes => Pace::Product,
         _ => Pace::Memory,
     };
     Ok(Kind { kernel, pace, flops, bytes, pairs })
+}
+
+/// Whether work is a fold, or holds products as losses do.
+fn folds(work: &Work) -> bool {
+    match work {
+        Work::Nest(n) => n.fold.is_some(),
+        Work::Function { name, .. } => name.starts_with("linear_cross_entropy"),
+        _ => false,
+    }
 }
 
 impl Kind {

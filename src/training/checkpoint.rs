@@ -1,11 +1,11 @@
 //! Checkpoints of a run: all that resuming needs, written whole or not at all.
 //!
 //! `checkpoints/00000120/` holds `state.safetensors` (weights `w.NAME`, moments `m.NAME` and `v.NAME`, f32) and
-//! `run.json` (where the run is, and the length and CRC-32 of the state). A folder is written under another name and
-//! renamed when all is on disk, so a folder of this name is whole; one whose bytes changed since is refused. A folder that
-//! holds a file `keep` is never removed.
+//! `run.json` (where the run is, the length and CRC-32 of the state, and the CRC-32 of its own text). A folder is written
+//! under another name and renamed when all is on disk, so a folder of this name is whole; one whose bytes changed since is
+//! refused. A folder that holds a file `keep` is never removed.
 
-use crate::{Error, Snapshot};
+use crate::{Error, Part, Snapshot};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 
 /// Checkpoints that are kept; the older serves where the newer is damaged.
 const KEPT: usize = 2;
+
+/// What stands in place of the sum of `run.json` while it is taken.
+const NO_SUM: &str = "\"run_crc32\": \"00000000\"";
 
 /// Where a run is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,14 +34,25 @@ pub struct Place {
     pub feed: Value,
     /// The recipe, to be compared with the one that resumes.
     pub recipe: Value,
+    /// A sum of the files of the recipe's model; nothing in checkpoints of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Head {
     place: Place,
+    /// Steps that moments have seen: of the part that has most.
     adam_steps: u64,
+    /// The same of each part; checkpoints that were written without it mean `adam_steps` of every part that has moments.
+    #[serde(default)]
+    part_steps: Option<BTreeMap<String, u64>>,
     state_bytes: u64,
     state_crc32: u32,
+    /// CRC-32 of the text of this file with [`NO_SUM`] in its place; not in checkpoints of an earlier version.
+    #[serde(default)]
+    run_crc32: Option<String>,
 }
 
 /// A checkpoint that was read, and those newer ones that were not usable.
@@ -89,11 +103,14 @@ pub fn save(run: &Path, place: &Place, snapshot: &Snapshot, keep: bool) -> Resul
     let bytes = pack(snapshot)?;
     let head = Head {
         place: place.clone(),
-        adam_steps: snapshot.steps,
+        adam_steps: snapshot.steps.values().copied().max().unwrap_or(0),
+        part_steps: Some(snapshot.steps.iter().map(|(p, n)| (p.name().into(), *n)).collect()),
         state_bytes: bytes.len() as u64,
         state_crc32: crc32fast::hash(&bytes),
+        run_crc32: Some("00000000".into()),
     };
-    let head = serde_json::to_vec_pretty(&head).map_err(|e| Error::Input(format!("a checkpoint's place: {e}")))?;
+    let head = serde_json::to_string_pretty(&head).map_err(|e| Error::Input(format!("a checkpoint's place: {e}")))?;
+    let head = head.replacen(NO_SUM, &summed(crc32fast::hash(head.as_bytes())), 1).into_bytes();
     for (path, bytes) in [(&state, &bytes), (&part.join("run.json"), &head)] {
         let mut file = File::create(path).map_err(|e| fail(path, e))?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| fail(path, e))?;
@@ -184,7 +201,15 @@ pub fn read(path: &Path) -> Result<(Place, Snapshot), String> {
         File::open(path.join(name)).and_then(|mut f| f.read_to_end(&mut out)).map_err(|e| format!("{name}: {e}"))?;
         Ok::<_, String>(out)
     };
-    let head: Head = serde_json::from_slice(&bytes("run.json")?).map_err(|e| format!("run.json: {e}"))?;
+    let text = String::from_utf8(bytes("run.json")?).map_err(|e| format!("run.json: {e}"))?;
+    let head: Head = serde_json::from_str(&text).map_err(|e| format!("run.json: {e}"))?;
+    if let Some(sum) = &head.run_crc32 {
+        let own = format!("\"run_crc32\": \"{sum}\"");
+        let crc = crc32fast::hash(text.replacen(&own, NO_SUM, 1).as_bytes());
+        if !text.contains(&summed(crc)) {
+            return Err(format!("run.json is damaged: CRC-32 {crc:08x}, {sum} was written"));
+        }
+    }
     let state = bytes("state.safetensors")?;
     if state.len() as u64 != head.state_bytes {
         return Err(format!("state.safetensors has {} bytes, {} were written", state.len(), head.state_bytes));
@@ -194,8 +219,19 @@ pub fn read(path: &Path) -> Result<(Place, Snapshot), String> {
         return Err(format!("state.safetensors is damaged: CRC-32 {crc:08x}, {:08x} was written", head.state_crc32));
     }
     let mut snapshot = unpack(&state)?;
-    snapshot.steps = head.adam_steps;
+    snapshot.steps = match head.part_steps {
+        Some(steps) => {
+            let of = |(name, n): (String, u64)| Part::from_name(&name).map(|p| (p, n)).ok_or(name);
+            let all = steps.into_iter().map(of).collect::<Result<_, _>>();
+            all.map_err(|name| format!("run.json counts steps of `{name}`, which is no part of a model"))?
+        }
+        None => snapshot.moments.keys().map(|name| (Part::of(name), head.adam_steps)).collect(),
+    };
     Ok((head.place, snapshot))
+}
+
+fn summed(crc: u32) -> String {
+    format!("\"run_crc32\": \"{crc:08x}\"")
 }
 
 fn pack(s: &Snapshot) -> Result<Vec<u8>, Error> {

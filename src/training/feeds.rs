@@ -1,7 +1,7 @@
 //! A recipe's data sets as what a run asks for.
 
 use super::run::{Packs, Supply};
-use super::score::meta;
+use super::score::wanted;
 use crate::{Error, Model};
 use omchat_recipe::document::{Reader, Room, Senses};
 use omchat_recipe::feed::{Feed, Options, State};
@@ -51,6 +51,16 @@ impl Feeds {
 }
 
 impl Supply for Feeds {
+    fn check(&mut self, stage: &Stage, data: &[&str]) -> Result<(), Error> {
+        for name in data {
+            shards::there(&self.set(name)?)?;
+        }
+        match &stage.select {
+            Some(s) => Ok(Reference::check(&s.reference, &wanted(&self.recipe, stage, &self.model)?)?),
+            None => Ok(()),
+        }
+    }
+
     fn open(&mut self, stage: &Stage, state: Option<&Value>) -> Result<Box<dyn Packs>, Error> {
         let sets = stage.mix.keys().map(|n| self.set(n)).collect::<Result<Vec<_>, _>>()?;
         let options = Options { room: Feeds::room(stage), seed: self.recipe.seed, threads: 0 };
@@ -81,7 +91,7 @@ impl Supply for Feeds {
             return Err(Error::Input(format!("stage `{}` selects nothing", stage.name)));
         };
         if !self.references.contains_key(&select.reference) {
-            let held = Reference::open(&select.reference, &meta(&self.recipe, stage, &self.model)?)?;
+            let held = Reference::open(&select.reference, &wanted(&self.recipe, stage, &self.model)?)?;
             self.references.insert(select.reference.clone(), held);
         }
         let held = self.references.get(&select.reference);

@@ -1,8 +1,9 @@
 //! The search for how long to tune on a mixture: a trunk, a branch from each of its parts, a table of what they are worth.
 
 use super::checkpoint::{self, Place};
+use super::compare::{anywhere, differs, told};
 use super::losses::Losses;
-use super::run::{Supply, TrainOptions, Watched, anywhere, differs, told, train};
+use super::run::{Supply, TrainOptions, Watched, train};
 use super::{unwritable, write_whole};
 use crate::{Device, Error, Model, Snapshot};
 use omchat_recipe::Recipe;
@@ -23,6 +24,12 @@ pub fn mix(
     watch: &mut dyn FnMut(Watched),
 ) -> Result<Vec<Branch>, Error> {
     let plan = Plan::new(recipe)?;
+    let judged = |part: usize| out.join(format!("part-{part}")).join("losses.json");
+    if let Some(m) = recipe.mixture.as_ref().filter(|_| (1..=plan.ends.len()).any(|part| !judged(part).is_file())) {
+        // What branches are judged by is wanted last, and looked for first.
+        let held: Vec<&str> = m.held_out.keys().map(String::as_str).collect();
+        supply.check(&plan.trunk.stages[0], &held)?;
+    }
     begin(recipe, out)?;
     let mut branches: Vec<Branch> = vec![];
     for (i, (end, branch)) in plan.ends.iter().zip(&plan.branches).enumerate() {
@@ -41,7 +48,7 @@ pub fn mix(
             let options = TrainOptions { out: dir.clone(), resume: true, until: None, kept: None, world: None };
             train(branch, device, &options, supply, watch)?;
         }
-        let judged = dir.join("losses.json");
+        let judged = judged(i + 1);
         let losses = match std::fs::read(&judged).ok().and_then(|b| serde_json::from_slice(&b).ok()) {
             Some(losses) => losses,
             None => {

@@ -1,7 +1,7 @@
 //! The programs of a recipe, without its data: what there is to measure before a run.
 
 use super::run::dtype;
-use super::stage::spec;
+use super::stage::{room, spec};
 use crate::trainer::step_modules;
 use crate::{Device, Error, Model};
 use omchat_codegen::Program;
@@ -16,9 +16,10 @@ use omchat_recipe::Recipe;
 pub fn programs(recipe: &Recipe, device: &Device) -> Result<Vec<(String, Program)>, Error> {
     let model = Model::open(&recipe.model)?;
     let dtype = dtype(&recipe.dtype)?;
+    let room = room(device, None)?;
     let mut out = vec![];
     for stage in &recipe.stages {
-        let spec = spec(&model, device, dtype, stage, 1)?;
+        let spec = spec(&model, device, dtype, stage, 1, room)?;
         let parts = stage.packs() > 1;
         let (first, apply) = step_modules(&model.config, &spec, dtype, parts)?;
         for (what, module) in [(if parts { "batch" } else { "step" }, Some(first)), ("apply", apply)] {

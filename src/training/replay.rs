@@ -1,11 +1,12 @@
 //! A step that failed, taken again: what it comes to now, which documents lose how much, which gradients are not finite.
 
 use super::checkpoint::{self, Found, Place};
+use super::compare::{anywhere, differs, told};
 use super::failed::{self, Kept, Whence};
 use super::flops::Flops;
 use super::losses::Losses;
-use super::run::{At, Packs, Run, Supply, TrainOptions, Watched, anywhere, differs, dtype, told};
-use super::stage::{adamw, shares, spec};
+use super::run::{At, Packs, Run, Supply, TrainOptions, Watched, dtype};
+use super::stage::{adamw, room, shares, spec};
 use crate::trainer::raw_gradients;
 use crate::{Begin, Device, Error, Model, Part, Snapshot, Step, TrainSpec, Trainer};
 use omchat_ir::Dtype;
@@ -100,7 +101,8 @@ pub fn replay(
     let again = step - 1 - place.step;
     let mut run = Run { recipe: &recipe, options: &options, model: &model, log: None, place, snapshot, _lock: None };
     let stage = &recipe.stages[at];
-    let spec_of = |stage: &Stage| spec(&model, device, dtype(&recipe.dtype)?, stage, 1);
+    let room = room(device, None)?;
+    let spec_of = |stage: &Stage| spec(&model, device, dtype(&recipe.dtype)?, stage, 1, room);
     // The end of a stage is the beginning of the next.
     while run.place.stage < at && recipe.stages[run.place.stage].total_steps() == run.place.stage_step {
         run.place = Place { stage: run.place.stage + 1, stage_step: 0, feed: Value::Null, ..run.place };
@@ -162,7 +164,12 @@ impl Run<'_> {
         let begin =
             Begin { dtype: dtype(&self.recipe.dtype)?, parts: stage.packs() > 1, from: &self.snapshot, ranks: None };
         let trainer = Trainer::resume(self.model, device.clone(), spec, &begin, &mut |p| watch(Watched::Loading(p)))?;
-        let state = Some(&self.place.feed).filter(|f| !f.is_null());
+        // Cleaned data are tried by a replay: they need not be the files that the run read.
+        let mut feed = self.place.feed.clone();
+        if let Some(fields) = feed.as_object_mut() {
+            fields.remove("sums");
+        }
+        let state = Some(&feed).filter(|f| !f.is_null());
         let reads = self.place.step < until && self.place.stage_step < stage.total_steps();
         let packs: Box<dyn Packs> = if reads { supply.open(stage, state)? } else { Box::new(Nothing) };
         Ok(At { stage, ranks: None, trainer, packs, flops: Flops::default(), ceiling: None })
@@ -201,7 +208,7 @@ fn place_of(recipe: &Recipe, step: u64) -> Result<(usize, u64), Error> {
 /// The newest usable checkpoint before a step; where a run has none at all, its beginning.
 fn before(recipe: &Recipe, out: &Path, step: u64) -> Result<(Option<PathBuf>, Place, Snapshot), Error> {
     let Some(Found { path, place, snapshot, .. }) = checkpoint::before(out, step)? else {
-        let place = Place { stage: 0, stage_step: 0, step: 0, feed: Value::Null, recipe: told(recipe)? };
+        let place = Place { stage: 0, stage_step: 0, step: 0, feed: Value::Null, recipe: told(recipe)?, model: None };
         return Ok((None, place, Snapshot::default()));
     };
     let at = (place.stage, place.stage_step);

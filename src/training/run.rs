@@ -1,16 +1,17 @@
 //! The loop over stages and steps.
 
 use super::checkpoint::{self, Place};
+use super::compare::{anywhere, begun, differs, model_sum, told, unplaced};
 use super::failed::{self, Kept};
 use super::flops::Flops;
 use super::log::{Line, Log};
-use super::stage::{adamw, labelled, shares, spec, tiles};
+use super::stage::{adamw, labelled, room, shares, spec, tiles};
 use super::{Changed, export, unwritable, write_whole};
 use crate::{Batch, Begin, Device, Error, Model, Piece, Progress, Ranks, Select, Snapshot, Step, Trainer};
 use omchat_ir::Dtype;
 use omchat_model::config::IGNORE;
 use omchat_recipe::pack::Origin;
-use omchat_recipe::reference::{Scores, same_number};
+use omchat_recipe::reference::Scores;
 use omchat_recipe::stage::{Normalizer, Score, Stage, Start, Weigh};
 use omchat_recipe::{Pack, Recipe};
 use omchat_runtime::collective::World;
@@ -39,6 +40,13 @@ pub trait Packs {
 
 /// Where packs come from.
 pub trait Supply {
+    /// Whether the files of data sets are there, and those that a stage selects by. A run asks before its first step.
+    ///
+    /// Errors: a file that is not there, or is not to be read; reference losses of something else.
+    fn check(&mut self, _stage: &Stage, _data: &[&str]) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// A stage's data from its beginning, or from where a state was taken.
     ///
     /// Errors: files that are not there or hold nothing; a state of other data.
@@ -89,42 +97,11 @@ fn among(options: &TrainOptions, stage: &Stage) -> Result<Option<Ranks>, Error> 
     match &options.world {
         Some(world) => Ranks::new(world, stage).map(Some),
         None if stage.ring > 1 => Err(Error::Input(format!(
-            "stage `{}`: a ring of {} ranks, and this process is alone: start as many, or give ring = 1",
-            stage.name, stage.ring
+            "stage `{1}`: a ring of {0} ranks, and this process is alone: start as many (--ranks {0}, or a launcher), or give ring = 1",
+            stage.ring, stage.name
         ))),
         None => Ok(None),
     }
-}
-
-/// A recipe as checkpoints keep it.
-pub(super) fn told(recipe: &Recipe) -> Result<Value, Error> {
-    serde_json::to_value(recipe).map_err(|e| Error::Input(format!("the recipe: {e}")))
-}
-
-/// What a recipe says of what a run comes to, whatever ranks it is on and however its models are stored.
-pub(super) fn anywhere(mut recipe: Value) -> Value {
-    if let Some(all) = recipe.as_object_mut() {
-        all.remove("save_dtype");
-    }
-    let stages = recipe.get_mut("stage").and_then(Value::as_array_mut);
-    for stage in stages.into_iter().flatten().filter_map(Value::as_object_mut) {
-        stage.remove("ring");
-        stage.remove("ring_layout");
-    }
-    recipe
-}
-
-/// A recipe without the stages that it has more, at its end, than the one that a run was begun with, and without data sets
-/// that only they can read.
-fn begun(mut recipe: Value, was: &Value) -> Value {
-    let most = was.get("stage").and_then(Value::as_array).map_or(0, Vec::len);
-    if let Some(stages) = recipe.get_mut("stage").and_then(Value::as_array_mut) {
-        stages.truncate(most);
-    }
-    if let (Some(sets), Some(old)) = (recipe.get_mut("data").and_then(Value::as_object_mut), was.get("data")) {
-        sets.retain(|name, _| old.get(name).is_some());
-    }
-    recipe
 }
 
 /// All ranks must go on from the same place.
@@ -132,11 +109,14 @@ fn begun(mut recipe: Value, was: &Value) -> Value {
 /// Errors: one that does not.
 fn agree(options: &TrainOptions, place: &Place) -> Result<(), Error> {
     let Some(world) = &options.world else { return Ok(()) };
-    let own = serde_json::to_vec(place).map_err(|e| Error::Input(format!("the place of the run: {e}")))?;
+    // Hosts may have the same files in different places.
+    let own = Place { recipe: unplaced(place.recipe.clone()), ..place.clone() };
+    let own = serde_json::to_vec(&own).map_err(|e| Error::Input(format!("the place of the run: {e}")))?;
     let all = world.gather("place", own, None).map_err(omchat_runtime::Error::from)?;
     match all.iter().position(|p| *p != all[0]) {
         Some(rank) => Err(Error::Input(format!(
-            "ranks 0 and {rank} do not see the same run in {}: give all the same recipe and a folder that all share",
+            "ranks 0 and {rank} do not see the same run in {}: give all the same recipe, the same files of its model, and a \
+             folder that all share",
             options.out.display()
         ))),
         None => Ok(()),
@@ -183,8 +163,10 @@ pub fn train(
     let ranks = recipe.stages.iter().map(|s| among(options, s)).collect::<Result<Vec<_>, _>>()?;
     let data = |r: &Option<Ranks>| r.as_ref().map_or(1, Ranks::data);
     let stages = recipe.stages.iter().zip(&ranks);
-    let specs = stages.map(|(s, r)| spec(&model, device, dtype, s, data(r))).collect::<Result<Vec<_>, _>>()?;
+    let room = room(device, options.world.as_ref())?;
+    let specs = stages.map(|(s, r)| spec(&model, device, dtype, s, data(r), room)).collect::<Result<Vec<_>, _>>()?;
     let mut run = Run::begin(recipe, options, &model, watch)?;
+    run.look_ahead(supply)?;
     let ceiling = device.ceilings()?.and_then(|c| c.einsum_of(dtype));
     for (i, ((stage, ranks), spec)) in recipe.stages.iter().zip(&ranks).zip(specs).enumerate().skip(run.place.stage) {
         if run.done() {
@@ -253,12 +235,20 @@ impl<'a> Run<'a> {
         watch: &mut dyn FnMut(Watched),
     ) -> Result<Run<'a>, Error> {
         let out = &options.out;
-        let told = told(recipe)?;
+        let (told, sum) = (told(recipe)?, model_sum(&model.dir)?);
         let found = checkpoint::newest(out)?;
         let (place, snapshot) = match found {
             Some(found) if options.resume => {
                 found.refused.iter().for_each(|why| watch(Watched::Note(format!("refused: {why}"))));
                 let was = anywhere(found.place.recipe.clone());
+                if let Some(was) = found.place.model.as_ref().filter(|was| **was != sum) {
+                    return Err(Error::Input(format!(
+                        "{} was made from another model: the sum of the files in {} was {was}, it is {sum}; restore them, \
+                         or begin in another folder",
+                        found.path.display(),
+                        model.dir.display()
+                    )));
+                }
                 if let Some(what) = differs("recipe", &was, &begun(anywhere(told.clone()), &was)) {
                     return Err(Error::Input(format!(
                         "{} was made by another recipe: {what}; resume with the one in {}",
@@ -267,7 +257,7 @@ impl<'a> Run<'a> {
                     )));
                 }
                 watch(Watched::Note(format!("resumed at step {} from {}", found.place.step, found.path.display())));
-                (Place { recipe: told.clone(), ..found.place }, found.snapshot)
+                (Place { recipe: told.clone(), model: Some(sum), ..found.place }, found.snapshot)
             }
             Some(found) => {
                 return Err(Error::Input(format!(
@@ -277,7 +267,12 @@ impl<'a> Run<'a> {
                 )));
             }
             None => {
-                let place = Place { stage: 0, stage_step: 0, step: 0, feed: Value::Null, recipe: told.clone() };
+                if options.resume {
+                    let dir = out.display();
+                    watch(Watched::Note(format!("nothing to resume in {dir}: it begins with the first step")));
+                }
+                let recipe = told.clone();
+                let place = Place { stage: 0, stage_step: 0, step: 0, feed: Value::Null, recipe, model: Some(sum) };
                 (place, Snapshot::default())
             }
         };
@@ -293,11 +288,40 @@ impl<'a> Run<'a> {
         Ok(Run { recipe, options, model, log, place, snapshot, _lock: lock })
     }
 
+    /// Looks at what the stages up to the run's end will read and write, before any step is taken.
+    ///
+    /// Errors: as [`Supply::check`]; a file of kept tokens that cannot be written, or of which no stage has any.
+    fn look_ahead(&self, supply: &mut dyn Supply) -> Result<(), Error> {
+        if let Some(path) = &self.options.kept {
+            if self.recipe.stages.iter().all(|s| s.select.is_none()) {
+                return Err(Error::Input(format!(
+                    "no stage has `select`, so none keeps tokens to tell in {}: leave --kept out",
+                    path.display()
+                )));
+            }
+            if self.options.writes() {
+                let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+                file.map_err(|e| unwritable(path, &e))?;
+            }
+        }
+        let mut start = 0;
+        for (i, stage) in self.recipe.stages.iter().enumerate() {
+            let taken = if i == self.place.stage { self.place.stage_step } else { 0 };
+            let begins = i >= self.place.stage && taken < stage.total_steps();
+            let comes = begins && self.options.until.is_none_or(|n| start < n);
+            if comes {
+                supply.check(stage, &stage.mix.keys().map(String::as_str).collect::<Vec<_>>())?;
+            }
+            start += stage.total_steps();
+        }
+        Ok(())
+    }
+
     /// Gives up the moments before the first step of a stage that begins with none.
     pub(super) fn refresh(&mut self, stage: &Stage) {
         if self.place.stage_step == 0 && stage.optimizer == Start::Fresh {
             self.snapshot.moments.clear();
-            self.snapshot.steps = 0;
+            self.snapshot.steps.clear();
         }
     }
 
@@ -309,7 +333,12 @@ impl<'a> Run<'a> {
     fn stage(&mut self, at: &mut At, supply: &mut dyn Supply, watch: &mut dyn FnMut(Watched)) -> Result<(), Error> {
         let total = at.stage.total_steps();
         while self.place.stage_step < total {
-            let line = self.step(at, supply)?;
+            let line = self.step(at, supply).inspect_err(|e| {
+                // Data without a usable record: which kinds of faults they have.
+                if matches!(e, Error::Recipe(_)) {
+                    watch(Watched::Note(at.packs.report()));
+                }
+            })?;
             if let Some(log) = &mut self.log {
                 log.step(&line)?;
             }
@@ -468,21 +497,4 @@ pub(super) fn dtype(name: &str) -> Result<Dtype, Error> {
     let all = [Dtype::F32, Dtype::Bf16, Dtype::F16];
     let found = all.into_iter().find(|d| d.to_string() == name);
     found.ok_or_else(|| Error::Input(format!("the recipe names the element type `{name}`; give f32, bf16 or f16")))
-}
-
-/// The first place where two values differ, with both. Numbers that were written and read may be a rounding apart.
-pub(super) fn differs(at: &str, was: &Value, is: &Value) -> Option<String> {
-    match (was, is) {
-        (Value::Object(a), Value::Object(b)) => {
-            let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-            let none = Value::Null;
-            keys.into_iter()
-                .find_map(|k| differs(&format!("{at}.{k}"), a.get(k).unwrap_or(&none), b.get(k).unwrap_or(&none)))
-        }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            a.iter().zip(b).enumerate().find_map(|(i, (a, b))| differs(&format!("{at}[{i}]"), a, b))
-        }
-        _ if same_number(was, is) => None,
-        _ => Some(format!("{at} was {was}, it is {is}")),
-    }
 }

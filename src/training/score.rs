@@ -6,13 +6,23 @@ use crate::{Device, Error, Model, Progress, Snapshot};
 use omchat_model::config::IGNORE;
 use omchat_recipe::reference::{self, Meta, Writer};
 use omchat_recipe::{Recipe, Stage};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-/// What a stage's reference losses must have been computed with.
+/// What a stage's reference losses were computed with: what they must be, and which weights `model` has.
 ///
-/// `model` is the one whose tokenizer counts; its weights are told too.
 /// Errors: files that cannot be read.
 pub fn meta(recipe: &Recipe, stage: &Stage, model: &Model) -> Result<Meta, Error> {
+    let weights = checksum(&[&model.dir.join("config.json"), &model.dir.join("model.safetensors")])?;
+    Ok(Meta { model: weights, ..wanted(recipe, stage, model)? })
+}
+
+/// What a stage's reference losses must have been computed with; `model` is the one whose tokenizer counts, and nothing is said
+/// of its weights.
+///
+/// Errors: files that cannot be read.
+pub fn wanted(recipe: &Recipe, stage: &Stage, model: &Model) -> Result<Meta, Error> {
     let format = match &recipe.format {
         Some(name) => omchat_model::format::Format::named(name)?.name,
         None => omchat_model::format::Format::released(model.config.vision.as_ref()).name,
@@ -24,7 +34,7 @@ pub fn meta(recipe: &Recipe, stage: &Stage, model: &Model) -> Result<Meta, Error
     }
     Ok(Meta {
         tokenizer: checksum(&[&model.dir.join("tokenizer.json")])?,
-        model: checksum(&[&model.dir.join("config.json"), &model.dir.join("model.safetensors")])?,
+        model: String::new(),
         context: stage.context,
         format: format.into(),
         data,
@@ -55,7 +65,7 @@ pub fn score(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Scored, Error> {
     let model = Model::open(&recipe.model)?;
-    let (meta, own) = (meta(recipe, stage, reference)?, meta(recipe, stage, &model)?);
+    let (meta, own) = (meta(recipe, stage, reference)?, wanted(recipe, stage, &model)?);
     if meta.tokenizer != own.tokenizer {
         return Err(Error::Input(format!(
             "the reference model {} has another tokenizer than {}: their losses are not of the same tokens",
@@ -87,8 +97,20 @@ pub fn score(
 fn checksum(paths: &[&Path]) -> Result<String, Error> {
     let mut crc = crc32fast::Hasher::new();
     for path in paths {
-        match std::fs::read(path) {
-            Ok(bytes) => crc.update(&bytes),
+        let summed = File::open(path).and_then(|file| {
+            let mut file = BufReader::with_capacity(1 << 20, file);
+            loop {
+                let bytes = file.fill_buf()?;
+                if bytes.is_empty() {
+                    return Ok(());
+                }
+                crc.update(bytes);
+                let read = bytes.len();
+                file.consume(read);
+            }
+        });
+        match summed {
+            Ok(()) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::Input(format!("cannot read {}: {e}", path.display()))),
         }

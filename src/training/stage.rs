@@ -7,11 +7,27 @@ use omchat_model::config::IGNORE;
 use omchat_recipe::recipe::Hyper;
 use omchat_recipe::stage::{Normalizer, Scope, Select, Stage};
 use omchat_recipe::{Pack, stage};
+use omchat_runtime::collective::World;
 
 /// Of the device's free memory the share that a step may plan for, where the recipe names no budget.
 const ROOM: f64 = 0.8;
 
-/// The training program of a stage on so many rings: recomputation and parts are the fastest that fit.
+/// Bytes that a step of each rank may plan for, where the recipe names no budget: the least that any rank has, so that all
+/// take the same programs. Ranks that are threads of one process share what is free.
+///
+/// Errors: a rank is lost.
+pub(super) fn room(device: &Device, world: Option<&World>) -> Result<Option<u64>, Error> {
+    let free = device.free_bytes().map(|b| (b as f64 * ROOM) as u64);
+    let Some(world) = world.filter(|w| w.ranks() > 1) else { return Ok(free) };
+    let own = free.unwrap_or(u64::MAX).to_le_bytes().to_vec();
+    let all = world.gather("free memory", own, None).map_err(omchat_runtime::Error::from)?;
+    let least = all.iter().filter_map(|b| b.first_chunk().map(|b| u64::from_le_bytes(*b))).min();
+    let sharing = if world.shared() { world.ranks() as u64 } else { 1 };
+    Ok(least.filter(|b| *b < u64::MAX).map(|b| b / sharing))
+}
+
+/// The training program of a stage on so many rings: recomputation and parts are the fastest that fit the stage's budget, or
+/// the [`room`] that there is.
 ///
 /// Errors: what the model has not; nothing that fits.
 pub(super) fn spec(
@@ -20,6 +36,7 @@ pub(super) fn spec(
     dtype: Dtype,
     stage: &Stage,
     data: usize,
+    room: Option<u64>,
 ) -> Result<TrainSpec, Error> {
     let bad = |what: &str| Err(Error::Input(format!("stage `{}`: {what}", stage.name)));
     let parts: Vec<Part> = Part::ALL.into_iter().filter(|p| stage.train.contains_key(p.name())).collect();
@@ -44,9 +61,9 @@ pub(super) fn spec(
         select: stage.select.as_ref().map(|s| Selection { room: tokens, joined: s.scope == Scope::Batch }),
         decay_all: false,
     };
-    let free = device.free_bytes().map(|b| (b as f64 * ROOM) as u64);
-    let Some(budget) = stage.memory.or(free) else { return Ok(base) };
-    Ok(plan_training(&model.config, &base, dtype, &device.target(), Some(budget))?.spec)
+    let Some(budget) = stage.memory.or(room) else { return Ok(base) };
+    let parts = stage.packs() > data;
+    Ok(plan_training(&model.config, &base, dtype, parts, &device.target(), Some(budget))?.spec)
 }
 
 /// Tiles that a rank may have to encode: all of a pack, or those that its positions can touch.

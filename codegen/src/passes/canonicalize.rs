@@ -1,4 +1,4 @@
-//! Named, directional rules on the entry; the right side is never worse: no more launches, reads or memory.
+//! Named, directional rules on the entry; the right side is never worse: no more bytes read, written or held.
 //!
 //! Nodes are met in order, each with its operands already in their final form, and rewritten until no rule applies:
 //! a second run finds nothing. Floats are finite by design, so 0 times anything is 0. A number that is the same
@@ -76,6 +76,11 @@ pub const RULES: &[Rule] = &[
     },
     Rule { name: "concat_one", doc: "concat x = x", apply: moves::concat_one },
     Rule { name: "concat_empty", doc: "a part without elements goes", apply: moves::concat_empty },
+    Rule {
+        name: "concat_of_concat",
+        doc: "concat (concat a b) c = concat a b c where nobody else wants the inner one",
+        apply: moves::concat_of_concat,
+    },
     Rule { name: "concat_splat", doc: "concat of one splat = splat", apply: moves::concat_splat },
     Rule { name: "concat_of_slices", doc: "concat of neighbouring slices = one slice", apply: moves::concat_of_slices },
     Rule { name: "reduce_splat", doc: "reduce of a splat = splat", apply: folds::reduce_splat },
@@ -91,7 +96,15 @@ pub const RULES: &[Rule] = &[
 ];
 
 pub(super) fn run(unit: Unit, _: &Context) -> Result<Unit, Error> {
-    Ok(canonicalize(unit, RULES))
+    let mut unit = canonicalize(unit, RULES);
+    // What lost a use by a later rewrite is seen once that is done.
+    loop {
+        let next = canonicalize(unit.clone(), RULES);
+        if next == unit {
+            return Ok(unit);
+        }
+        unit = next;
+    }
 }
 
 /// The entry rewritten by those rules only: to see what a rule does.
@@ -135,6 +148,11 @@ impl<'a> Site<'a> {
         self.known.splats[v.0 as usize]
     }
 
+    /// Whether a value is wanted in one place alone.
+    fn used_once(&self, v: Value) -> bool {
+        self.known.uses[v.0 as usize] == 1
+    }
+
     /// The op that makes a value, and its operands.
     fn maker(&self, v: Value) -> Option<(&'a Op, &'a [Value])> {
         let node = &self.known.nodes[self.known.makers[v.0 as usize]?];
@@ -155,6 +173,8 @@ struct Making<'a> {
     splats: Vec<Option<f64>>,
     /// What stands for each value.
     same: Vec<Value>,
+    /// How often each value is wanted, at most.
+    uses: Vec<usize>,
     /// Constants made here, by dtype and bits.
     constants: HashMap<(Dtype, u64), Value>,
     names: HashSet<String>,
@@ -166,7 +186,9 @@ impl<'a> Making<'a> {
         let names = f.values.iter().map(|v| v.name.clone()).collect();
         let same = (0..n as u32).map(Value).collect();
         let (makers, splats) = (vec![None; n], vec![None; n]);
-        Making { f, rules, nodes: vec![], makers, splats, same, constants: HashMap::new(), names }
+        let mut uses = vec![0; n];
+        f.nodes.iter().flat_map(|n| &n.operands).chain(&f.results).for_each(|v| uses[v.0 as usize] += 1);
+        Making { f, rules, nodes: vec![], makers, splats, same, uses, constants: HashMap::new(), names }
     }
 
     fn run(mut self) -> Function {
@@ -178,9 +200,13 @@ impl<'a> Making<'a> {
                     Rewrite::Same(v) => {
                         self.keep_name(v, result);
                         self.same[result.0 as usize] = v;
+                        self.uses[v.0 as usize] += self.uses[result.0 as usize];
                         break;
                     }
-                    Rewrite::Op(op, operands) => (node.action, node.operands) = (Action::Op(op), operands),
+                    Rewrite::Op(op, operands) => {
+                        operands.iter().for_each(|v| self.uses[v.0 as usize] += 1);
+                        (node.action, node.operands) = (Action::Op(op), operands);
+                    }
                     Rewrite::Splat(value) => (node.action, node.operands) = self.splat(value, result),
                 }
             }
@@ -258,6 +284,7 @@ impl<'a> Making<'a> {
         self.makers.push(None);
         self.splats.push(None);
         self.same.push(v);
+        self.uses.push(0);
         v
     }
 }

@@ -12,11 +12,11 @@ use std::collections::BTreeMap;
 /// A whole training step, entry `@step`: forward, loss, backward and AdamW.
 ///
 /// Inputs: those of [`super::forward_module`]; then scalars f32: `lr.PART` of each trained part, `beta1`, `beta2`, `eps`,
-/// `decay`, `clip` (the largest norm of all gradients together), and `c1`, `c2`: 1 − beta^t of step t = 1, 2, …, which
-/// the host takes in f64. Then frozen weights. States: each trained tensor in f32, and its moments `adam.m.NAME` and
-/// `adam.v.NAME`. Where the element type is narrower, the forward reads the tensor rounded to it. On W ranks each is
-/// this rank's shard, f32[[`super::shard_elements`]], and so is every gradient; what is global stays global: the loss,
-/// the norm and what is selected.
+/// `decay`, `clip` (the largest norm of all gradients together), and of each trained part `c1.PART`, `c2.PART`:
+/// 1 − beta^t of the part's step t = 1, 2, …, which the host takes in f64. Then frozen weights. States: each trained tensor
+/// in f32, and its moments `adam.m.NAME` and `adam.v.NAME`. Where the element type is narrower, the forward reads the
+/// tensor rounded to it. On W ranks each is this rank's shard, f32[[`super::shard_elements`]], and so is every gradient;
+/// what is global stays global: the loss, the norm and what is selected.
 ///
 /// Results: as [`grads_module`] up to the gradients, then `norm: f32` of all of them before clipping; then the next states.
 ///
@@ -137,7 +137,8 @@ struct Hyper {
     eps: Value,
     decay: Value,
     clip: Value,
-    corrections: [Value; 2],
+    /// Of each part: moments count the steps that their own part has trained.
+    corrections: BTreeMap<Part, [Value; 2]>,
 }
 
 /// What an update yields.
@@ -150,9 +151,11 @@ struct Updated {
 impl Hyper {
     fn declare(e: &mut Entry, o: &Objective) -> Hyper {
         let rates = o.parts().into_iter().map(|p| (p, e.input(&format!("lr.{}", p.name()), Dtype::F32, &[]))).collect();
-        let [b1, b2, eps, decay, clip, c1, c2] =
-            ["beta1", "beta2", "eps", "decay", "clip", "c1", "c2"].map(|n| e.input(n, Dtype::F32, &[]));
-        Hyper { rates, betas: [b1, b2], eps, decay, clip, corrections: [c1, c2] }
+        let [b1, b2, eps, decay, clip] =
+            ["beta1", "beta2", "eps", "decay", "clip"].map(|n| e.input(n, Dtype::F32, &[]));
+        let mut of = |p: Part| ["c1", "c2"].map(|n| e.input(&format!("{n}.{}", p.name()), Dtype::F32, &[]));
+        let corrections = o.parts().into_iter().map(|p| (p, of(p))).collect();
+        Hyper { rates, betas: [b1, b2], eps, decay, clip, corrections }
     }
 
     /// AdamW on every trained tensor, by its gradient as one axis.
@@ -173,8 +176,9 @@ impl Hyper {
             let [w, m, v] = [0, 1, 2].map(|i| flatten(e, state[i]));
             let decay = if decay_all || decays(&p.name, &p.ty) { self.decay } else { none };
             let [b1, b2] = self.betas;
-            let [c1, c2] = self.corrections;
-            let operands = [w?, g, m?, v?, self.rates[&Part::of(&p.name)], b1, b2, self.eps, decay, c1, c2];
+            let part = Part::of(&p.name);
+            let [c1, c2] = self.corrections[&part];
+            let operands = [w?, g, m?, v?, self.rates[&part], b1, b2, self.eps, decay, c1, c2];
             let mut next = vec![];
             for x in e.calls(&["p", "m", "v"], "adamw", &operands)? {
                 next.push(unflatten(e, "next", x, &kept_shape(o, p))?);

@@ -23,7 +23,7 @@ impl Part {
     /// Every part, in the order of the model.
     pub const ALL: [Part; 3] = [Part::Vision, Part::Projector, Part::Decoder];
 
-    /// The name in options and of the learning rate's input, `lr.NAME`.
+    /// The name in options, and of the inputs `lr.NAME`, `c1.NAME` and `c2.NAME` of a step.
     pub fn name(self) -> &'static str {
         match self {
             Part::Vision => "vision",

@@ -118,6 +118,12 @@ fn ending(path: &Path) -> String {
     path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase()
 }
 
+/// A file's text, without the byte order mark that it may begin with.
+fn text_of(file: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(file).map_err(|why| Error::file(file, why))?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
 fn stem(path: &Path) -> String {
     path.file_stem().and_then(|s| s.to_str()).unwrap_or_default().to_owned()
 }
@@ -150,6 +156,10 @@ fn bare(option: &str, at: usize) -> String {
 fn choice(options: Vec<String>, answer: &str) -> std::result::Result<Expected, String> {
     if options.len() < 2 || options.len() > 26 {
         return Err(format!("it has {} options; 2 to 26 can be asked for", options.len()));
+    }
+    let same = |at: &usize| options[..*at].iter().any(|other| other.trim() == options[*at].trim());
+    if let Some(at) = (0..options.len()).find(same) {
+        return Err(format!("two of its options are `{}`: an answer could mean either", options[at].trim()));
     }
     let answer = answer.trim();
     let inner = answer.trim_start_matches('(').trim_end_matches([')', '.']);

@@ -6,7 +6,7 @@ use crate::whole::write_whole;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -52,9 +52,22 @@ impl Outcome {
             given,
         }
     }
+
+    /// What in it contradicts itself or its range, if anything does.
+    fn wrong(&self) -> Option<String> {
+        let outside =
+            [("score", self.score), ("chance", self.chance)].into_iter().find(|n| !(0.0..=1.0).contains(&n.1));
+        match outside {
+            Some((name, number)) => Some(format!("`{name}` is {number}, and goes from 0 to 1")),
+            None if self.right != (self.score >= 1.0) => {
+                Some(format!("`right` is {} at a `score` of {}", self.right, self.score))
+            }
+            None => None,
+        }
+    }
 }
 
-/// The answers of a folder.
+/// The answers of a folder, which belong to one process while it is there.
 #[derive(Debug)]
 pub struct Log {
     path: PathBuf,
@@ -69,11 +82,18 @@ impl Log {
     ///
     /// A last line that was not written to its end is dropped. With `fresh` the answers that are there are given up.
     ///
-    /// Errors: `File` if it cannot be read or written; `Format` for a line that is no answer; `Input` if its answers
-    /// were given under another setup.
+    /// Errors: `File` if it cannot be read or written; `Format` for a line that is no answer, a score outside 0 to 1, or
+    /// answers that were given under another setup; `Input` if another run writes there.
     pub fn open(dir: &Path, setup: &Value, fresh: bool) -> Result<Log> {
         std::fs::create_dir_all(dir).map_err(|why| Error::file(dir, why))?;
         let (path, run) = (dir.join("answers.jsonl"), dir.join("run.json"));
+        let refused = |why| Error::file(&path, why);
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(refused)?;
+        // The system gives it back when the process ends; where files cannot be locked, nobody is told.
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            let what = format!("another run writes its answers into {}", dir.display());
+            return Err(Error::input(what, "wait for it, stop it, or name another --out"));
+        }
         let bytes = if fresh { Vec::new() } else { read_if_there(&path)? };
         if !bytes.is_empty() {
             same_setup(&run, setup)?;
@@ -84,14 +104,16 @@ impl Log {
             if line.is_empty() {
                 continue;
             }
-            let outcome: Outcome = serde_json::from_slice(line).map_err(|why| {
+            let bad = |why: String| {
                 let what = format!("line {} is no answer: {why}", number + 1);
                 Error::format(&path, what, "remove the line, or start over with --fresh")
-            })?;
+            };
+            let outcome: Outcome = serde_json::from_slice(line).map_err(|why| bad(why.to_string()))?;
+            if let Some(why) = outcome.wrong() {
+                return Err(bad(why));
+            }
             known.insert(outcome.id.clone(), outcome);
         }
-        let refused = |why| Error::file(&path, why);
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(refused)?;
         file.set_len(whole as u64).map_err(refused)?;
         // Only now: answers of another setup are gone, if there were some.
         let text = format!("{setup:#}\n");

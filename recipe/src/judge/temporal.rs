@@ -114,7 +114,8 @@ impl Temporal {
             return Err(Error::input(format!("{n} hidden pictures"), "hide 2 to 8"));
         }
         if self.kinds.contains(&Kind::After) && n < 3 {
-            return Err(Error::input(format!("`after` with {n} hidden pictures leaves no choice"), "hide 3 or more"));
+            let what = format!("`after` with {n} hidden pictures leaves no choice");
+            return Err(Error::input(what, "hide 3 or more, or ask without it: --kinds first,count,order"));
         }
         if pool.len() < n {
             let what = format!("there are {} pictures to hide and {n} are wanted", pool.len());

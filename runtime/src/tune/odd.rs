@@ -77,6 +77,8 @@ fn functions(work: &Work) -> Vec<Instance> {
         let given: Vec<(&str, Bind)> = binds
             .iter()
             .map(|(l, b)| match b {
+                // So many parts of an odd number of rows: one.
+                Bind::Size(_) if *l == "N" => (l.as_str(), Bind::Size(1)),
                 Bind::Size(n) if !(keep && inner.contains(n) && *n <= 512) => {
                     let rank = letters.iter().position(|(m, _)| m == l).unwrap_or(0);
                     (l.as_str(), Bind::Size(odd(*n, caps[rank.min(5)])))

@@ -102,7 +102,9 @@ fn shown(prompt: &Prompt) -> String {
         Sight::Frames(frames) => frames.iter().map(|frame| format!("{:016x}", digest(&frame.rgb))).collect(),
         Sight::Video { path, frames, span } => {
             let about = std::fs::metadata(path).ok().map(|m| (m.len(), m.modified().ok()));
-            format!("{} {frames} {span:?} {about:?}", path.display())
+            // What a stretch shows is part of the question: other frames, another question.
+            let rule = if span.is_some() { " by times" } else { "" };
+            format!("{} {frames} {span:?} {about:?}{rule}", path.display())
         }
     };
     sights.iter().map(about).fold(text.clone(), |all, one| all + &one)

@@ -10,9 +10,10 @@ use std::path::PathBuf;
 
 /// What `omchat inspect` takes.
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("subject").args(["model", "image", "video"]).required(true).multiple(true)))]
 pub struct Args {
     /// A model's folder, or a preset, whose weights need not be here: omchat-13b, omchat-8b or mini.
-    #[arg(long, value_name = "DIR|PRESET", required_unless_present_any = ["image", "video"])]
+    #[arg(long, value_name = "DIR|PRESET")]
     model: Option<String>,
     /// A picture whose tiles and tokens are shown; repeat it for several. Without --model they are those of
     /// omchat-13b.

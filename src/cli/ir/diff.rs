@@ -42,6 +42,11 @@ pub fn run(args: &Args) -> Result<(), Error> {
 
 fn compared(args: &Args) -> Result<Comparison, Error> {
     let (a, b) = (Source::of(&args.a)?, Source::of(&args.b)?);
+    if [&a.file, &b.file].iter().all(|file| file.as_deref() == Some(Path::new("-"))) {
+        return Err(Error::input(
+            "A and B are both the standard input, which is read once; name a file for one of them",
+        ));
+    }
     let whole = !args.selection.names() && a.pass.is_none() && b.pass.is_none();
     let module = |s: &Source| if whole { s.text() } else { s.module(&args.selection, &args.aim) };
     Ok(compare(&module(&a)?, &module(&b)?))

@@ -24,7 +24,8 @@ pub struct Args {
     /// Reads inputs from a safetensors file by the names of the parameters; `NAME.R` is for rank R alone.
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// Writes the results to a safetensors file instead of printing them; `NAME.R` of each rank if there are several.
+    /// Writes the results to a safetensors file instead of printing them; `NAME.R` of each rank if there are several. A
+    /// value that is returned again is `NAME.1`, then `NAME.2`.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -67,11 +68,11 @@ pub fn run(args: &Args) -> Result<(), Error> {
     }
     let mode = if args.exact { Mode::Exact } else { Mode::Typed };
     let results = interpret(&module, entry, ranks, mode)?;
-    let names: Vec<&str> = f.results.iter().map(|v| f.value(*v).name.as_str()).collect();
+    let names = distinct(f.results.iter().map(|v| f.value(*v).name.as_str()).collect());
     let mut named = vec![];
     for (rank, results) in results.into_iter().enumerate() {
         for (name, t) in names.iter().zip(results) {
-            named.push((if args.ranks > 1 { format!("{name}.{rank}") } else { (*name).to_string() }, t));
+            named.push((if args.ranks > 1 { format!("{name}.{rank}") } else { name.clone() }, t));
         }
     }
     match &args.output {
@@ -80,6 +81,18 @@ pub fn run(args: &Args) -> Result<(), Error> {
         }
         None => named.iter().try_for_each(|(name, t)| say(shown(name, t))),
     }
+}
+
+/// The same names, each once: what is there already gets the next number that makes a name of its own.
+fn distinct(names: Vec<&str>) -> Vec<String> {
+    let mut out: Vec<String> = vec![];
+    for (i, name) in names.iter().enumerate() {
+        let free = |new: &String| !out.contains(new) && !names[i + 1..].contains(&new.as_str());
+        let numbered = (1..).map(|n| format!("{name}.{n}")).find(free);
+        let again = out.iter().any(|o| o == name);
+        out.push(numbered.filter(|_| again).unwrap_or_else(|| (*name).to_string()));
+    }
+    out
 }
 
 /// A tensor of the file in the parameter's dtype. Its shape must be right, and floats stay floats.

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 pub struct Pick {
     /// The text to read; `-` stands for the standard input. Without one, `--function` names a function of the
     /// library or of the model's blocks.
-    #[arg(value_name = "FILE", conflicts_with = "model")]
+    #[arg(value_name = "FILE", conflicts_with_all = ["model", "dtype"])]
     file: Option<PathBuf>,
     #[command(flatten)]
     of: Selection,
@@ -79,14 +79,14 @@ impl Pick {
     ///
     /// Errors: faults of the text; no such function; a letter that is unknown or not bound.
     pub fn one(&self) -> Result<Picked, Error> {
-        self.of.one(self.file.as_deref())
+        self.one_on(&Target::cpu(1))
     }
 
     /// The one function that is meant; of a model's programs as that target runs them.
     ///
     /// Errors: as [`Pick::one`].
     pub fn one_on(&self, target: &Target) -> Result<Picked, Error> {
-        self.of.last(self.file.as_deref(), target)
+        self.all(target)?.pop().ok_or_else(nothing)
     }
 
     /// A function by text, name and letters.
@@ -98,7 +98,7 @@ impl Pick {
     ///
     /// Errors: as [`Pick::one`].
     pub fn all(&self, target: &Target) -> Result<Vec<Picked>, Error> {
-        self.of.all(self.file.as_deref(), target)
+        self.of.all(self.file.as_deref(), target, true)
     }
 }
 
@@ -108,25 +108,22 @@ impl Selection {
         self.function.is_some() || self.model.is_some()
     }
 
-    /// The one function that is meant, of that text if there is one.
+    /// The one function that is meant, of that text if there is one. A text without free letters may stand beside another
+    /// with some: letters need not be its.
     ///
     /// Errors: as [`Pick::one`].
     pub fn one(&self, file: Option<&Path>) -> Result<Picked, Error> {
-        self.last(file, &Target::cpu(1))
+        self.all(file, &Target::cpu(1), false)?.pop().ok_or_else(nothing)
     }
 
-    fn last(&self, file: Option<&Path>, target: &Target) -> Result<Picked, Error> {
-        self.all(file, target)?.pop().ok_or_else(|| Error::input("there is no function to take"))
-    }
-
-    /// A text that is given is read, whatever model is named.
-    fn all(&self, file: Option<&Path>, target: &Target) -> Result<Vec<Picked>, Error> {
+    /// A text that is given is read, whatever model is named. With `all_bound` each letter must be one of the function.
+    fn all(&self, file: Option<&Path>, target: &Target, all_bound: bool) -> Result<Vec<Picked>, Error> {
         if let (Some(model), None) = (&self.model, file) {
             return of_model(model, &self.dtype, self.function.as_deref(), Chunks::of(target));
         }
         let letters = self.letters()?;
         match (file, &self.function) {
-            (Some(path), name) => of_text(&Text::open(path)?, name.as_deref(), &letters),
+            (Some(path), name) => of_text(&Text::open(path)?, name.as_deref(), &letters, all_bound),
             (None, Some(name)) => Ok(vec![of_library(name, &letters)?]),
             (None, None) => Err(Error::input(
                 "name a FILE, or a function of the library by `--function NAME --bind LETTER=VALUE,…`",
@@ -136,7 +133,8 @@ impl Selection {
 
     fn letters(&self) -> Result<Vec<(&str, Bind)>, Error> {
         let help = "a letter is bound to a size or a dtype, as `T=16,E=f32`";
-        self.bind
+        let all: Vec<(&str, Bind)> = self
+            .bind
             .iter()
             .map(|b| {
                 let (letter, value) = b.split_once('=').ok_or_else(|| Error::input(format!("`--bind {b}`: {help}")))?;
@@ -144,11 +142,21 @@ impl Selection {
                 let bind = size.or_else(|| Dtype::from_name(value.trim()).map(Bind::Dtype));
                 Ok((letter.trim(), bind.ok_or_else(|| Error::input(format!("`--bind {b}`: {help}")))?))
             })
-            .collect()
+            .collect::<Result<_, Error>>()?;
+        match all.iter().enumerate().find(|(i, (letter, _))| all[..*i].iter().any(|(other, _)| other == letter)) {
+            Some((_, (letter, _))) => {
+                Err(Error::input(format!("`--bind {}`: {letter} is bound twice; bind it once", self.bind.join(","))))
+            }
+            None => Ok(all),
+        }
     }
 }
 
-fn of_text(text: &Text, name: Option<&str>, letters: &[(&str, Bind)]) -> Result<Vec<Picked>, Error> {
+fn nothing() -> Error {
+    Error::input("there is no function to take")
+}
+
+fn of_text(text: &Text, name: Option<&str>, letters: &[(&str, Bind)], all_bound: bool) -> Result<Vec<Picked>, Error> {
     let free = |t: &Template| t.letters.iter().any(|(_, b)| b.is_none());
     let mut own = text.file.functions.iter().rev();
     let template = match name {
@@ -165,7 +173,17 @@ fn of_text(text: &Text, name: Option<&str>, letters: &[(&str, Bind)]) -> Result<
             let t = t.ok_or_else(|| unknown(name.unwrap_or_default(), &[&text.file.functions, &library.functions]))?;
             instance(&text.scope()?, t, letters, &fault).map(|p| vec![p])
         }
-        _ => concrete(text, name),
+        _ => {
+            let all = concrete(text, name)?;
+            match letters.first().filter(|_| all_bound) {
+                Some((letter, _)) => Err(Error::input(format!(
+                    "{}: {} has a free letter `{letter}`; leave --bind out",
+                    text.name,
+                    name.map_or("no function".into(), |name| format!("no @{name}"))
+                ))),
+                None => Ok(all),
+            }
+        }
     }
 }
 
@@ -260,7 +278,8 @@ fn instance(
 ) -> Result<Picked, Error> {
     let free: Vec<&str> = t.letters.iter().filter(|(_, b)| b.is_none()).map(|(n, _)| n.as_str()).collect();
     if let Some((letter, _)) = letters.iter().find(|(n, _)| !free.contains(n)) {
-        return Err(Error::input(format!("@{} has no free letter `{letter}`; it has {}", t.name, free.join(", "))));
+        let has = if free.is_empty() { "none".into() } else { free.join(", ") };
+        return Err(Error::input(format!("@{} has no free letter `{letter}`; it has {has}", t.name)));
     }
     let unbound: Vec<&str> = free.iter().copied().filter(|n| !letters.iter().any(|(l, _)| l == n)).collect();
     if !unbound.is_empty() {

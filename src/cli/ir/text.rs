@@ -172,9 +172,19 @@ fn read(path: &Path) -> Result<(String, String), Error> {
         std::io::stdin()
             .read_to_string(&mut text)
             .map_err(|e| Error::input(format!("cannot read the standard input: {e}")))?;
-        return Ok(("<stdin>".into(), text));
+        return unmarked("<stdin>".into(), text);
     }
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|e| Error::input(format!("cannot read {name}: {e}")))?;
+    unmarked(name, text)
+}
+
+/// A text that does not begin with a byte order mark, which nobody sees and the grammar does not have.
+fn unmarked(name: String, text: String) -> Result<(String, String), Error> {
+    if text.starts_with('\u{feff}') {
+        return Err(Error::input(format!(
+            "{name} begins with a byte order mark (the bytes EF BB BF); write it as UTF-8 without one"
+        )));
+    }
     Ok((name, text))
 }

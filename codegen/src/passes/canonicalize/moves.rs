@@ -73,6 +73,18 @@ pub(super) fn concat_empty(s: &Site) -> Option<Rewrite> {
     (some.len() < s.x.len()).then(|| Rewrite::Op(c.clone().into(), some))
 }
 
+pub(super) fn concat_of_concat(s: &Site) -> Option<Rewrite> {
+    let c = concat(s)?;
+    let parts = |v: Value| match s.maker(v) {
+        Some((Op::Concat(inner), parts)) if inner.axis == c.axis && s.used_once(v) => Some(parts),
+        _ => None,
+    };
+    s.x.iter().any(|v| parts(*v).is_some()).then(|| {
+        let all = s.x.iter().flat_map(|v| parts(*v).unwrap_or(std::slice::from_ref(v)));
+        Rewrite::Op(c.clone().into(), all.copied().collect())
+    })
+}
+
 pub(super) fn concat_splat(s: &Site) -> Option<Rewrite> {
     concat(s)?;
     let value = s.splat(s.x[0])?;

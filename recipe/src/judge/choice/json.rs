@@ -1,7 +1,7 @@
 //! Records in JSON: MVBench, MileBench, Mantis-Eval, Q-Bench.
 
 use super::media::{Media, beside};
-use super::{Context, LAYOUTS, Loaded, Read, Reading, Record, bare, choice, ending, stem};
+use super::{Context, LAYOUTS, Loaded, Read, Reading, Record, bare, choice, ending, stem, text_of};
 use crate::error::{Error, Result};
 use crate::judge::{Expected, Metric, Sight, Skipped};
 use omchat_model::video::Span;
@@ -35,9 +35,10 @@ const MVBENCH: [(&str, &str); 20] = [
 /// Adds a file's records.
 pub(super) fn read(file: &Path, reading: &Reading, out: &mut Loaded) -> Result<()> {
     let (rows, meta) = rows(file)?;
-    let layout = rows.iter().find_map(|row| layout(row.as_object()?, &meta));
+    let layout = rows.iter().find_map(|row| layout(row.as_ref().ok()?.as_object()?, &meta));
     let Some(read) = layout else {
-        let what = format!("none of its {} records has the fields of a known layout", rows.len());
+        let broken = rows.iter().find_map(|row| row.as_ref().err()).map(|why| format!(": {why}")).unwrap_or_default();
+        let what = format!("none of its {} records has the fields of a known layout{broken}", rows.len());
         return Err(Error::format(file, what, LAYOUTS));
     };
     let folder = beside(file);
@@ -47,7 +48,8 @@ pub(super) fn read(file: &Path, reading: &Reading, out: &mut Loaded) -> Result<(
     };
     let context = Context { file, name: stem(file), media: Media::new(roots), reading, meta };
     for (number, row) in rows.iter().enumerate() {
-        let record = row.as_object().ok_or_else(|| "it is no object".to_owned());
+        let record = row.as_ref().map_err(String::clone);
+        let record = record.and_then(|row| row.as_object().ok_or_else(|| "it is no object".to_owned()));
         match record.and_then(|fields| read(number, fields, &context)) {
             Ok(record) => out.records.push(record),
             Err(why) => out.bad.push(Skipped { what: format!("{}/{number}", context.name), why }),
@@ -56,26 +58,37 @@ pub(super) fn read(file: &Path, reading: &Reading, out: &mut Loaded) -> Result<(
     Ok(())
 }
 
+/// A record, or why a line holds none.
+type Row = std::result::Result<Value, String>;
+
 /// The records of a file, and what it says of all of them.
-fn rows(file: &Path) -> Result<(Vec<Value>, Map<String, Value>)> {
-    let text = std::fs::read_to_string(file).map_err(|why| Error::file(file, why))?;
+fn rows(file: &Path) -> Result<(Vec<Row>, Map<String, Value>)> {
+    let text = text_of(file)?;
     let broken = |why: String| Error::format(file, why, "take the file from its source again");
     if ending(file) == "jsonl" {
-        let lines = text.lines().filter(|line| !line.trim().is_empty());
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         // A line that is no JSON is a bad record, not a bad file.
-        return Ok((lines.map(|line| serde_json::from_str(line).unwrap_or(Value::Null)).collect(), Map::new()));
+        let row = |(number, line)| serde_json::from_str(line).map_err(|why| unread(number + 1, &why));
+        return Ok((lines.map(row).collect(), Map::new()));
     }
     match serde_json::from_str(&text).map_err(|why| broken(format!("it is no JSON: {why}")))? {
-        Value::Array(rows) => Ok((rows, Map::new())),
+        Value::Array(rows) => Ok((rows.into_iter().map(Ok).collect(), Map::new())),
         Value::Object(mut whole) => match whole.remove("data") {
             Some(Value::Array(rows)) => {
                 let meta = whole.get("meta_data").and_then(Value::as_object).cloned().unwrap_or_default();
-                Ok((rows, meta))
+                Ok((rows.into_iter().map(Ok).collect(), meta))
             }
             _ => Err(broken("it holds neither a list of records nor `data`".into())),
         },
         _ => Err(broken("it is no list of records".into())),
     }
+}
+
+/// What is wrong with a line. The parser counts lines too, and knows of one only.
+fn unread(number: usize, why: &serde_json::Error) -> String {
+    let (column, why) = (why.column(), why.to_string());
+    let cause = why.rsplit_once(" at line ").map_or(why.as_str(), |(cause, _)| cause);
+    format!("line {number} is no JSON: {cause}, at column {column}")
 }
 
 fn layout(row: &Map<String, Value>, meta: &Map<String, Value>) -> Option<Read> {

@@ -1,6 +1,6 @@
 //! Records in tables: MMBench's TSV with pictures in base64.
 
-use super::{LAYOUTS, Loaded, ROTATIONS, Record, base64, choice, stem};
+use super::{LAYOUTS, Loaded, ROTATIONS, Record, base64, choice, stem, text_of};
 use crate::error::{Error, Result};
 use crate::judge::{Sight, Skipped};
 use omchat_model::picture::Picture;
@@ -19,7 +19,7 @@ type Turns = HashMap<u64, HashSet<u64>>;
 
 /// Adds a file's records.
 pub(super) fn read(file: &Path, out: &mut Loaded) -> Result<()> {
-    let text = std::fs::read_to_string(file).map_err(|why| Error::file(file, why))?;
+    let text = text_of(file)?;
     let mut lines = rows(&text).into_iter();
     let names = lines.next().unwrap_or_default();
     for name in ["index", "question", "A", "B", "answer", "image"] {
