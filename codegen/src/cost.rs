@@ -8,6 +8,7 @@
 //! | `lanes` | elements of a vector |
 //! | `rows`, `cols` | sums that a unit holds at once, in rows and columns (in vectors, where lanes lie along columns) |
 //! | `m`, `n` | rows and columns of a cube's tile, where a cube works on one together |
+//! | `panel` | elements along k of which columns are packed at once: lanes lie along columns then |
 //! | `stages` | tiles on their way at once: matrix units are fed by them |
 //! | `tile` | keys that a block of attention takes at once, whether there are so many or not |
 //! | `split` | parts into which the folded axes are cut |
@@ -199,11 +200,12 @@ impl Product {
         let lanes = get("lanes");
         let (rows, cols) = (get("rows"), get("cols"));
         let cube = has("m") && has("n");
-        let (tm, tn) = if cube { (get("m"), get("n")) } else { (rows, if self.along_n { cols * lanes } else { cols }) };
+        let along_n = self.along_n || has("panel");
+        let (tm, tn) = if cube { (get("m"), get("n")) } else { (rows, if along_n { cols * lanes } else { cols }) };
         let split = get("split");
         let items = (self.outer * self.m.div_ceil(tm) * self.n.div_ceil(tn) * split) as f64;
         // Vectors along k leave a rest that is taken one by one.
-        let k = if self.along_n || lanes == 1 { self.k } else { self.k.next_multiple_of(lanes) }.div_ceil(split);
+        let k = if along_n || lanes == 1 { self.k } else { self.k.next_multiple_of(lanes) }.div_ceil(split);
         let products = (tm * tn * k) as f64;
         let (workers, rate) = match target.family {
             Family::Cpu => (workers(schedule, rates), (lanes as f64).min(rates.lanes)),

@@ -6,7 +6,7 @@ use omchat_codegen::{Family, Refusal, Schedule, Target};
 
 use crate::bind::{Buffers, Slot};
 use crate::vector::{Lane, across, read_float, write_float};
-use crate::words::prefetch;
+use crate::words::{prefetch, turn};
 
 /// Rows that one step of the micro-kernels works on.
 pub(crate) const STEP: usize = 4;
@@ -115,16 +115,36 @@ pub(crate) fn pack_side<N: Size>(
     #[comptime] slot: Slot,
     #[comptime] shape: Shape,
 ) {
-    let one = to.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
-    for s in 0..shape.tile {
-        if s < count {
-            for d in 0..shape.d {
-                one[d * shape.tile + s] =
-                    read_float::<Const<1>>(operands, from + s * shape.d + d, 0usize, slot, Lane::Zero);
+    // Columns that fill vectors are turned in registers, as many rows at a time as a vector holds.
+    let whole = comptime![shape.d / shape.lanes];
+    for v in 0..shape.tv {
+        let row = v * shape.lanes;
+        let mut done = 0usize.runtime();
+        if row + shape.lanes <= count {
+            for j in 0..whole {
+                let mut square = Array::<Vector<f32, N>>::new(shape.lanes);
+                #[unroll]
+                for i in 0..shape.lanes {
+                    let at = from + (row + i) * shape.d + j * shape.lanes;
+                    square[i] = read_float::<N>(operands, at, 1usize, slot, Lane::One);
+                }
+                turn::<N>(&mut square);
+                #[unroll]
+                for i in 0..shape.lanes {
+                    to[(j * shape.lanes + i) * shape.tv + v] = square[i];
+                }
             }
-        } else {
-            for d in 0..shape.d {
-                one[d * shape.tile + s] = Vector::new(0.0f32);
+            done = comptime![whole * shape.lanes].runtime();
+        }
+        let one = to.as_mut_slice().as_vectorized_mut().with_vector_size_mut::<Const<1>>();
+        for s in row..row + shape.lanes {
+            for d in done..shape.d {
+                if s < count {
+                    one[d * shape.tile + s] =
+                        read_float::<Const<1>>(operands, from + s * shape.d + d, 0usize, slot, Lane::Zero);
+                } else {
+                    one[d * shape.tile + s] = Vector::new(0.0f32);
+                }
             }
         }
     }

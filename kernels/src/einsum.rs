@@ -21,8 +21,8 @@ use crate::nest::{Cursor, deliver, look, origin, seek};
 const NEAR: usize = 512 << 10;
 /// Columns that fill the narrowest vector.
 pub(crate) const FEWEST: usize = 4;
-/// Most tiles in a run whose sums wait from turn to turn.
-pub(crate) const RUN: usize = 32;
+/// Most tiles in a run whose sums wait beside a panel.
+pub(crate) const RUN: usize = 64;
 
 /// A nest with its kept axes in the order batch, m, n.
 #[derive(Clone, Debug)]
@@ -49,8 +49,8 @@ pub(crate) struct Einsum {
     pub(crate) cols: usize,
     /// Tiles of columns that an item takes side by side.
     pub(crate) group: usize,
-    /// Elements along k that all rows of an item pass before the next; 1 where each tile takes all at once.
-    pub(crate) turn: usize,
+    /// Elements along k of which columns are packed at once; 1 where none are.
+    pub(crate) panel: usize,
     /// Whether the lanes leave a rest along k.
     pub(crate) k_tail: bool,
     /// Whether the tiles leave a rest along n.
@@ -138,6 +138,30 @@ impl Roles {
         (s[self.loops.inner()], s[s.len() - 1])
     }
 
+    /// Tiles of rows that an item takes one after the other.
+    pub(crate) fn run(&self, rows: usize, wide: usize, schedule: &Schedule) -> usize {
+        let m_tiles = self.m().0.div_ceil(rows);
+        let depth = self.loops.nest.depth().max(1);
+        let run = match schedule.get("bits") {
+            // Beside a panel a run's sums wait: as many tiles as there is room for, but items for all cores.
+            64 if schedule.get("panel") > 1 => {
+                RUN.min(m_tiles * self.n().div_ceil(wide) / (2 * schedule.get("units") as usize)).max(1)
+            }
+            64 => (NEAR / 4 / depth / rows).clamp(1, m_tiles.max(1)),
+            // On a GPU a unit takes one tile: there is no cache of its own to keep rows in.
+            _ => 1,
+        };
+        // Runs of one length: cores share out whole runs, and a short last one would leave its core idle.
+        m_tiles.div_ceil(m_tiles.div_ceil(run).max(1)).max(1)
+    }
+
+    /// Items of all tiles, in runs of that many.
+    pub(crate) fn items(&self, rows: usize, wide: usize, run: usize) -> usize {
+        let m = self.m().0;
+        let outer = self.loops.nest.points() / (m * self.n()).max(1);
+        outer * m.div_ceil(rows).div_ceil(run) * self.n().div_ceil(wide)
+    }
+
     /// The plan, the words, the buffers and the grid for tiles of `rows` x `wide` (in `cols` columns or vectors), of
     /// which an item takes `group` side by side.
     pub(crate) fn plan(
@@ -151,22 +175,10 @@ impl Roles {
         let lanes = schedule.get("lanes") as usize;
         let (plan, mut words, ins, outs) = self.loops.plan(self.loops.inner(), 1, None);
         let (m, axis) = self.m();
-        let m_tiles = m.div_ceil(rows);
         let n_tiles = self.n().div_ceil(wide * group);
-        // On a GPU a unit takes one tile: there is no cache of its own to keep rows in.
-        let depth = self.loops.nest.depth().max(1);
-        let run = match schedule.get("bits") {
-            // By turns, a run's sums wait: as many tiles as there is room for, but items for all cores.
-            64 if schedule.get("turn") > 1 => RUN.min(m_tiles * n_tiles / (2 * schedule.get("units") as usize)).max(1),
-            64 => (NEAR / 4 / depth / rows).clamp(1, m_tiles.max(1)),
-            _ => 1,
-        };
-        // Runs of one length: cores share out whole runs, and a short last one would leave its core idle.
-        let runs = m_tiles.div_ceil(run);
-        let run = m_tiles.div_ceil(runs.max(1)).max(1);
-        let runs = m_tiles.div_ceil(run);
-        let outer = self.loops.nest.points() / (m * self.n()).max(1);
-        let items = (outer * runs * n_tiles) as u32;
+        let run = self.run(rows, wide * group, schedule);
+        let runs = m.div_ceil(rows).div_ceil(run);
+        let items = self.items(rows, wide * group, run) as u32;
         let tiles = words.len();
         words.extend([items, runs as u32, run as u32, n_tiles as u32]);
         let (k_tail, n_tail) = (!self.k().is_multiple_of(lanes), !self.n().is_multiple_of(wide));
@@ -178,7 +190,7 @@ impl Roles {
             rows,
             cols,
             group,
-            turn: schedule.get("turn") as usize,
+            panel: schedule.get("panel") as usize,
             k_tail,
             n_tail,
             line: 0,
@@ -289,12 +301,26 @@ pub(crate) fn finish<N: Size>(
     sums: Vector<f32, N>,
     #[comptime] e: Key<Einsum>,
 ) {
-    let inner = comptime![e.plan.kept - 1];
     let here = seek(meta, c, row, e.m, comptime![e.m + 1], e.plan.clone());
-    let mut x = look::<N>(meta, operands, &here, column, inner, comptime![e.plan.epilogue.clone()], e.plan.clone());
+    finish_here::<N>(meta, operands, results, &here, column, sums, e);
+}
+
+/// The same in the row that a cursor stands at.
+#[cube]
+pub(crate) fn finish_here<N: Size>(
+    meta: &[u32],
+    operands: &Buffers,
+    results: &mut Buffers,
+    here: &Cursor,
+    column: usize,
+    sums: Vector<f32, N>,
+    #[comptime] e: Key<Einsum>,
+) {
+    let inner = comptime![e.plan.kept - 1];
+    let mut x = look::<N>(meta, operands, here, column, inner, comptime![e.plan.epilogue.clone()], e.plan.clone());
     x.folded_float = sums;
     let v = evaluate::<N>(&x, comptime![e.plan.epilogue.clone()]);
-    deliver::<N>(meta, results, &here, column, &v, inner, comptime![e.plan.epilogue.clone()], e.plan.clone());
+    deliver::<N>(meta, results, here, column, &v, inner, comptime![e.plan.epilogue.clone()], e.plan.clone());
 }
 
 /// A stride of read `read` along `axis`.

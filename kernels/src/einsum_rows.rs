@@ -1,7 +1,7 @@
 //! Einsums with contiguous columns: y = p·v, gradients of weights, any product whose n runs along memory.
 //!
 //! Implements  a nest that sums the product of two float reads, with any epilogue
-//! Schedule    `rows` x `cols` vectors of `lanes` columns a step; CPU: `units` cores, a long k by turns of `turn` elements
+//! Schedule    `rows` x `cols` vectors of `lanes` columns a step; CPU: `units` cores
 //! Needs       an axis of the result that has stride 1 in one factor, is absent from the other, and fills a vector: the innermost, or the other
 //!             factor's, and then the result is written in steps
 //! Cost        2·m·n·k FLOP; `rows` scalar and `cols` vector loads for `rows · cols` products
@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 use omchat_codegen::{Family, Implements, Kernel, Refusal, Schedule, Target, Work};
 
 use crate::bind::Buffers;
-use crate::einsum::{Einsum, FEWEST, RUN, Roles, Tile, finish, inside, stride, tile};
+use crate::einsum::{Einsum, FEWEST, Roles, Tile, finish, inside, stride, tile};
 use crate::grid::{address, looped};
 use crate::key::Key;
 use crate::map_plain::{fits, nest_of};
@@ -20,12 +20,6 @@ use crate::prepared::{Prepared, runner, unfit};
 use crate::vector::{Lane, read_float};
 use crate::words::fixed;
 use crate::{Launch, LaunchError};
-
-/// Bytes of the vectors' factor that an item may walk again for each tile of rows: they must stay in a core's second
-/// cache. A longer walk is made by turns (measured: 130 and 350 GFLOP/s for k of 49,152).
-const NEAR: usize = 512 << 10;
-/// Elements along k in a turn.
-const TURN: u32 = 1024;
 
 /// Sums rows times scalars, tile by tile.
 pub struct EinsumRows;
@@ -51,7 +45,7 @@ impl Kernel for EinsumRows {
         }
         let (m, _) = roles.m();
         if target.family == Family::Cpu {
-            return Ok(on_cpu(m, roles.n(), roles.k(), target));
+            return Ok(on_cpu(m, roles.n(), target));
         }
         let with = |rows: u32| {
             Schedule::new(&[("bits", 32), ("units", target.units), ("lanes", 4), ("rows", rows), ("cols", 1)])
@@ -72,8 +66,8 @@ impl Kernel for EinsumRows {
 }
 
 /// The widest tile that the columns fill without a rest; sums and loads fit 32 registers. Then other shapes of about
-/// as many sums, and a long k in one go or by turns, whichever the first does not.
-fn on_cpu(m: usize, n: usize, k: usize, target: &Target) -> Vec<Schedule> {
+/// as many sums.
+fn on_cpu(m: usize, n: usize, target: &Target) -> Vec<Schedule> {
     let rows = [8, 4, 2, 1].into_iter().find(|&r| r <= m).unwrap_or(1);
     let widths = if rows >= 4 { [2, 3, 1] } else { [4, 3, 1] };
     let shapes = [target.lanes, 8, 4].into_iter().filter(|&l| l <= target.lanes).flat_map(|l| widths.map(|c| (l, c)));
@@ -81,19 +75,13 @@ fn on_cpu(m: usize, n: usize, k: usize, target: &Target) -> Vec<Schedule> {
     let (lanes, cols) =
         shapes.clone().find(whole).or_else(|| shapes.clone().find(|(l, c)| l * c <= n)).unwrap_or((4, 1));
     let rows = if cols == 3 && rows == 8 { 6 } else { rows };
-    let far = |rows: usize, cols: usize| m > rows && k * lanes * cols * 4 > NEAR;
-    let with = |rows: usize, cols: usize, turns: bool| {
+    let with = |rows: usize, cols: usize| {
         let fixed = [("bits", 64), ("units", target.cores), ("lanes", lanes as u32)];
-        let tile = [("rows", rows as u32), ("cols", cols as u32)];
-        let turn = if turns { &[("turn", TURN)][..] } else { &[] };
-        Schedule::new(&[&fixed[..], &tile, turn].concat())
+        Schedule::new(&[&fixed[..], &[("rows", rows as u32), ("cols", cols as u32)]].concat())
     };
-    let mut all = vec![with(rows, cols, far(rows, cols))];
+    let mut all = vec![with(rows, cols)];
     let others = [(8, 2), (6, 3), (4, 4), (2, 4), (1, 4)].into_iter().filter(|(r, c)| *r <= m && c * lanes <= n);
-    all.extend(others.map(|(r, c)| with(r, c, far(r, c))).filter(|s| *s != all[0]).take(2).collect::<Vec<_>>());
-    if m > rows && k > 2 * TURN as usize {
-        all.push(with(rows, cols, !far(rows, cols)));
-    }
+    all.extend(others.map(|(r, c)| with(r, c)).filter(|s| *s != all[0]).take(2).collect::<Vec<_>>());
     all
 }
 
@@ -148,13 +136,9 @@ fn vectors<N: Size>(
     n: usize,
     #[comptime] e: Key<Einsum>,
 ) {
-    if comptime![e.turn > 1] {
-        by_turns::<N>(meta, operands, results, t, n, e.clone());
-    } else {
-        for m in t.from..t.to {
-            let row = m * comptime![e.rows as u32];
-            products::<N>(meta, operands, results, &t.cursor, row, n, e.cols, e.clone());
-        }
+    for m in t.from..t.to {
+        let row = m * comptime![e.rows as u32];
+        products::<N>(meta, operands, results, &t.cursor, row, n, e.cols, e.clone());
     }
 }
 
@@ -205,7 +189,7 @@ fn starts(outer: &Cursor, n: usize, #[comptime] e: Key<Einsum>) -> (usize, usize
 
 /// Where the rows from `m` on begin in their factor. Rows past the end repeat the last; they are not written.
 #[cube]
-fn places(meta: &[u32], m: u32, #[comptime] e: Key<Einsum>) -> Sequence<usize> {
+pub(crate) fn places(meta: &[u32], m: u32, #[comptime] e: Key<Einsum>) -> Sequence<usize> {
     let mut rows = Sequence::<usize>::new();
     #[unroll]
     for r in 0..e.rows {
@@ -250,57 +234,6 @@ fn sweep<N: Size>(
             for j in 0..cols {
                 acc[comptime![r * cols + j]] = fma(Vector::new(x), *y.index(j), acc[comptime![r * cols + j]]);
             }
-        }
-    }
-}
-
-/// All tiles of rows of an item, by turns of `e.turn` elements along k: what the turn reads of `b` stays in the
-/// nearest caches while rows pass by, and sums wait in memory from turn to turn.
-#[cube]
-fn by_turns<N: Size>(
-    meta: &[u32],
-    operands: &Buffers,
-    results: &mut Buffers,
-    t: &Tile,
-    n: usize,
-    #[comptime] e: Key<Einsum>,
-) {
-    let last = comptime![e.plan.rank - 1];
-    let lanes = N::value();
-    let tile = comptime![e.rows * e.cols];
-    let width = meta[last] as usize;
-    let turns = (width + comptime![e.turn - 1]) / e.turn;
-    let mut sums = Array::<Vector<f32, N>>::new(comptime![RUN * e.rows * e.cols]);
-    for i in 0..(t.to - t.from) as usize * tile {
-        sums[i] = Vector::new(0.0f32);
-    }
-    for k in 0..depth(meta, e.plan.clone()) {
-        let outer = seek(meta, &t.cursor, k, e.plan.kept, last, e.plan.clone());
-        let (a, b) = starts(&outer, n, e.clone());
-        for turn in 0..turns {
-            let from = turn * e.turn;
-            let to = min(from + e.turn, width);
-            for m in t.from..t.to {
-                let rows = places(meta, m * comptime![e.rows as u32], e.clone());
-                let at = (m - t.from) as usize * tile;
-                let mut acc = Array::<Vector<f32, N>>::new(tile);
-                #[unroll]
-                for i in 0..tile {
-                    acc[i] = sums[at + i];
-                }
-                sweep::<N>(meta, operands, a, b, from, to, &rows, &mut acc, e.cols, e.clone());
-                #[unroll]
-                for i in 0..tile {
-                    sums[at + i] = acc[i];
-                }
-            }
-        }
-    }
-    let first = t.from * comptime![e.rows as u32];
-    for r in 0..min((t.to - t.from) * comptime![e.rows as u32], meta[e.m] - first) {
-        for j in 0..e.cols {
-            let sum = sums[r as usize * e.cols + j];
-            finish::<N>(meta, operands, results, &t.cursor, first + r, n + j * lanes, sum, e.clone());
         }
     }
 }

@@ -67,7 +67,7 @@ impl Roles {
             rows: m,
             cols: n,
             group: 1,
-            turn: 1,
+            panel: 1,
             k_tail,
             n_tail,
             line: 0,

@@ -53,6 +53,7 @@ mod einsum;
 mod einsum_copies;
 mod einsum_dot;
 mod einsum_mma;
+mod einsum_panels;
 mod einsum_rows;
 mod einsum_split;
 mod einsum_tf32;
@@ -141,6 +142,7 @@ pub const LIST: &[&dyn Launch] = &[
     &einsum_tf32::EinsumTf32,
     &einsum_tiled::EinsumTiled,
     &einsum_vector::EinsumVector,
+    &einsum_panels::EinsumPanels,
     &einsum_dot::EinsumDot,
     &einsum_rows::EinsumRows,
     &map_plain::MapPlain,

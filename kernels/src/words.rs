@@ -4,6 +4,8 @@
 //! short row a branch that was not foreseen ends that: a product of few rows left half of the memory's bandwidth unused (11.5
 //! instead of 17.6 GB/s of 20.4 for rows of 576 bf16 on two cores of an Emerald Rapids).
 //!
+//! `zip` lays lanes of two vectors by turns: log2(N) rounds of it turn N vectors on their side, in registers.
+//!
 //! `hide` keeps from LLVM how a number came about. Knowing that a place is a remainder, it divides again at each step of the
 //! innermost loop.
 
@@ -62,9 +64,101 @@ fn hide(number: usize) -> usize {
     })
 }
 
+/// Lanes of two vectors by turns: of their lower halves, or of their upper ones.
+#[cube]
+#[allow(unused_variables)]
+fn zip<N: Size>(a: Vector<f32, N>, b: Vector<f32, N>, #[comptime] upper: bool) -> Vector<f32, N> {
+    intrinsic!(|scope| {
+        #[cfg(feature = "cpu")]
+        {
+            let (a, b) = (a.read_value(scope), b.read_value(scope));
+            if upper {
+                let op = on_cpu::ZipUpperOp::new(scope.ctx_mut(), a, b);
+                scope.register_with_result(&op).into()
+            } else {
+                let op = on_cpu::ZipLowerOp::new(scope.ctx_mut(), a, b);
+                scope.register_with_result(&op).into()
+            }
+        }
+        #[cfg(not(feature = "cpu"))]
+        {
+            let _ = scope;
+            a
+        }
+    })
+}
+
+/// `N` vectors turned on their side: lane `i` of vector `j` becomes lane `j` of vector `i`. Only on the CPU.
+#[cube]
+pub(crate) fn turn<N: Size>(x: &mut Array<Vector<f32, N>>) {
+    let lanes = N::value();
+    let mut y = Array::<Vector<f32, N>>::new(lanes);
+    // Each round moves one bit of a place from the vector's number to the lane's, and one back.
+    #[unroll]
+    for _ in 0..comptime![lanes.ilog2() as usize] {
+        #[unroll]
+        for i in 0..comptime![lanes / 2] {
+            y[comptime![2 * i]] = zip::<N>(x[i], x[comptime![i + lanes / 2]], false);
+            y[comptime![2 * i + 1]] = zip::<N>(x[i], x[comptime![i + lanes / 2]], true);
+        }
+        #[unroll]
+        for i in 0..lanes {
+            x[i] = y[i];
+        }
+    }
+}
+
 #[cfg(feature = "cpu")]
 mod on_cpu {
     use cubecl_llvm::shared::to_llvm::prelude::*;
+
+    /// Lanes of the lower halves of two vectors by turns.
+    #[cube_op(name = "omchat.zip_lower")]
+    #[result_ty(same_as = a)]
+    pub(super) struct ZipLowerOp {
+        pub(super) a: Value,
+        pub(super) b: Value,
+    }
+
+    /// Lanes of the upper halves of two vectors by turns.
+    #[cube_op(name = "omchat.zip_upper")]
+    #[result_ty(same_as = a)]
+    pub(super) struct ZipUpperOp {
+        pub(super) a: Value,
+        pub(super) b: Value,
+    }
+
+    /// Puts one of LLVM's shuffles in the place of an operation on `a` and `b`.
+    fn shuffled(
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        (op, a, b): (Ptr<Operation>, Value, Value),
+        upper: bool,
+    ) -> Result<()> {
+        let lanes = a.get_type(ctx).deref(ctx).downcast_ref::<LlvmVectorType>().map_or(1, |v| v.num_elements()) as i32;
+        let first = if upper { lanes / 2 } else { 0 };
+        let mask = (0..lanes).map(|i| first + i / 2 + i % 2 * lanes).collect();
+        let shuffle = llvm::ShuffleVectorOp::new(ctx, a, b, mask);
+        rewriter.insert_op(ctx, &shuffle);
+        rewriter.replace_operation_with_values(ctx, op, vec![shuffle.get_result(ctx)]);
+        Ok(())
+    }
+
+    #[op_interface_impl]
+    impl ToLLVMDialect for ZipLowerOp {
+        fn rewrite(&self, ctx: &mut Context, rewriter: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
+            let (a, b) = (self.a(ctx), self.b(ctx));
+            shuffled(ctx, rewriter, (self.get_operation(), a, b), false)
+        }
+    }
+
+    #[op_interface_impl]
+    impl ToLLVMDialect for ZipUpperOp {
+        fn rewrite(&self, ctx: &mut Context, rewriter: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
+            let (a, b) = (self.a(ctx), self.b(ctx));
+            shuffled(ctx, rewriter, (self.get_operation(), a, b), true)
+        }
+    }
 
     /// Asks for the line of a pointer.
     #[cube_op(name = "omchat.prefetch")]
