@@ -61,7 +61,10 @@ def config(model):
     where = folder(model)
     if where:
         return json.loads((pathlib.Path(where) / "config.json").read_text())
-    return json.loads((HERE / "presets.json").read_text())[model]
+    presets = json.loads((HERE / "presets.json").read_text())
+    if model not in presets:
+        raise SystemExit(f"the files of {model} are not here: scripts/{model}.sh makes them")
+    return presets[model]
 
 
 def products(model, rows, dtype):

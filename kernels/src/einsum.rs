@@ -145,7 +145,7 @@ impl Roles {
         let run = match schedule.get("bits") {
             // Beside a panel a run's sums wait: as many tiles as there is room for, but items for all cores.
             64 if schedule.get("panel") > 1 => {
-                RUN.min(m_tiles * self.n().div_ceil(wide) / (2 * schedule.get("units") as usize)).max(1)
+                RUN.min(m_tiles * self.n().div_ceil(wide) / schedule.get("units") as usize).max(1)
             }
             64 => (NEAR / 4 / depth / rows).clamp(1, m_tiles.max(1)),
             // On a GPU a unit takes one tile: there is no cache of its own to keep rows in.

@@ -629,6 +629,7 @@ fn long_einsums_run_in_panels() {
         (m, n, k, [vec![1, 0, m], vec![0, 1, n]], near, [f, f]),
         (m, n, k, [vec![1, 0, m], vec![0, 2, 2 * n]], (m * k, 2 * n * k), [h, f]),
         (20, 70, 2100, [vec![2100, 0, 1], vec![0, 1, 70]], (20 * 2100, 70 * 2100), [f, f]),
+        (100, 200, 70, [vec![70, 0, 1], vec![0, 70, 1]], (100 * 70, 200 * 70), [f, f]),
         (600, 40, 130, [vec![130, 0, 1], vec![0, 130, 1]], (600 * 130, 40 * 130), [Dtype::F16, f]),
     ];
     let panels = omchat_kernels::by_name("einsum.panels").unwrap();
