@@ -31,6 +31,10 @@ const STEP: usize = 4;
 /// Rows whose products take about as long as turning a tile on its side (measured: stores of single elements).
 const TURN: f64 = 32.0;
 
+/// Tiles whose sums wait beside a panel, and multiply-adds in the time of a vector of zeros (by count: 32 bytes are stored at once).
+const SUMS: usize = 64;
+const ZERO: f64 = 2.0;
+
 /// How much longer a core takes for an attention that goes query by query than its lanes and sums tell (measured at 8192 keys and at
 /// 4096 queries).
 const SINGLE: f64 = 6.0;
@@ -221,7 +225,10 @@ impl Product {
         // Each step loads a tile's rows and columns for its products; few sums wait for their own additions.
         let loads = (rates.load * (rows + cols) / (rows * cols)).max(1.0);
         let waits = (rates.sums / (rows * cols)).clamp(1.0, 4.0);
-        waves * products / (rate * rates.lane) * loads.max(waits) * fed
+        // A core's panel and the sums beside it are filled with zeros, vector by vector, before columns are packed.
+        let zeros = if has("panel") { ((get("panel") + SUMS * get("rows")) * get("cols")) as f64 * ZERO } else { 0.0 };
+        let packed = (self.outer * self.n.div_ceil(tn)) as f64 / workers * zeros / rates.lane;
+        waves * products / (rate * rates.lane) * loads.max(waits) * fed + packed
     }
 }
 
