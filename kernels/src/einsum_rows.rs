@@ -156,7 +156,6 @@ fn products<N: Size>(
 ) {
     let last = comptime![e.plan.rank - 1];
     let lanes = N::value();
-    let width = meta[last] as usize;
     let rows = places(meta, m, e.clone());
     let mut acc = Array::<Vector<f32, N>>::new(comptime![e.rows * cols]);
     #[unroll]
@@ -166,7 +165,7 @@ fn products<N: Size>(
     for k in 0..depth(meta, e.plan.clone()) {
         let outer = seek(meta, c, k, e.plan.kept, last, e.plan.clone());
         let (a, b) = starts(&outer, n, e.clone());
-        sweep::<N>(meta, operands, a, b, 0usize, width, &rows, &mut acc, cols, e.clone());
+        sweep::<N>(meta, operands, a, b, &rows, &mut acc, cols, e.clone());
     }
     // Sums leave the registers, so that what follows is compiled once and not once a row.
     let mut held = Array::<Vector<f32, N>>::new(comptime![e.rows * cols]);
@@ -199,7 +198,7 @@ pub(crate) fn places(meta: &[u32], m: u32, #[comptime] e: Key<Einsum>) -> Sequen
     rows
 }
 
-/// Adds the products of elements `from..to` along k.
+/// Adds the products of the elements along k.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn sweep<N: Size>(
@@ -207,8 +206,6 @@ fn sweep<N: Size>(
     operands: &Buffers,
     a: usize,
     b: usize,
-    from: usize,
-    to: usize,
     rows: &Sequence<usize>,
     acc: &mut Array<Vector<f32, N>>,
     #[comptime] cols: usize,
@@ -220,7 +217,7 @@ fn sweep<N: Size>(
     let b_slot = comptime![e.plan.reads[e.b].view.slot];
     let a_step = stride(meta, e.a, last, e.plan.clone());
     let b_step = stride(meta, e.b, last, e.plan.clone());
-    for i in from..to {
+    for i in 0..meta[last] as usize {
         let mut y = Sequence::<Vector<f32, N>>::new();
         #[unroll]
         for j in 0..cols {
